@@ -1,0 +1,41 @@
+"""Distribution `rewarm`: the packages `trainer` and `tokenization`, and the command `rewarm`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "trainer" / "__init__.py").read_text())
+assert version, "trainer/__init__.py names the version"
+
+setup(
+    name="rewarm",
+    version=version[1],
+    description="Continued pretraining of LLaMA-style models that does not forget",
+    long_description=(here / "README.md").read_text(encoding="utf-8")
+    if (here / "README.md").exists()
+    else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["trainer*", "tokenization*"]),
+    install_requires=[
+        "torch>=2.6",
+        "deepspeed>=0.19",
+        "transformers>=5.0",
+        "datasets>=4.0",
+        "accelerate>=1.10",
+        "sentencepiece>=0.2.1",
+        "gigatoken>=0.10",
+        "pydantic>=2.10",
+        "pyyaml>=6.0",
+        "xxhash>=3.4",
+        "zstandard>=0.22",
+        "tensorboard>=2.15",
+        "matplotlib>=3.8",
+        "tqdm>=4.66",
+        "psutil>=5.9",
+    ],
+    entry_points={"console_scripts": ["rewarm = trainer.cli:main"]},
+)

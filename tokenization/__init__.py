@@ -1,0 +1,1 @@
+"""Text becomes token shards. This package never imports `trainer`."""

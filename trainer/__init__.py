@@ -1,0 +1,3 @@
+"""The continued-pretraining trainer; a file imports only from lower floors or its own room."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,84 @@
+"""Numbers as people write them: `1e-4`, `20e9`, `1_000`, `1%`, `3/4`; kept exact until they are used."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+_NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][+-]?\d+)?")
+
+
+def exact(text: object) -> Fraction:
+    """The rational that `text` writes: a decimal, a power of ten, `a/b` or a percentage.
+
+    A float is read by its shortest decimal form, so that 0.1 is one tenth.
+
+    Raises:
+        ValueError: `text` is not a finite number.
+    """
+    if isinstance(text, bool):
+        raise ValueError(f"{text!r} is not a number")
+    if isinstance(text, (int, Fraction)):
+        return Fraction(text)
+    written = (repr(text) if isinstance(text, float) else str(text)).strip()
+    if written.endswith("%"):
+        return exact(written[:-1]) / 100
+    if "/" in written:
+        above, _, below = written.partition("/")
+        denominator = exact(below)
+        if denominator == 0:
+            raise ValueError(f"{written!r} divides by zero")
+        return exact(above) / denominator
+    if not _NUMBER.fullmatch(written):
+        raise ValueError(f"{written!r} is not a number; write it like 1e-4, 20e9, 3/4 or 1%")
+    return Fraction(written.replace("_", ""))
+
+
+def count(text: object) -> int:
+    """A non-negative whole number, such as tokens or samples.
+
+    Raises:
+        ValueError: `text` is not a number, not whole, or negative.
+    """
+    number = exact(text)
+    if number.denominator != 1 or number < 0:
+        raise ValueError(f"{str(text)!r} is not a whole number of at least 0")
+    return int(number)
+
+
+@dataclass(frozen=True)
+class Length:
+    """A stretch of a phase: so many tokens, or a share of the phase's tokens."""
+
+    amount: Fraction
+    relative: bool
+
+    @classmethod
+    def read(cls, text: object) -> Length:
+        """`1%` and `1/100` are shares of the phase; `2e9` is tokens.
+
+        Raises:
+            ValueError: not a number, negative, a share above the whole, or a fraction of a token.
+        """
+        if isinstance(text, Length):
+            return text
+        amount = exact(text)
+        written = str(text)
+        relative = "%" in written or "/" in written
+        if amount < 0 or (relative and amount > 1):
+            raise ValueError(f"{written!r} is not between 0 and 100% of the phase")
+        if not relative and amount.denominator != 1:
+            raise ValueError(f"{written!r} is not a whole number of tokens; a share is written 1%")
+        return cls(amount, relative)
+
+    def of(self, phase_tokens: int) -> Fraction:
+        """The length in tokens (exact, not rounded) within a phase of `phase_tokens`."""
+        return self.amount * phase_tokens if self.relative else self.amount
+
+    def __str__(self) -> str:
+        if not self.relative:
+            return str(self.amount)
+        percent = self.amount * 100
+        exact_decimal = Fraction(str(float(percent))) == percent
+        return f"{float(percent):g}%" if exact_decimal else f"{self.amount}"

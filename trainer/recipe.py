@@ -1,0 +1,452 @@
+"""Every option of a run, with its unit, its default and its check; parsing has no side effects."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from trainer.errors import Problems, UserError, nearest
+from trainer.numbers import Length, count, exact
+
+Count = Annotated[int, BeforeValidator(count)]
+"""A whole number of at least 0."""
+
+Positive = Annotated[int, BeforeValidator(count), Field(ge=1)]
+"""A whole number of at least 1."""
+
+Rate = Annotated[float, BeforeValidator(lambda text: float(exact(text))), Field(ge=0)]
+"""A learning rate or another non-negative real number."""
+
+Exact = Annotated[Fraction, BeforeValidator(exact), PlainSerializer(str), Field(ge=0)]
+"""An exact non-negative rational."""
+
+Span = Annotated[Length, BeforeValidator(Length.read), PlainSerializer(str)]
+"""A length in tokens, or in per cent of the phase."""
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, and strict about unknown fields."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        arbitrary_types_allowed=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class Model(Section):
+    """Where the weights first come from, and how they are computed with."""
+
+    tokenizer: str
+    """Tokenizer directory (or SentencePiece `.model` file); its fingerprint must match the shards'."""
+    base: str | None = None
+    """Weights to start from: a directory, a hub id, an export, or one of our checkpoints."""
+    init: dict[str, Any] | None = None
+    """Hugging Face config fields for random initial weights, instead of `base`."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Number format of the forward and backward pass; master weights are always fp32."""
+    activation_checkpointing: Literal["none", "full"] = "none"
+    """`full` recomputes each layer in the backward pass: less memory, a third more time."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """The attention implementation; `auto` takes transformers' own choice for the device."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Model:
+        if (self.base is None) == (self.init is None):
+            raise ValueError("give exactly one of base (existing weights) and init (random weights)")
+        return self
+
+
+class Optimizer(Section):
+    """AdamW, with LLaMA-2's own settings as defaults."""
+
+    beta1: Rate = 0.9
+    beta2: Rate = 0.95
+    eps: Rate = 1e-8
+    weight_decay: Rate = 0.1
+    """Applied to matrices only, not to norms and biases."""
+    grad_clip: Rate = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+
+
+class Source(Section):
+    """A named token corpus."""
+
+    path: str
+    """The prefix that `rewarm data prepare` wrote."""
+    role: Literal["new", "replay"]
+    """`new` is what is learnt, `replay` is what must not be forgotten."""
+    max_epochs: Exact | None = Fraction(1)
+    """How often each sample may be used; null lifts the cap."""
+    order: Literal["shuffled", "sequential", "blocks"] = "shuffled"
+    """Keyed permutation per epoch, as it lies on disk, or shuffled in windows of `block` samples."""
+    block: Positive = 4096
+    """Samples in a window of order `blocks`."""
+    offset: Count = 0
+    """First sample of order `sequential`: where the base model's pass over this source began."""
+
+
+class Segment(Section):
+    """Weights over sources from a token of the phase on."""
+
+    start: Count = 0
+    """Tokens into the phase (written `from`)."""
+    replay_ratio: Exact | None = None
+    """The replay sources' total weight; each role's share is split by `weights`, else by size."""
+    weights: dict[str, Exact] = Field(default_factory=dict)
+    """Shares of tokens per source; they add up to 1 unless `replay_ratio` splits them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, written: Any) -> Any:
+        """Recipes write `{zh-web: 0.75, en-web: 0.25}`: names that are not fields are sources."""
+        if not isinstance(written, Mapping) or "weights" in written:
+            return written
+        rest = dict(written)
+        fields = {"start": rest.pop(key) for key in ("from", "start") if key in rest}
+        if "replay_ratio" in rest:
+            fields["replay_ratio"] = rest.pop("replay_ratio")
+        return {**fields, "weights": rest}
+
+
+class Stage(Section):
+    """One shape of a `stages` schedule."""
+
+    shape: Literal["linear", "cosine", "inverse_sqrt", "exponential", "1-sqrt", "constant"]
+    length: Span
+    end_lr: Exact | None = None
+    """The LR that the stage ends with; a `constant` stage has none."""
+
+
+class Anneal(Section):
+    """Leaves any curve at `from_tokens` from the LR that it has there."""
+
+    from_tokens: Count
+    """Tokens into the phase."""
+    tokens: Positive
+    end_lr: Rate
+    shape: Literal["linear", "cosine", "exponential", "1-sqrt"] = "linear"
+
+
+class Schedule(Section):
+    """The learning rate as a function of tokens trained in this phase."""
+
+    kind: Literal[
+        "cosine", "cosine_clamped", "linear", "inverse_sqrt", "constant", "wsd", "infinite", "stages"
+    ]
+    max_lr: Rate
+    min_lr: Rate | None = None
+    """Default: a tenth of max_lr (Ibrahim et al. 2024)."""
+    start_lr: Rate | Literal["reached"] = 0.0
+    """Where the warm-up begins; `reached` is the LR that the phase before (or the base) ended with."""
+    warmup: Span = Length(Fraction(1, 100), True)
+    """Default 1 % of the phase (Ibrahim et al. 2024)."""
+    cooldown: Span | None = None
+    """infinite: length of the fall from max_lr to constant_lr; default 60 %."""
+    cooldown_shape: Literal["cosine", "inverse_sqrt"] | None = None
+    """infinite: default cosine."""
+    constant: Span | None = None
+    """infinite: length at constant_lr; default 25 %. The rest anneals to min_lr."""
+    constant_lr: Rate | None = None
+    """infinite: default 0.55 max_lr (Ibrahim et al. 2024: 1.65e-4 of 3e-4)."""
+    decay: Span | None = None
+    """wsd: length of the final decay; default 10 %."""
+    decay_shape: Literal["linear", "1-sqrt", "exponential"] | None = None
+    """wsd: default 1-sqrt."""
+    stages: tuple[Stage, ...] | None = None
+    """stages: shapes after each other, once the warm-up is over."""
+    cycles: Positive = 1
+    """Repeats of the whole curve, warm-up included, within the phase."""
+    anneal: Anneal | None = None
+    lr_scale: dict[str, Rate] = Field(default_factory=dict)
+    """Factor on the LR of a parameter group: `embeddings`, `new_rows`."""
+
+    @field_validator("start_lr", mode="before")
+    @classmethod
+    def _start(cls, written: Any) -> Any:
+        return written if written == "reached" else float(exact(written))
+
+
+class Phase(Section):
+    """A mixture, a schedule, a token budget, and what may be trained."""
+
+    name: str
+    tokens: Positive
+    """Budget and horizon of the schedule."""
+    mixture: tuple[Segment, ...]
+    schedule: Schedule
+    train: Literal["all", "embeddings", "new_rows"] | tuple[str, ...] = "all"
+    """What is trained; a list holds regular expressions searched in parameter names."""
+    keep_optimizer: bool = False
+    """Carry the optimizer's moments over from the phase before (reset by default)."""
+
+    @field_validator("mixture", mode="before")
+    @classmethod
+    def _segments(cls, written: Any) -> Any:
+        return [written] if isinstance(written, Mapping) else written
+
+
+class Validation(Section):
+    """What is watched: the old distribution and the new one."""
+
+    every_tokens: Positive
+    upstream: str | None = None
+    """Shard prefix of held-out text of the base's distribution."""
+    downstream: str | None = None
+    """Shard prefix of held-out text of the new distribution."""
+    max_tokens: Positive | None = None
+    """Evaluate only the first so many tokens of each set."""
+
+
+class Checkpointing(Section):
+    """When the run is saved, and what is kept."""
+
+    every_tokens: Positive
+    keep_last: Annotated[int, BeforeValidator(count), Field(ge=2)] = 3
+    """At least 2, since the newest may be the one that a crash broke."""
+    keep_every: Positive | None = None
+    """Keep for good the first checkpoint in each stretch of so many tokens."""
+    asynchronous: bool = False
+    """Write in the background from a snapshot in host memory."""
+    on_failure: Literal["stop", "continue"] = "stop"
+    """What a save that fails (a full disk, say) means for the run."""
+
+
+class Logging(Section):
+    """Where numbers go; `metrics.jsonl` is always written."""
+
+    every_steps: Positive = 1
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: str
+    model: Model
+    deepspeed: str
+    """The ds_config: how memory is split, and nothing else."""
+    seq_len: Positive
+    """Tokens in a sample."""
+    global_batch_size: Positive
+    """Samples in an optimizer step; accumulation is derived."""
+    sources: dict[str, Source] = Field(min_length=1)
+    phases: tuple[Phase, ...] = Field(min_length=1)
+    validation: Validation
+    checkpoint: Checkpointing
+    micro_batch_size: Positive | Literal["auto"] = "auto"
+    """Samples per rank and forward."""
+    run_dir: str | None = None
+    """Where the run lives; default `runs/NAME`."""
+    seed: Count = 0
+    document_mask: Literal["none", "causal_per_document"] = "none"
+    """Whether attention may cross documents within a sample."""
+    optimizer: Optimizer = Optimizer()
+    logging: Logging = Logging()
+    stop_after: Positive | None = None
+    """End the run early after so many tokens in all, without bending any curve."""
+    allow: tuple[str, ...] = ()
+    """Warnings to silence and refusals to lift, by name."""
+
+    @field_validator("micro_batch_size", mode="before")
+    @classmethod
+    def _auto(cls, written: Any) -> Any:
+        return written if written == "auto" else count(written)
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return Path(self.run_dir or f"runs/{self.name}")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in an optimizer step."""
+        return self.seq_len * self.global_batch_size
+
+    def phase_steps(self, phase: int) -> int:
+        """Optimizer steps of a phase: its budget, rounded up to whole global batches."""
+        return -(-self.phases[phase].tokens // self.tokens_per_step)
+
+    @model_validator(mode="after")
+    def _cross_field(self) -> Recipe:
+        problems = []
+        known = set(self.sources)
+        for number, phase in enumerate(self.phases):
+            where = f"phases.{number}.mixture"
+            for segment in phase.mixture:
+                for name in segment.weights:
+                    if name not in known:
+                        mend = nearest(name, known) or f"sources are {', '.join(sorted(known))}"
+                        problems.append(f"{where}: {name!r} is not a source; {mend}")
+                total = sum(segment.weights.values())
+                if segment.replay_ratio is None and total != 1:
+                    problems.append(f"{where}: weights add up to {total}, not to 1")
+                if segment.replay_ratio is not None and segment.replay_ratio > 1:
+                    problems.append(f"{where}: replay_ratio {segment.replay_ratio} is above 1")
+            starts = [segment.start for segment in phase.mixture]
+            if starts != sorted(set(starts)) or starts[0] != 0:
+                problems.append(f"{where}: segments must begin at 0 and at rising tokens, not {starts}")
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) != len(names):
+            problems.append(f"phases: names must differ, not {names}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without number guessing (PyYAML reads 1e-4 as a string and 0.1 inexactly): all text."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, form) for tag, form in resolvers if not tag.endswith((":float", ":int", ":timestamp"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise UserError("appears twice", field=f"line {line}", value=key, mend="keep one of the two")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe file and applies `field=value` overrides.
+
+    Raises:
+        UserError: the file cannot be read; or `Problems`, all that is wrong with it at once.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read ({error})", file=path, mend="give the path of a recipe") from error
+    return parse(text, overrides, file=path)
+
+
+def parse(text: str, overrides: Sequence[str] = (), file: object = "recipe") -> Recipe:
+    """Like `load`, from the recipe's text."""
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+        for override in overrides:
+            _override(tree, override)
+    except yaml.YAMLError as error:
+        raise UserError(f"is not YAML ({' '.join(str(error).split())})", file=file) from error
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError("is empty or no mapping of fields", file=file, mend="see launch/recipes/")
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise Problems(_problems(error, file)) from error
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `parse` reads back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(tree: Any, override: str) -> None:
+    """Sets `a.1.b=value` in the parsed YAML."""
+    dotted, equals, value = override.partition("=")
+    if not equals or not dotted:
+        raise UserError("is not field=value", value=override, mend="write phases.0.schedule.max_lr=5e-5")
+    *parents, last = dotted.split(".")
+    for step in parents:
+        tree = _child(tree, step, dotted)
+    parsed = yaml.load(value, Loader=_Loader)
+    if isinstance(tree, list):
+        _child(tree, last, dotted)
+        tree[int(last)] = parsed
+    elif isinstance(tree, dict):
+        tree[last] = parsed
+    else:
+        raise UserError("has no fields", field=dotted)
+
+
+def _child(tree: Any, step: str, dotted: str) -> Any:
+    """One step down; phases are found by number or by name."""
+    if isinstance(tree, dict):
+        return tree.setdefault(step, {})
+    if isinstance(tree, list):
+        names = [str(item.get("name", "")) for item in tree if isinstance(item, dict)]
+        if step in names:
+            return tree[names.index(step)]
+        if step.isdigit() and int(step) < len(tree):
+            return tree[int(step)]
+        raise UserError("no such item", field=dotted, value=step, mend=f"0 to {len(tree) - 1} exist")
+    raise UserError("has no fields", field=dotted, value=step)
+
+
+_UNION_MEMBER = re.compile(r"[\[(]|^(dict|str|float|int|literal)")
+"""Names that pydantic puts into an error's path for the members of a union: no field of ours."""
+
+
+def _problems(error: ValidationError, file: object) -> list[UserError]:
+    """pydantic's findings in the house's form: field, value, what, mend; one line each."""
+    found: dict[str, UserError] = {}
+    for item in error.errors():
+        path = [
+            str(part)
+            for part in item["loc"]
+            if not re.search(r"[\[(]|^(dict|str|float|int|literal)", str(part))
+        ]
+        field = ".".join(path)
+        kind, value = item["type"], item["input"]
+        if kind == "extra_forbidden":
+            mend = nearest(path[-1], _fields_at(path[:-1]))
+            problem = UserError("is not a known field", file=file, field=field, mend=mend)
+        elif kind == "missing":
+            problem = UserError("is required and missing", file=file, field=field)
+        else:
+            lines = item["msg"].removeprefix("Value error, ").split("\n")
+            shown = None if isinstance(value, (dict, list, BaseModel)) or repr(value) in lines[0] else value
+            for number, line in enumerate(lines):
+                found[f"{field}#{number}"] = UserError(line, file=file, field=field or None, value=shown)
+            continue
+        found[field] = problem
+    return list(found.values())
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    """Names of the fields of the section at `path`, to suggest from."""
+    section: Any = Recipe
+    for step in path:
+        if step.isdigit():
+            continue
+        annotation = (
+            section.model_fields[step].annotation if step in getattr(section, "model_fields", {}) else section
+        )
+        section = _section_in(annotation) or section
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The first Section class within a type annotation such as `dict[str, Source]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if found := _section_in(inner):
+            return found
+    return None

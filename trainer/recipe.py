@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -120,9 +120,9 @@ class Segment(Section):
         if not isinstance(written, Mapping) or "weights" in written:
             return written
         rest = dict(written)
-        fields = {"start": rest.pop(key) for key in ("from", "start") if key in rest}
-        if "replay_ratio" in rest:
-            fields["replay_ratio"] = rest.pop("replay_ratio")
+        if "from" in rest:
+            rest["start"] = rest.pop("from")
+        fields = {name: rest.pop(name) for name in ("start", "replay_ratio") if name in rest}
         return {**fields, "weights": rest}
 
 
@@ -315,7 +315,7 @@ class Recipe(Section):
 class _Loader(yaml.SafeLoader):
     """YAML without number guessing (PyYAML reads 1e-4 as a string and 0.1 inexactly): all text."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers: ClassVar = {
         first: [(tag, form) for tag, form in resolvers if not tag.endswith((":float", ":int", ":timestamp"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

@@ -148,9 +148,7 @@ class Anneal(Section):
 class Schedule(Section):
     """The learning rate as a function of tokens trained in this phase."""
 
-    kind: Literal[
-        "cosine", "cosine_clamped", "linear", "inverse_sqrt", "constant", "wsd", "infinite", "stages"
-    ]
+    kind: Literal["cosine", "cosine_clamped", "linear", "inverse_sqrt", "constant", "wsd", "infinite", "stages"]
     max_lr: Rate
     min_lr: Rate | None = None
     """Default: a tenth of max_lr (Ibrahim et al. 2024)."""
@@ -408,9 +406,7 @@ def _problems(error: ValidationError, file: object) -> list[UserError]:
     found: dict[str, UserError] = {}
     for item in error.errors():
         path = [
-            str(part)
-            for part in item["loc"]
-            if not re.search(r"[\[(]|^(dict|str|float|int|literal)", str(part))
+            str(part) for part in item["loc"] if not re.search(r"[\[(]|^(dict|str|float|int|literal)", str(part))
         ]
         field = ".".join(path)
         kind, value = item["type"], item["input"]

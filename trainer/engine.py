@@ -32,8 +32,7 @@ class MicroBatch(Protocol):
     input_ids: np.ndarray  # [micro, seq]
     targets: np.ndarray  # [micro, seq], -100 where nothing is to be learnt
     source: np.ndarray  # [micro]
-    positions: np.ndarray | None  # [micro, seq]
-    documents: np.ndarray | None  # [micro, seq]
+    positions: np.ndarray | None  # [micro, seq], from 0 in each document
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class Engine:
 
     def _to_device(self, micro: MicroBatch) -> Iterable[torch.Tensor | None]:
         cuda = self.device.type == "cuda"
-        for array in (micro.input_ids, micro.targets, micro.positions, micro.documents):
+        for array in (micro.input_ids, micro.targets, micro.positions):
             if array is None:
                 yield None
                 continue

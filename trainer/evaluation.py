@@ -39,7 +39,6 @@ class Rows:
     targets: np.ndarray  # [micro, seq], -100 past the end
     source: np.ndarray
     positions: np.ndarray | None = None
-    documents: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,10 @@ def layout(recipe: Recipe, world_size: int, largest_micro_batch: int) -> Layout:
             mend=f"take {' or '.join(map(str, near))}, or a world size that divides it",
         )
     rows = batch // world_size
-    micro = recipe.micro_batch_size
-    if micro == "auto":
-        micro = max(size for size in range(1, min(rows, max(largest_micro_batch, 1)) + 1) if rows % size == 0)
+    fits = [size for size in range(1, rows + 1) if rows % size == 0]
+    asked = recipe.micro_batch_size
+    micro = max(size for size in fits if size <= max(largest_micro_batch, 1)) if asked == "auto" else asked
     if rows % micro:
-        fits = [size for size in range(1, rows + 1) if rows % size == 0]
         raise UserError(
             f"does not divide the {rows} samples that each of {world_size} ranks has in a step",
             field="micro_batch_size",

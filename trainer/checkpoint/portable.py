@@ -101,7 +101,7 @@ def write(path: Path, fragments: Sequence[Fragment]) -> Written:
             hasher.update(part)
             out.write(part)
         for _, tensor in entries:
-            data = memoryview(tensor.cpu().contiguous().view(torch.uint8).numpy())
+            data = tensor.cpu().contiguous().view(torch.uint8).numpy().data
             for begin in range(0, len(data), _CHUNK):
                 hasher.update(data[begin : begin + _CHUNK])
                 out.write(data[begin : begin + _CHUNK])

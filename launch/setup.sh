@@ -53,7 +53,7 @@ is_ready() {
 }
 
 install() {
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "$@" ||
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input "$@" ||
         fail "pip install $* failed (its reason is above); once that is mended, run this again: it goes on from here"
 }
 

@@ -13,7 +13,9 @@ setup(
     name="rewarm",
     version=version[1],
     description="Continued pretraining of LLaMA-style models that does not forget",
-    long_description=(here / "README.md").read_text(encoding="utf-8") if (here / "README.md").exists() else "",
+    long_description=(here / "README.md").read_text(encoding="utf-8")
+    if (here / "README.md").exists()
+    else "",
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",

@@ -201,7 +201,9 @@ class Engine:
         state = self._adam().state[owner]
         if not state:
             on_cpu_adam = isinstance(self._adam(), deepspeed.ops.adam.DeepSpeedCPUAdam)
-            state["step"] = 0 if on_cpu_adam else torch.zeros((), dtype=torch.float32, device=self._step_device())
+            state["step"] = (
+                0 if on_cpu_adam else torch.zeros((), dtype=torch.float32, device=self._step_device())
+            )
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(owner, dtype=torch.float32)
         return {moment: state[moment] for moment in MOMENTS}

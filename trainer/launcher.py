@@ -51,7 +51,9 @@ def _first_slurm_node() -> str | None:
     nodes = os.environ.get("SLURM_STEP_NODELIST")
     if nodes is None:
         return None
-    listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
+    listed = subprocess.run(
+        ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False
+    )
     return listed.stdout.split("\n")[0] or None
 
 

@@ -44,7 +44,9 @@ def layout(recipe: Recipe, world_size: int, largest_micro_batch: int) -> Layout:
     """
     batch = recipe.global_batch_size
     if batch % world_size:
-        near = [size for size in range(max(1, batch - world_size), batch + world_size) if size % world_size == 0]
+        near = [
+            size for size in range(max(1, batch - world_size), batch + world_size) if size % world_size == 0
+        ]
         raise UserError(
             f"does not divide evenly among {world_size} ranks",
             field="global_batch_size",
@@ -83,9 +85,13 @@ def read_preset(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"is not a JSON file ({error})", file=path) from error
     if not isinstance(preset, dict) or "zero_optimization" not in preset:
-        raise UserError("has no zero_optimization", file=path, mend='write {"zero_optimization": {"stage": 2}}')
+        raise UserError(
+            "has no zero_optimization", file=path, mend='write {"zero_optimization": {"stage": 2}}'
+        )
     problems = [
-        UserError("belongs into the recipe", file=path, field=field, mend=f"set {OWNED_BY_RECIPE[field]} there")
+        UserError(
+            "belongs into the recipe", file=path, field=field, mend=f"set {OWNED_BY_RECIPE[field]} there"
+        )
         for field in preset
         if field in OWNED_BY_RECIPE
     ]

@@ -26,7 +26,9 @@ def cut(name: str, whole: dict[str, torch.Tensor], bounds: list[int]) -> list[Fr
     """A parameter's fragments, cut at `bounds`."""
     shape = tuple(whole["weight"].shape)
     return [
-        Fragment(name, begin, shape, True, {kind: t.flatten()[begin:end].clone() for kind, t in whole.items()})
+        Fragment(
+            name, begin, shape, True, {kind: t.flatten()[begin:end].clone() for kind, t in whole.items()}
+        )
         for begin, end in itertools.pairwise(bounds)
     ]
 
@@ -51,7 +53,9 @@ def test_any_cut_is_read_by_any_other_cut(tmp_path_factory, rows, columns, saved
         checksums.append(portable.write(files[-1], [fragment]).weights)
     reader = portable.Reader(files)
     got = cut(
-        "w", {kind: torch.full((rows, columns), torch.nan) for kind in whole}, bounds_of(rows * columns, wanted)
+        "w",
+        {kind: torch.full((rows, columns), torch.nan) for kind in whole},
+        bounds_of(rows * columns, wanted),
     )
     for fragment in got:
         reader.fill(fragment, fragment.tensors)
@@ -68,7 +72,10 @@ def test_file_is_read_by_the_safetensors_library(tmp_path):
     path = tmp_path / "rank-00000.safetensors"
     written = portable.write(
         path,
-        [Fragment("b", 3, (6,), False, {"weight": frozen}), Fragment("a", 0, (2, 3), True, {"weight": weight})],
+        [
+            Fragment("b", 3, (6,), False, {"weight": frozen}),
+            Fragment("a", 0, (2, 3), True, {"weight": weight}),
+        ],
     )
     with safe_open(path, "pt") as file:
         assert sorted(file.keys()) == ["weight:a", "weight:b"]

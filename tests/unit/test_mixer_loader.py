@@ -107,10 +107,7 @@ def test_the_next_step_is_read_while_the_caller_is_busy(mixture):
 
 def test_a_batch_that_does_not_divide_is_refused(mixture):
     loader = loader_of(mixture, micro_batch_size=4, world_size=2)
-    with pytest.raises(
-        UserError,
-        match=r"global_batch_size: 12 does not divide into 2 ranks by micro batches of 4; make it a multiple of 8",
-    ):
+    with pytest.raises(UserError, match=r"global_batch_size: 12 does not divide .* make it a multiple of 8"):
         loader.step(0, 0, 12)
     loader.close()
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fragments import Fragment
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.test_checkpoint_portable import Fragment
 from trainer.checkpoint import commit
 from trainer.errors import InfrastructureError
 

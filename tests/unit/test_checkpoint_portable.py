@@ -1,25 +1,16 @@
 """Fragments survive any change of topology, and the file is what safetensors says it is."""
 
 import itertools
-from dataclasses import dataclass, field
 
 import pytest
 import torch
+from fragments import Fragment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
 from trainer.checkpoint import portable
 from trainer.errors import InfrastructureError
-
-
-@dataclass
-class Fragment:
-    name: str
-    start: int
-    shape: tuple[int, ...]
-    trained: bool = True
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def cut(name: str, whole: dict[str, torch.Tensor], bounds: list[int]) -> list[Fragment]:

@@ -45,5 +45,5 @@ check lint-imports --no-cache
 printf '\n== pytest\n'
 status=0
 pytest --cov --cov-report=term:skip-covered ${pytest_arguments[@]+"${pytest_arguments[@]}"} || status=$?
-((${#failed[@]} == 0)) || printf 'failed before the tests: %s\n' "${failed[@]}" >&2
+((${#failed[@]} == 0)) || printf 'failed: %s\n' "${failed[@]}" >&2
 ((status == 0 && ${#failed[@]} == 0))

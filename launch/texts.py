@@ -156,7 +156,7 @@ def _documents(path: Path) -> Iterator[str]:
 
 
 def split(documents: Iterable[str], share: float = HELD_OUT) -> Texts:
-    """Holds out about `share` of the different documents: which ones depends on each document's own text alone.
+    """Holds out about `share` of the different documents; which ones depends on their own text alone.
 
     So a document keeps its place when others come or go, and a copy of it never lies on both sides. Of a
     handful that all hash high or all low, one goes to the side that would be empty.

@@ -270,7 +270,14 @@ def test_the_samples_themselves_never_change():
         seed=7,
         options={"b": ORDERS["blocks"], "c": ORDERS["sequential"]},
     )
-    assert drawn(mixture, 0, 600, 606) == [('a', 352, 0), ('b', 23, 4), ('a', 951, 0), ('b', 20, 4), ('a', 13, 0), ('c', 28, 1)]
+    assert drawn(mixture, 0, 600, 606) == [
+        ("a", 352, 0),
+        ("b", 23, 4),
+        ("a", 951, 0),
+        ("b", 20, 4),
+        ("a", 13, 0),
+        ("c", 28, 1),
+    ]
     assert mixture.batch(0, 600, 6).index.tolist() == [28, 20, 352, 23, 951, 13]
 
 

@@ -77,6 +77,20 @@ def test_ranks_together_read_the_batch_once_in_its_order(mixture, world_size, mi
     assert np.concatenate(rows).tolist() == (whole.source * 10**6 + whole.index * SEQ_LEN).tolist()
 
 
+@pytest.mark.parametrize("world_size", [1, 3, 32, 1024])
+def test_the_batch_is_the_same_from_1_to_1024_ranks(world_size):
+    size = 3072
+    mixture = mixture_of({"zh": 9000, "en": 900}, ["zh: 0.9, en: 0.1"], samples=[2 * size], seq_len=SEQ_LEN)
+    micro_batch_size = size // world_size
+    ranks = [0, world_size // 2, world_size - 1]
+    whole = mixture.batch(0, size, size)
+    expected = (whole.source * 10**6 + whole.index * SEQ_LEN).reshape(world_size, -1)
+    for rank in ranks:
+        loader = loader_of(mixture, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
+        assert rows_of(loader.step(0, size, size)).tolist() == expected[rank].tolist()
+        loader.close()
+
+
 def test_reading_ahead_changes_nothing_and_seeking_breaks_it_off(mixture):
     steady, seeking = loader_of(mixture), loader_of(mixture)
     scan = {position: rows_of(steady.step(0, position, 24)).tolist() for position in range(0, 240, 24)}

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from hashlib import blake2b
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from tokenization.shards import TokenStore
 from trainer.errors import Problems, UserError
 from trainer.mixer.interleave import Period, period
 from trainer.mixer.permutation import Ints, key_of, permute, permute_blocks, subkeys
@@ -27,16 +28,6 @@ from trainer.recipe import Recipe, Source
 
 VERSION = 1
 """Of the rules in this room; another number means other samples, and is part of the fingerprint."""
-
-
-class Store(Protocol):
-    """What the mixture needs to know of a token store."""
-
-    tokens: int
-    fingerprint: str
-
-    def samples(self, seq_len: int) -> int:
-        """Whole samples in the store."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,7 @@ class SourceSize:
     tokens: int
 
     @classmethod
-    def of(cls, store: Store, seq_len: int) -> SourceSize:
+    def of(cls, store: TokenStore, seq_len: int) -> SourceSize:
         """The size of an opened token store."""
         return cls(store.samples(seq_len), store.fingerprint, store.tokens)
 

@@ -67,6 +67,13 @@ class Progress:
         self._lines += 1
         print(self._line(), file=self._stream, flush=True)
 
+    def say(self, line: str) -> None:
+        """Shows a line, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(line, file=self._stream)
+        else:
+            print(line, file=self._stream, flush=True)
+
     def close(self) -> None:
         """Leaves the bar as it stands."""
         if self._bar is not None:

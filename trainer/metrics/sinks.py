@@ -51,6 +51,7 @@ class Metrics:
         (the resolved recipe) goes to W&B; the progress goes to `stream`, standard error by default.
         """
         self._sinks: list[Sink] = []
+        self._progress: Progress | None = None
         if rank != 0:
             return
         check(logging)
@@ -61,7 +62,8 @@ class Metrics:
             self._sinks.append(TensorBoard(run_dir / "tensorboard", restored_step))
         if logging.wandb_project:
             self._sinks.append(WandB(logging.wandb_project, name, truth.run_id, run_dir, config or {}))
-        self._sinks.append(Progress(total_tokens, tokens, stream or sys.stderr))
+        self._progress = Progress(total_tokens, tokens, stream or sys.stderr)
+        self._sinks.append(self._progress)
 
     def log(self, step: int, tokens: int, values: Mapping[str, Any]) -> None:
         """Records `values` (numbers by metric name) after `step` steps and `tokens` tokens of the run.
@@ -73,6 +75,11 @@ class Metrics:
             record = {"step": step, "tokens": tokens, **numbers}
             for sink in self._sinks:
                 sink.log(record)
+
+    def say(self, line: str) -> None:
+        """Shows a line among the progress, such as what was saved."""
+        if self._progress is not None:
+            self._progress.say(line)
 
     def close(self) -> None:
         """Closes all sinks."""

@@ -15,18 +15,18 @@ def train(session: Session) -> Ending:
     Whatever the ending, the last step is saved and committed.
     """
     recipe, engine, loader = session.recipe, session.engine, session.loader
-    while not session.phase_done:
+    while not session.state.phase_done:
         state = session.state
-        lr = session.curve(state.phase_trained_tokens)
+        lr = state.next_lr
         batch = loader.step(state.phase, state.samples, recipe.global_batch_size)
         result = engine.train_step(
-            batch, lr, len(recipe.sources), recipe.seed + state.step, session.signals.asked
+            batch, lr, sources=len(recipe.sources), seed=recipe.seed + state.step, stop=session.signals.asked
         )
         session.advance(lr, result)
-        if session.due(recipe.validation.every_tokens) or session.phase_done:
+        if session.due(recipe.validation.every_tokens) or session.state.phase_done:
             session.evaluate()
-        session.log(result)
-        if session.due(recipe.checkpoint.every_tokens) or session.phase_done:
+        session.log()
+        if session.due(recipe.checkpoint.every_tokens) or session.state.phase_done:
             session.save()
         if result.stop or session.out_of_budget:
             session.save()

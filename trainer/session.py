@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from tokenization.shards import TokenStore
 from trainer import distributed
-from trainer.checkpoint.commit import Manifest, Saver, scan
+from trainer.checkpoint.commit import Manifest, Saver
 from trainer.engine import Engine, StepResult
 from trainer.errors import InfrastructureError
 from trainer.evaluation import evaluate
 from trainer.health import Signals
-from trainer.metrics import Metrics
+from trainer.metrics import Metrics, Throughput
 from trainer.mixer.loader import Loader
 from trainer.mixer.mixture import Mixture
-from trainer.recipe import Phase, Recipe
-from trainer.scheduler.curves import Curve
+from trainer.recipe import Recipe, dump
 from trainer.scheduler.state import RunState
 
 
@@ -28,7 +28,6 @@ class Session:
 
     recipe: Recipe
     state: RunState
-    curve: Curve
     mixture: Mixture
     engine: Engine
     loader: Loader
@@ -37,71 +36,72 @@ class Session:
     micro_batch_size: int
     saver: Saver
     metrics: Metrics
+    throughput: Throughput
     signals: Signals
-    manifest: Callable[[Session], Manifest]
-    """What a checkpoint of this moment says of itself."""
+    versions: dict[str, str]
     baseline: dict[str, float] = field(default_factory=dict)
-    """bits_per_byte of the base, measured before the first step."""
-    before: int = 0
+    """bits_per_byte of the base on each validation set, measured before the first step."""
+    tokens_before: int = 0
     """Tokens that the run had consumed before the last step."""
     saved_step: int = -1
-    watched: dict[str, float] = field(default_factory=dict)
-    """The newest validation metrics, not yet logged."""
+    noted: dict[str, Any] = field(default_factory=dict)
+    """Metrics that wait for the next line of the log."""
+    sums: torch.Tensor | None = None
+    """[2, sources]: nats and target tokens of each source since the last line of the log."""
 
-    @property
-    def phase(self) -> Phase:
-        """The phase's section of the recipe."""
-        return self.recipe.phases[self.state.phase]
-
-    @property
-    def phase_done(self) -> bool:
-        """Whether the phase's tokens are used."""
-        return self.state.samples * self.recipe.seq_len >= self.phase.length
+    def due(self, every_tokens: int) -> bool:
+        """Whether the last step crossed a multiple of `every_tokens`: the same after any resume."""
+        return self.tokens_before // every_tokens < self.state.tokens // every_tokens
 
     @property
     def out_of_budget(self) -> bool:
         """Whether `stop_after` ends the run here."""
         return self.recipe.stop_after is not None and self.state.tokens >= self.recipe.stop_after
 
-    def due(self, every_tokens: int) -> bool:
-        """Whether the last step crossed a multiple of `every_tokens`: the same after any resume."""
-        return self.before // every_tokens < self.state.tokens // every_tokens
-
     def advance(self, lr: float, result: StepResult) -> None:
         """Counts the step: its samples are used up in any case, the LR's clock moves if it was applied."""
-        state = self.state
-        tokens = self.recipe.tokens_per_step
-        trained = tokens if result.applied else 0
-        self.before = state.tokens
-        self.state = replace(
-            state,
-            samples=state.samples + self.recipe.global_batch_size,
-            tokens=state.tokens + tokens,
-            phase_trained_tokens=state.phase_trained_tokens + trained,
-            trained_tokens=state.trained_tokens + trained,
-            step=state.step + 1,
-            lr=lr,
-        )
+        self.tokens_before = self.state.tokens
+        self.state = self.state.after_step(self.recipe.global_batch_size, lr=lr, trained=result.applied)
+        self.throughput.step(self.state.tokens - self.tokens_before, self.loader.wait_s)
+        step = torch.stack([result.source_nats, result.source_targets])
+        self.sums = step if self.sums is None else self.sums + step
+        self.noted |= {"lr": lr, "grad_norm": result.grad_norm}
+        if not result.applied:
+            self.noted["tokens/skipped"] = self.state.tokens - self.state.trained_tokens
 
     def evaluate(self) -> None:
-        """Scores both validation sets; what was not measured before the first step has no forgetting."""
-        for name, store in self.validation.items():
-            score = evaluate(
-                self.engine,
-                store,
-                seq_len=self.recipe.seq_len,
-                micro_batch_size=self.micro_batch_size,
-                max_tokens=self.recipe.validation.max_tokens,
-            )
-            base = self.baseline.setdefault(name, score.bits_per_byte)
-            self.watched[f"eval/{name}/bits_per_byte"] = score.bits_per_byte
-            self.watched[f"eval/{name}/nats_per_token"] = score.nats_per_token
-            if name == "upstream":
-                self.watched["eval/upstream/forgetting"] = score.bits_per_byte - base
+        """Scores the validation sets; the first scores of a run are what forgetting is measured against."""
+        with self.throughput.paused():
+            for name, store in self.validation.items():
+                score = evaluate(
+                    self.engine,
+                    store,
+                    seq_len=self.recipe.seq_len,
+                    micro_batch_size=self.micro_batch_size,
+                    max_tokens=self.recipe.validation.max_tokens,
+                )
+                base = self.baseline.setdefault(name, score.bits_per_byte)
+                self.noted[f"eval/{name}/bits_per_byte"] = score.bits_per_byte
+                self.noted[f"eval/{name}/nats_per_token"] = score.nats_per_token
+                if name == "upstream":
+                    self.noted["eval/upstream/forgetting"] = score.bits_per_byte - base
 
-    def log(self, result: StepResult) -> None:
-        """Hands the step's numbers to the metrics; rank 0 writes them."""
-        ...
+    def log(self) -> None:
+        """Writes a line of metrics when one is due, or when something other than the step is to be told."""
+        evaluated = any(name.startswith("eval/") for name in self.noted)
+        if self.state.step % self.recipe.logging.every_steps and not evaluated:
+            return
+        if self.sums is not None:
+            nats, targets = self.sums.tolist()
+            consumed = self.mixture.consumed(self.state.phase, self.state.samples)
+            self.noted["loss/train"] = sum(nats) / sum(targets)
+            for number, name in enumerate(self.mixture.names):
+                self.noted[f"tokens/{name}"] = consumed[name] * self.recipe.seq_len
+                if targets[number]:
+                    self.noted[f"loss/{name}"] = nats[number] / targets[number]
+            self.noted |= self.throughput.read()
+        self.metrics.log(self.state.step, self.state.tokens, self.noted)
+        self.noted, self.sums = {}, None
 
     def save(self) -> None:
         """Commits the run as it stands, once per step.
@@ -111,8 +111,14 @@ class Session:
         """
         if self.saved_step == self.state.step:
             return
-        self.finish_save()
         self.saved_step = self.state.step
+        self.finish_save()
+        with self.throughput.paused():
+            self._save()
+        if not self.saver.asynchronous:
+            self.finish_save()
+
+    def _save(self) -> None:
         fragments = [fragment for fragment in self.engine.fragments() if fragment.owned]
         needed = sum(t.numel() * t.element_size() for f in fragments for t in f.tensors.values())
         needed = int(distributed.total(torch.tensor([float(needed)], dtype=torch.float64)))
@@ -123,23 +129,40 @@ class Session:
             except (InfrastructureError, OSError) as error:
                 failure = str(error)
         failure = distributed.from_rank0(failure)
-        if failure is None:
-            self.saver.save(self.manifest(self), fragments)
-        self._answer(failure)
-        if not self.saver.asynchronous:
-            self.finish_save()
+        if failure is not None:
+            self._answer(failure)
+            return
+        self.saver.save(self._manifest(), fragments)
 
     def finish_save(self) -> None:
-        """Waits for the save under way on every rank, and answers its failure as the recipe says."""
-        failures = [line for line in distributed.from_all(self.saver.wait()) if line]
-        self._answer(failures[0] if failures else None)
+        """Waits for the save under way on every rank; a failure is answered as the recipe says.
 
-    def _answer(self, failure: str | None) -> None:
-        if failure is None:
-            return
-        good, _ = scan(self.saver.directory)
-        last = good[-1].path if good else "none"
-        line = f"step {self.state.step} was not saved: {failure}; last good checkpoint: {last}"
+        Raises:
+            InfrastructureError: it failed and `checkpoint.on_failure` is `stop`.
+        """
+        failures = [line for line in distributed.from_all(self.saver.wait()) if line]
+        if failures:
+            self._answer(failures[0])
+
+    def _manifest(self) -> Manifest:
+        return Manifest(
+            version=1,
+            step=self.state.step,
+            tokens=self.state.tokens,
+            world_size=self.engine.world_size,
+            stage=self.engine.stage,
+            files={},
+            weights={},
+            adam_step=self.engine.adam_step,
+            loss_scale=self.engine.loss_scale,
+            state=self.state.to_json(),
+            baseline=self.baseline,
+            recipe=dump(self.recipe),
+            versions=self.versions,
+        )
+
+    def _answer(self, failure: str) -> None:
+        line = f"step {self.state.step} was not saved: {failure}; {self.saver.last_good()}"
         if self.recipe.checkpoint.on_failure == "stop":
             raise InfrastructureError(line)
-        self.metrics.say(line)
+        self.saver.say(line)

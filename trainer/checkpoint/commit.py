@@ -41,7 +41,9 @@ class Manifest:
     adam_step: int
     loss_scale: dict[str, float]
     state: dict[str, Any]
-    """Position, decision and identity of the run; see `trainer.scheduler`."""
+    """Position and identity of the run; see `trainer.scheduler.state`."""
+    baseline: dict[str, float]
+    """The base's bits_per_byte on each validation set."""
     recipe: str
     """The resolved recipe."""
     versions: dict[str, str]
@@ -162,16 +164,13 @@ class Saver:
         """On rank 0, before any rank writes: room on the disk and an empty directory.
 
         Raises:
-            InfrastructureError: `needed` bytes do not fit; names the last good checkpoint.
+            InfrastructureError: `needed` bytes do not fit.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.directory).free
         if free < needed:
-            good, _ = scan(self.directory)
-            last = good[-1].path if good else "none"
             raise InfrastructureError(
-                f"{self.directory}: a checkpoint needs {needed / 2**30:.2f} GiB and {free / 2**30:.2f} are free; "
-                f"last good checkpoint: {last}"
+                f"{self.directory}: a checkpoint needs {needed:,} bytes and {free:,} are free"
             )
         path = self.directory / name_of(step)
         if path.exists():
@@ -213,6 +212,11 @@ class Saver:
             self._thread = None
         failure, self._failure = self._failure, None
         return None if failure is None else str(failure) or type(failure).__name__
+
+    def last_good(self) -> str:
+        """For messages: which checkpoint a restart would use."""
+        good, _ = scan(self.directory)
+        return f"last good checkpoint: {good[-1].path if good else 'none'}"
 
     def _write(self, path: Path, manifest: Manifest, fragments: Sequence[portable.Fragment]) -> None:
         file = path / f"rank-{self.rank:05d}.safetensors"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,6 +64,19 @@ class Fragment:
     """Whether this rank saves it; where several ranks hold a whole parameter, one of them does."""
     tensors: dict[str, torch.Tensor]
     """`weight` and, where the parameter is trained, the moments: one-dimensional, fp32 (frozen: any dtype)."""
+
+
+@contextmanager
+def sharded_loading(config: dict[str, Any]) -> Iterator[None]:
+    """Within it, transformers shards a model as it builds or loads it, if the stage is 3."""
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    held = HfDeepSpeedConfig(config) if stage(config) == 3 else None
+    try:
+        yield
+    finally:
+        del held
+        unset_hf_deepspeed_config()
 
 
 class Engine:

@@ -27,7 +27,8 @@ def train_run(asked: argparse.Namespace) -> int:
     if here.rank == 0:
         for line in [*plan.broken, *plan.decision.render().splitlines()]:
             print(f"rewarm: {line}", file=sys.stderr)
-    plan.decision.raise_if_refused()
+    if plan.decision.kind == "refuse":
+        return UserError.exit_code
     if plan.decision.kind == "finished":
         return 0
     from trainer.run import run

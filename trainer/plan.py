@@ -53,6 +53,9 @@ class Plan:
     """The newest good one in the run directory."""
     broken: tuple[str, ...]
     """A line for each checkpoint that is not good."""
+    data: list[dict[str, Any]]
+    """Per phase what the mixer takes its samples from."""
+    base: BaseLineage | None
     decision: Decision
 
 
@@ -96,7 +99,7 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
     if together.problems:
         raise Problems(together.problems)
     data = [mixture.describe(phase) for phase in range(len(recipe.phases))]
-    decision = decide(recipe, data, state, base_lineage(recipe, config))
+    base = base_lineage(recipe, config)
     return Plan(
         recipe=recipe,
         preset=preset,
@@ -109,7 +112,9 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
         memory=memory,
         checkpoint=checkpoint,
         broken=tuple(broken),
-        decision=decision,
+        data=data,
+        base=base,
+        decision=decide(recipe, data, state, base),
     )
 
 

@@ -20,12 +20,11 @@ from trainer.launcher import World
 from trainer.metrics import Metrics, Throughput
 from trainer.mixer.loader import Loader
 from trainer.model.build import build
-from trainer.model.flops import flops_per_token, peak_flops
+from trainer.model.flops import flops_per_token, peak
 from trainer.model.trainable import parameter_groups
 from trainer.plan import RESOLVED, Plan, checkpoints, prepare
 from trainer.recipe import dump
-from trainer.scheduler.resume import begin
-from trainer.scheduler.state import RunState
+from trainer.scheduler.resume import Decision, decide
 from trainer.session import Session
 from trainer.sharding import complete
 
@@ -73,7 +72,7 @@ def _verified(plan: Plan, here: World, say: Any) -> Plan:
             say(f"{line}; this checkpoint is passed over")
         bad.add(plan.checkpoint.path)
         plan = prepare(plan.recipe, here.world_size, skip=bad)
-        say(plan.decision.to_text())
+        say(plan.decision.render())
     # Ranks that saw different checkpoints would train different runs.
     places = distributed.from_all(str(plan.checkpoint.path) if plan.checkpoint else "the beginning")
     if len(set(places)) > 1:
@@ -89,8 +88,6 @@ class _Runner:
         self.signals, self.watchdog, self.say = signals, watchdog, say
         checkpoint = plan.checkpoint
         self.versions = versions()
-        if here.rank == 0:
-            self._record_start()
         self.saver = commit.Saver(
             checkpoints(self.recipe),
             rank=here.rank,
@@ -113,47 +110,39 @@ class _Runner:
             restored_step=checkpoint.manifest.step if checkpoint else None,
             config=json.loads(self.recipe.model_dump_json()),
         )
-        peak = peak_flops(distributed.device_name(), self.recipe.model.dtype)
+        device_peak = peak(distributed.device_name())
         self.throughput = Throughput(
             flops_per_token=flops_per_token(plan.model_config, self.recipe.seq_len),
-            peak_flops=peak and peak * here.world_size,
+            peak_flops=device_peak and device_peak * here.world_size,
         )
 
     def train(self) -> None:
-        """Phase after phase, from where the run stands."""
-        checkpoint = self.plan.checkpoint
-        state = self.plan.decision.state
-        assert state is not None
+        """Phase after phase, from where the run stands; between two phases the same question is asked."""
+        plan = self.plan
+        decision, checkpoint = plan.decision, plan.checkpoint
         baseline = dict(checkpoint.manifest.baseline) if checkpoint else {}
-        fresh_optimizer = self.plan.decision.kind == "new_phase"
-        while True:
-            session = self._open(state, checkpoint, baseline, fresh_optimizer)
+        while decision.kind in ("start", "restore", "new_phase"):
+            self._record(decision, checkpoint)
+            session = self._open(decision, checkpoint, baseline)
             ending = loop.train(session)
             session.finish_save()
             session.close()
-            number = session.state.phase + 1
-            if ending == "stopped" or number == len(self.recipe.phases):
+            if ending == "stopped":
                 return
             checkpoint = commit.read(checkpoints(self.recipe) / commit.name_of(session.state.step))
-            state, baseline, fresh_optimizer = self._next(session.state, number), session.baseline, True
-
-    def _next(self, state: RunState, number: int) -> RunState:
-        data = [self.plan.mixture.describe(phase) for phase in range(len(self.recipe.phases))]
-        after = begin(self.recipe, data, number, state)
-        phase = self.recipe.phases[number]
-        kept = "kept" if phase.keep_optimizer else "reset"
-        self.say(f"phase {phase.name} begins at {state.tokens:,} tokens; optimizer {kept}")
-        return after
+            baseline = session.baseline
+            decision = decide(self.recipe, plan.data, session.state, plan.base)
+            self.say(decision.render())
 
     def _open(
         self,
-        state: RunState,
+        decision: Decision,
         checkpoint: commit.Checkpoint | None,
         baseline: dict[str, float],
-        new_phase: bool,
     ) -> Session:
         """The engine with its weights, and everything else that a phase is trained with."""
         started = time.perf_counter()
+        state = decision.state
         phase = self.recipe.phases[state.phase]
         layout = self.plan.layout
         config = complete(self.plan.preset, self.recipe, layout, int(self.plan.model_config["hidden_size"]))
@@ -164,8 +153,7 @@ class _Runner:
         groups = parameter_groups(model, phase, self.recipe.optimizer.weight_decay)
         engine = Engine(model, groups, config, self.recipe.optimizer)
         if weights is not None:
-            keep = checkpoint is not None and (not new_phase or phase.keep_optimizer)
-            self._load(engine, weights, keep_optimizer=keep)
+            self._load(engine, weights, decision.keep_optimizer)
         loader = Loader(
             self.plan.mixture,
             self.plan.stores,
@@ -224,15 +212,16 @@ class _Runner:
                     f"{manifest.weights[name]}; this is a defect, do not go on"
                 )
 
-    def _record_start(self) -> None:
+    def _record(self, decision: Decision, checkpoint: commit.Checkpoint | None) -> None:
         """The resolved recipe, and a line of lineage: what was decided at this start, and why."""
+        if self.here.rank != 0:
+            return
         directory = self.recipe.directory
         directory.mkdir(parents=True, exist_ok=True)
         (directory / RESOLVED).write_text(dump(self.recipe), encoding="utf-8")
-        checkpoint = self.plan.checkpoint
         line = {
             "time": time.time(),
-            **self.plan.decision.record(),
+            **decision.lineage(),
             "checkpoint": str(checkpoint.path) if checkpoint else None,
             "passed_over": list(self.plan.broken),
             "world_size": self.here.world_size,

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.model.flops import parameters
+
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 LOGITS_BYTES = 3 * 2**27
@@ -37,19 +39,6 @@ class Memory:
         return max(0, (available - self.states) // self.per_sample)
 
 
-def parameters(config: Mapping[str, Any]) -> int:
-    """Parameters of a LLaMA-like model (exact for llama, mistral, qwen2 but for biases; gpt_neox within 1 %)."""
-    hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
-    heads = int(config["num_attention_heads"])
-    head_dim = int(config.get("head_dim") or hidden // heads)
-    groups = int(config.get("num_key_value_heads") or heads)
-    attention = hidden * head_dim * (2 * heads + 2 * groups)
-    matrices = 2 if config["model_type"] == "gpt_neox" else 3
-    feed_forward = matrices * hidden * int(config["intermediate_size"])
-    embeddings = int(config["vocab_size"]) * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    return layers * (attention + feed_forward + 2 * hidden) + embeddings + hidden
-
-
 def estimate(
     config: Mapping[str, Any],
     *,
@@ -65,10 +54,10 @@ def estimate(
     et al. 2022 (arXiv 2205.05198), both without the parts that memory-efficient attention does away with.
     """
     count, width = parameters(config), BYTES[dtype]
-    split = {part: world_size if stage >= first else 1 for first, part in enumerate(("o", "g", "w"), start=1)}
-    weights = count * width // split["w"]
-    gradients = count * width // split["g"]
-    optimizer = count * (12 if dtype != "fp32" or stage else 8) // split["o"]
+    weights = count * width // (world_size if stage >= 3 else 1)
+    gradients = count * width // (world_size if stage >= 2 else 1)
+    # Without sharding, fp32 weights are their own master copy.
+    optimizer = count * (12 if stage else 8) // (world_size if stage >= 1 else 1)
     host = 0
     if offload_optimizer:
         host, optimizer, gradients = optimizer + gradients, 0, gradients // 4

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from trainer.errors import RewarmError, UserError
+from trainer import commands
+from trainer.errors import RewarmError
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -58,7 +57,7 @@ def _vocab(parser: argparse.ArgumentParser) -> None:
     train = _command(
         kinds,
         "train",
-        vocab_train,
+        commands.train_vocabulary,
         "a SentencePiece BPE vocabulary from text",
         "--input zh.jsonl --size 8000 --out zh",
     )
@@ -70,7 +69,7 @@ def _vocab(parser: argparse.ArgumentParser) -> None:
     extend = _command(
         kinds,
         "extend",
-        vocab_extend,
+        commands.extend_vocabulary,
         "a base vocabulary with new pieces",
         "--base llama2 --add zh --out llama2-zh",
     )
@@ -84,7 +83,7 @@ def _vocab(parser: argparse.ArgumentParser) -> None:
     report = _command(
         kinds,
         "report",
-        vocab_report,
+        commands.report_vocabulary,
         "what a vocabulary does to text",
         "--tokenizer llama2-zh --text held-out.txt",
     )
@@ -99,7 +98,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
     prepare = _command(
         kinds,
         "prepare",
-        data_prepare,
+        commands.prepare_data,
         "text to token shards",
         "--input zh/ --tokenizer llama2-zh --out data/zh",
     )
@@ -117,10 +116,10 @@ def _data(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument(
         "--max-rejects", default="0", help="malformed records that are borne, a number or 1%%"
     )
-    inspect = _command(kinds, "inspect", data_inspect, "what a shard holds", "data/zh")
+    inspect = _command(kinds, "inspect", commands.inspect_data, "what a shard holds", "data/zh")
     inspect.add_argument("prefix")
     simulate = _command(
-        kinds, "simulate", data_simulate, "the samples that a recipe draws", "recipe.yaml --samples 0:100"
+        kinds, "simulate", commands.simulate, "the samples that a recipe draws", "recipe.yaml --samples 0:100"
     )
     simulate.add_argument("recipe")
     simulate.add_argument("overrides", nargs="*", metavar="field=value")
@@ -132,7 +131,7 @@ def _model(parser: argparse.ArgumentParser) -> None:
     extend = _command(
         kinds,
         "extend",
-        model_extend,
+        commands.extend_model,
         "grow embeddings",
         "--base llama2-7b --tokenizer llama2-zh --out llama2-7b-zh",
     )
@@ -146,22 +145,30 @@ def _model(parser: argparse.ArgumentParser) -> None:
 
 def _runs(rooms: Any) -> None:
     plan = _command(
-        rooms, "plan", plan_run, "what a recipe will do, before it does it", "recipe.yaml --lr-at 0,1e9"
+        rooms, "plan", commands.plan, "what a recipe will do, before it does it", "recipe.yaml --lr-at 0,1e9"
     )
     _recipe_arguments(plan)
     plan.add_argument("--lr-at", metavar="T,…", help="learning rate after so many tokens of the run")
-    plan.add_argument("--world-size", type=int, default=None, help="ranks to plan for")
-    train = _command(rooms, "train", train_run, "train a recipe", "launch/recipes/llama2-7b-zh.yaml")
+    plan.add_argument("--world-size", type=int, default=1, help="ranks to plan for (default: 1)")
+    train = _command(rooms, "train", commands.train, "train a recipe", "launch/recipes/llama2-7b-zh.yaml")
     _recipe_arguments(train)
     score = _command(
-        rooms, "eval", score_model, "losses of a model", "runs/x/checkpoints/step-00001000 --data data/en"
+        rooms,
+        "eval",
+        commands.evaluate,
+        "losses of a model",
+        "runs/x/checkpoints/step-00001000 --data data/en",
     )
     score.add_argument("model", metavar="MODEL|CHECKPOINT")
     score.add_argument("--data", nargs="+", required=True, metavar="PREFIX")
     score.add_argument("--seq-len", type=int, default=None)
     score.add_argument("--max-tokens", type=int, default=None)
     export = _command(
-        rooms, "export", export_model, "a checkpoint as a Hugging Face model", "runs/x --out models/llama2-zh"
+        rooms,
+        "export",
+        commands.export,
+        "a checkpoint as a Hugging Face model",
+        "runs/x --out models/llama2-zh",
     )
     export.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run directory for its newest"
@@ -170,7 +177,7 @@ def _runs(rooms: Any) -> None:
     export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
     export.add_argument("--shard-size", default="5e9", help="bytes per file at most")
     report = _command(
-        rooms, "report", report_runs, "one HTML page about runs", "runs/a runs/b --out report.html"
+        rooms, "report", commands.report, "one HTML page about runs", "runs/a runs/b --out report.html"
     )
     report.add_argument("runs", nargs="+", metavar="RUN")
     report.add_argument("--out", required=True, metavar="FILE.html")
@@ -189,7 +196,3 @@ def _command(kinds: Any, name: str, run: Command, what: str, example: str) -> ar
     parser.add_argument("--json", action="store_true", help="the answer as JSON")
     parser.set_defaults(command=run)
     return parser
-
-
-def _answer(asked: argparse.Namespace, data: Any, text: str) -> None:
-    print(json.dumps(data, ensure_ascii=False) if asked.json else text)

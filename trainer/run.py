@@ -76,7 +76,9 @@ def _verified(plan: Plan, here: World, say: Any) -> Plan:
     # Ranks that saw different checkpoints would train different runs.
     places = distributed.from_all(str(plan.checkpoint.path) if plan.checkpoint else "the beginning")
     if len(set(places)) > 1:
-        raise InfrastructureError(f"ranks see different checkpoints: {sorted(set(places))}; is run_dir shared?")
+        raise InfrastructureError(
+            f"ranks see different checkpoints: {sorted(set(places))}; is run_dir shared?"
+        )
     return plan
 
 

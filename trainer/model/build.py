@@ -55,6 +55,17 @@ def build(recipe: Recipe, vocab_size: int, weights: bool = True) -> CausalLM:
     return CausalLM(hf.train(), vocab_size)
 
 
+def load(model: str, vocab_size: int) -> CausalLM:
+    """An existing model in fp32, for scoring.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    hf = _pretrained(model, {"dtype": torch.float32})
+    hf.config.use_cache = False
+    return CausalLM(hf.eval(), vocab_size)
+
+
 def _pretrained(base: str, how: dict[str, Any]) -> Any:
     """The base's weights; one that is missing or of another shape is an error, not a random start."""
     try:

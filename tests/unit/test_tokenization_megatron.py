@@ -1,0 +1,59 @@
+"""Parity with the package megatron-core, in both directions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tokenization.errors import UserError
+from tokenization.shards import ShardWriter, adopt, open_tokens, verify
+
+indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+
+DOCUMENTS = [[5, 6, 7, 2], [2], [900, 31999, 2], [8] * 70 + [2]]
+
+
+@pytest.fixture(params=[32000, 70000], ids=["uint16", "int32"])
+def vocab_size(request):
+    return request.param
+
+
+def test_megatron_reads_what_we_write(tmp_path, vocab_size):
+    with ShardWriter(tmp_path / "ours", vocab_size=vocab_size, tokenizer="t", eos_id=2) as writer:
+        for document in DOCUMENTS:
+            writer.add_document(document)
+    read = indexed_dataset.IndexedDataset(str(tmp_path / "ours"))
+    assert [read[index].tolist() for index in range(len(read))] == DOCUMENTS
+    assert read.document_indices.tolist() == [0, 1, 2, 3, 4]
+    assert read.index.dtype == (np.uint16 if vocab_size == 32000 else np.int32)
+
+
+def test_our_bytes_are_megatrons(tmp_path, vocab_size):
+    builder = indexed_dataset.IndexedDatasetBuilder(
+        str(tmp_path / "theirs.bin"), dtype=indexed_dataset.DType.optimal_dtype(vocab_size)
+    )
+    with ShardWriter(tmp_path / "ours", vocab_size=vocab_size, tokenizer="t", eos_id=2) as writer:
+        for document in DOCUMENTS:
+            writer.add_document(document)
+            builder.add_document(np.array(document), [len(document)])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    for ending in (".bin", ".idx"):
+        assert (tmp_path / f"ours{ending}").read_bytes() == (tmp_path / f"theirs{ending}").read_bytes()
+
+    adopt(tmp_path / "theirs", vocab_size=vocab_size, tokenizer="t", eos_id=2)
+    verify(tmp_path / "theirs")
+    theirs, ours = open_tokens(tmp_path / "theirs"), open_tokens(tmp_path / "ours")
+    assert theirs.fingerprint == ours.fingerprint
+    assert theirs.read(0, 79).tolist() == [token for document in DOCUMENTS for token in document]
+    assert theirs.document_starts(0, 79).tolist() == [0, 4, 5, 8]
+
+
+def test_documents_without_eos_or_of_several_sequences_are_not_adopted(tmp_path):
+    for name, end, lengths in (("no-eos", 9, [2]), ("sentences", 2, [1, 1])):
+        builder = indexed_dataset.IndexedDatasetBuilder(str(tmp_path / f"{name}.bin"), dtype=np.uint16)
+        builder.add_document(np.array([2, end]), lengths)
+        builder.finalize(str(tmp_path / f"{name}.idx"))
+    with pytest.raises(UserError, match="does not end with EOS"):
+        adopt(tmp_path / "no-eos", vocab_size=100, tokenizer="t", eos_id=2)
+    with pytest.raises(UserError, match="one sequence per document"):
+        adopt(tmp_path / "sentences", vocab_size=100, tokenizer="t", eos_id=2)

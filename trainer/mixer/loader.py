@@ -1,0 +1,157 @@
+"""A rank's rows of a global batch, read from memory-mapped shards one step ahead of the training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.errors import InfrastructureError, UserError
+from trainer.mixer.mixture import Mixture
+from trainer.mixer.permutation import Ints
+
+
+class Tokens(Protocol):
+    """What the loader needs of a token store."""
+
+    def read_samples(self, indices: Ints, seq_len: int) -> NDArray[np.int32]:
+        """Samples with their successors: [n, seq_len + 1]."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass takes."""
+
+    input_ids: Ints
+    """[micro_batch_size, seq_len]"""
+    targets: Ints
+    """[micro_batch_size, seq_len]: each position's successor. A packed stream has no padding, so every
+    position counts in the loss."""
+    source: Ints
+    """[micro_batch_size]: number of the row's source in `Mixture.names`."""
+    positions: Ints | None
+    """[micro_batch_size, seq_len]: place within the document, or since the row's start; None: no mask."""
+    documents: NDArray[np.int32] | None
+    """[micro_batch_size, seq_len]: number of the document within the row, from 0; None: no mask."""
+
+
+class Loader:
+    """The micro batches of one rank. One thread reads a step ahead; nothing else is kept."""
+
+    wait_s: float = 0.0
+    """How long the last `step` waited for data."""
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        stores: Mapping[str, Tokens],
+        *,
+        seq_len: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        document_mask: Literal["none", "causal_per_document"],
+        eos_id: int,
+    ) -> None:
+        self._mixture, self._stores = mixture, [stores[name] for name in mixture.names]
+        self._seq_len, self._micro_batch_size = seq_len, micro_batch_size
+        self._rank, self._world_size = rank, world_size
+        self._document_mask, self._eos_id = document_mask, eos_id
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewarm-loader")
+        self._ahead: tuple[tuple[int, int, int], Future[list[MicroBatch]]] | None = None
+
+    def step(self, phase: int, position: int, size: int) -> list[MicroBatch]:
+        """This rank's micro batches of the global batch [position, position + size) of a phase.
+
+        The next one is expected to follow on and is read meanwhile; asking for another costs a read.
+
+        Raises:
+            UserError: the batch does not divide among ranks and micro batches, or a source is used up.
+            InfrastructureError: a source cannot be read.
+        """
+        started = time.perf_counter()
+        asked = (phase, position, size)
+        if self._ahead is None or self._ahead[0] != asked:
+            self._ahead = (asked, self._reader.submit(self._read, *asked))
+        step = self._ahead[1].result()
+        self.wait_s = time.perf_counter() - started
+        follows = self._following(phase, position + size)
+        self._ahead = follows and ((*follows, size), self._reader.submit(self._read, *follows, size))
+        return step
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._reader.shutdown(wait=True, cancel_futures=True)
+
+    def _following(self, phase: int, position: int) -> tuple[int, int] | None:
+        """Where the next batch begins if all goes to plan; None after the last."""
+        if position < self._mixture.phase_samples[phase]:
+            return phase, position
+        return (phase + 1, 0) if phase + 1 < len(self._mixture.phase_samples) else None
+
+    def _read(self, phase: int, position: int, size: int) -> list[MicroBatch]:
+        rows, left = divmod(size, self._world_size)
+        if left or rows % self._micro_batch_size:
+            raise UserError(
+                f"does not divide into {self._world_size} ranks by micro batches of {self._micro_batch_size}",
+                field="global_batch_size",
+                value=size,
+                mend=f"make it a multiple of {self._world_size * self._micro_batch_size}",
+            )
+        own = slice(self._rank * rows, (self._rank + 1) * rows)
+        batch = self._mixture.batch(phase, position, size)
+        source = batch.source[own]
+        tokens = self._tokens(source, batch.index[own])
+        inputs, targets = tokens[:, :-1].astype(np.int64), tokens[:, 1:].astype(np.int64)
+        positions = documents = None
+        if self._document_mask == "causal_per_document":
+            positions, documents = document_places(tokens[:, :-1], self._eos_id)
+        return [
+            MicroBatch(
+                inputs[part],
+                targets[part],
+                source[part],
+                None if positions is None else positions[part],
+                None if documents is None else documents[part],
+            )
+            for part in (
+                slice(at, at + self._micro_batch_size) for at in range(0, rows, self._micro_batch_size)
+            )
+        ]
+
+    def _tokens(self, source: Ints, index: Ints) -> NDArray[np.int32]:
+        """The rows' tokens: [rows, seq_len + 1]; each source is read once, from front to back."""
+        tokens = np.empty((len(source), self._seq_len + 1), np.int32)
+        for number in np.unique(source):
+            rows = np.flatnonzero(source == number)
+            rows = rows[np.argsort(index[rows])]
+            try:
+                tokens[rows] = self._stores[number].read_samples(index[rows], self._seq_len)
+            except OSError as error:
+                raise InfrastructureError(
+                    f"sources.{self._mixture.names[number]}: cannot be read ({error})"
+                ) from error
+        return tokens
+
+
+def document_places(tokens: NDArray[np.int32], eos_id: int) -> tuple[Ints, NDArray[np.int32]]:
+    """For each token of each row ([rows, length]): its place within its document, and the document's number.
+
+    A document ends with its EOS. The one that a row begins with counts from the row's start, since what
+    precedes it there cannot be seen.
+    """
+    rows, length = tokens.shape
+    begins = np.ones((rows, length), bool)
+    np.equal(tokens[:, :-1], eos_id, out=begins[:, 1:])
+    first = np.flatnonzero(begins)  # where documents begin, rows end to end
+    lengths = np.diff(first, append=rows * length)
+    number = np.arange(len(first)) - np.searchsorted(first, first // length * length)
+    place = np.arange(rows * length)
+    place -= np.repeat(first, lengths)
+    documents = np.repeat(number.astype(np.int32), lengths)
+    return place.reshape(rows, length), documents.reshape(rows, length)

@@ -1,0 +1,90 @@
+"""Orders in which the samples of a source are taken, computed point by point: nothing is stored.
+
+A permutation of [0, n) is a generalised Feistel network (Black and Rogaway 2002, "Ciphers with arbitrary
+finite domains") on pairs (left, right) of Z_a x Z_b with a = ceil(sqrt(n)) and b = ceil(n / a). The domain
+a * b exceeds n by less than a, so only about one point in sqrt(n) lands outside and has to walk on along its
+cycle, and no walk can be longer than a. n may be as large as 2**62.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Words = NDArray[np.uint64]
+
+_ROUNDS = 16
+"""Four are enough for large n (Luby and Rackoff 1988); with sixteen even the 120 permutations of five points
+are equally frequent, and a batch may have as few rows."""
+_GOLDEN = 0x9E3779B97F4A7C15
+_WORD = 2**64
+
+
+def key_of(*parts: object) -> int:
+    """A 64-bit key from what names a permutation, the same on every machine."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def subkeys(keys: Words, numbers: Ints) -> Words:
+    """Keys of the `numbers`-th member (epoch, window) of the families that `keys` name."""
+    return _mix(keys + _words(numbers) * np.uint64(_GOLDEN))
+
+
+def permute(points: Ints, sizes: Ints, keys: Words) -> Ints:
+    """Where each point goes under the permutation of [0, size) with its key; elementwise on equal shapes.
+
+    For a fixed size and key this is a bijection of [0, size).
+    """
+    sizes_, keys = _words(sizes), np.asarray(keys, np.uint64)
+    images = _feistel(_words(points), sizes_, keys)
+    while (outside := np.flatnonzero(images >= sizes_)).size:
+        images[outside] = _feistel(images[outside], sizes_[outside], keys[outside])
+    return images.astype(np.int64)
+
+
+def permute_blocks(points: Ints, sizes: Ints, keys: Words, blocks: Ints) -> Ints:
+    """Like `permute`, with reads that stay within a window of `block` samples for as long as it lasts.
+
+    The order of the whole windows is permuted, and the samples inside each; what is left over after the
+    last whole window is a shorter one and comes last.
+    """
+    window, inside = np.divmod(points, blocks)
+    whole = sizes // blocks
+    last = window >= whole
+    placed = permute(np.where(last, 0, window), np.maximum(whole, 1), keys)
+    window = np.where(last, whole, placed)
+    width = np.where(last, sizes - whole * blocks, blocks)
+    return window * blocks + permute(inside, width, subkeys(keys, window + 1))
+
+
+def _feistel(points: Words, sizes: Words, keys: Words) -> Words:
+    """One pass of the network over the domain [0, a * b), in place of rounds that swap halves."""
+    a = np.ceil(np.sqrt(sizes.astype(np.float64))).astype(np.uint64)
+    b = (sizes + a - np.uint64(1)) // a
+    left, right = np.divmod(points, b)
+    for number in range(0, _ROUNDS, 2):
+        left = _add(left, right, keys, number, a)
+        right = _add(right, left, keys, number + 1, b)
+    return left * b + right
+
+
+def _add(half: Words, other: Words, keys: Words, number: int, modulus: Words) -> Words:
+    """(half + hash(other)) mod modulus, without a division: moduli are below 2**32."""
+    word = _mix(other + keys + np.uint64(number * _GOLDEN % _WORD))
+    total = half + ((word >> np.uint64(32)) * modulus >> np.uint64(32))
+    return total - modulus * (total >= modulus)
+
+
+def _mix(word: Words) -> Words:
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every bit depends on every bit."""
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return word ^ (word >> np.uint64(31))
+
+
+def _words(numbers: Ints) -> Words:
+    return np.asarray(numbers, np.int64).astype(np.uint64)

@@ -1,0 +1,96 @@
+"""From a recipe's mixture to one exact weight for each source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from math import lcm
+
+from trainer.errors import UserError
+from trainer.mixer.interleave import LONGEST, denominator
+from trainer.recipe import Segment, Source
+
+SIZE_STEPS = 2**15
+"""A split by size is rounded to about so many steps: far finer than it matters, and a short period."""
+
+
+def weights_of(
+    segment: Segment, sources: Mapping[str, Source], samples: Mapping[str, int], field: str
+) -> tuple[Fraction, ...]:
+    """Exact weights that add up to 1, one for each source in the recipe's order.
+
+    Without `replay_ratio` they are the recipe's own. With it the replay sources get that total and the new
+    sources the rest; each role's total is split in proportion to the weights given for sources of the role
+    (the others then get none), or else to the sources' `samples`.
+
+    Raises:
+        UserError: a role has a share but no sources, or the weights need too long a period; names `field`.
+    """
+    if segment.replay_ratio is None:
+        shares = dict(segment.weights)
+    else:
+        shares = _by_role(segment, segment.replay_ratio, sources, samples, field)
+    weights = tuple(shares.get(name, Fraction(0)) for name in sources)
+    if (needed := denominator(weights)) > LONGEST:
+        raise UserError(
+            f"needs a common denominator of {needed:,}, more than {LONGEST:,}",
+            field=field,
+            value={name: str(share) for name, share in shares.items()},
+            mend="write the weights with fewer digits or a common denominator",
+        )
+    return weights
+
+
+def _by_role(
+    segment: Segment,
+    replay_ratio: Fraction,
+    sources: Mapping[str, Source],
+    samples: Mapping[str, int],
+    field: str,
+) -> dict[str, Fraction]:
+    """Shares of the sources when only the replay sources' total is given."""
+    shares: dict[str, Fraction] = {}
+    by_size: list[tuple[Fraction, list[str]]] = []
+    for role, total in (("new", 1 - replay_ratio), ("replay", replay_ratio)):
+        members = [name for name, source in sources.items() if source.role == role]
+        given = {name: segment.weights[name] for name in members if name in segment.weights}
+        if total == 0:
+            continue
+        if not members:
+            raise UserError(
+                f"gives a share of {total} to role {role}, which no source has",
+                field=f"{field}.replay_ratio",
+                mend=f"give a source role {role}, or set replay_ratio to {int(role == 'new')}",
+            )
+        if not given:
+            by_size.append((total, members))
+        elif (sum_given := sum(given.values())) == 0:
+            raise UserError(
+                f"gives no {role} source a weight, but the role a share of {total}",
+                field=field,
+                mend="give one a weight above 0",
+            )
+        else:
+            shares |= {name: total * weight / sum_given for name, weight in given.items()}
+    fixed = lcm(replay_ratio.denominator, *(share.denominator for share in shares.values()))
+    for total, members in by_size:
+        fewest = -(-len(members) // int(total * fixed))
+        steps = int(total * fixed) * max(1, fewest, SIZE_STEPS // fixed)
+        parts = apportion([samples[name] for name in members], steps)
+        shares |= {name: total * part / steps for name, part in zip(members, parts, strict=True)}
+    return shares
+
+
+def apportion(sizes: list[int], steps: int) -> list[int]:
+    """Splits `steps` in proportion to `sizes` by largest remainder, with at least one step for each.
+
+    There must be no more sizes than steps.
+    """
+    whole = sum(sizes)
+    parts = [max(1, size * steps // whole) for size in sizes]
+    owed = sorted(range(len(sizes)), key=lambda k: sizes[k] * steps - parts[k] * whole, reverse=True)
+    for k in owed[: max(0, steps - sum(parts))]:
+        parts[k] += 1
+    while sum(parts) > steps:
+        parts[parts.index(max(parts))] -= 1
+    return parts

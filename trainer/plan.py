@@ -78,7 +78,7 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
     state = RunState.from_json(checkpoint.manifest.state) if checkpoint else None
     together = _Together()
     preset = together(lambda: sharding.read_preset(recipe.deepspeed))
-    vocab_size = together(lambda: vocabulary.size(recipe.model.tokenizer))
+    vocab_size = together(lambda: vocabulary.open_tokenizer(recipe.model.tokenizer).size)
     stores = together(lambda: open_sources(recipe, state.running.data if state else None))
     validation = together(lambda: _open_validation(recipe))
     together(lambda: check_logging(recipe.logging))

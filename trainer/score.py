@@ -46,7 +46,9 @@ def score_model(
     stores = {prefix: open_tokens(prefix) for prefix in prefixes}
     sizes = {store.vocab_size for store in stores.values()}
     if len(sizes) > 1:
-        raise UserError(f"vocabularies differ: {sorted(sizes)}", field="--data", mend="give shards of one tokenizer")
+        raise UserError(
+            f"vocabularies differ: {sorted(sizes)}", field="--data", mend="give shards of one tokenizer"
+        )
     causal, trained_seq_len = _open(model, sizes.pop())
     _check_rows(model, causal, stores)
     length = seq_len or trained_seq_len or min(causal.hf.config.max_position_embeddings, 4096)

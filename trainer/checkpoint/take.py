@@ -54,7 +54,7 @@ def export_checkpoint(
     """
     manifest = checkpoint.manifest
     recipe = parse(manifest.recipe, file=checkpoint.path / commit.MARKER)
-    vocab_size = vocabulary.size(recipe.model.tokenizer)
+    vocab_size = vocabulary.open_tokenizer(recipe.model.tokenizer).size
     config = AutoConfig.for_model(**resolve(recipe, vocab_size))
     reader = portable.Reader(checkpoint.files)
 

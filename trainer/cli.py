@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 from trainer import commands
 from trainer.errors import RewarmError
+from trainer.numbers import exact
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -105,13 +108,21 @@ def _data(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument("--input", nargs="+", required=True, metavar="PATH")
     prepare.add_argument("--tokenizer", required=True)
     prepare.add_argument("--out", required=True, metavar="PREFIX")
-    prepare.add_argument("--workers", type=int, help="processes; default: one per core")
-    prepare.add_argument("--part", help="I/N: only the I-th of N parts, for job arrays")
+    prepare.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes; default: one per core"
+    )
+    prepare.add_argument("--part", type=_part, metavar="I/N", help="only the I-th of N parts, for job arrays")
     prepare.add_argument("--text-field", default="text")
     prepare.add_argument(
-        "--documents", choices=("file", "paragraph"), default="file", help="what a .txt file holds"
+        "--documents", choices=("file", "block"), default="file", help="what a .txt file holds"
     )
-    prepare.add_argument("--validation", default="0", help="share held out by document hash, such as 0.5%%")
+    prepare.add_argument(
+        "--validation",
+        type=_exact,
+        default=0,
+        metavar="SHARE",
+        help="held out by document hash, such as 0.5%%",
+    )
     prepare.add_argument("--deduplicate", action="store_true", help="drop exact copies of documents")
     prepare.add_argument(
         "--max-rejects", default="0", help="malformed records that are borne, a number or 1%%"
@@ -188,6 +199,20 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="such as phases.0.schedule.max_lr=5e-5"
     )
+
+
+def _exact(text: str) -> Fraction:
+    try:
+        return exact(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, slash, parts = text.partition("/")
+    if not (slash and number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 1 <= I <= N")
+    return int(number), int(parts)
 
 
 def _command(kinds: Any, name: str, run: Command, what: str, example: str) -> argparse.ArgumentParser:

@@ -42,7 +42,7 @@ def train(asked: argparse.Namespace) -> int:
 
 def plan(asked: argparse.Namespace) -> int:
     """`rewarm plan`: the run before the run."""
-    from trainer import preview
+    import trainer.preview as preview
     from trainer.plan import prepare
 
     found = prepare(recipes.load(asked.recipe, asked.overrides), asked.world_size)
@@ -83,7 +83,7 @@ def train_vocabulary(asked: argparse.Namespace) -> int:
     from tokenization import vocabulary
 
     told = vocabulary.train(asked.input, asked.size, asked.out, text_field=asked.text_field, seed=asked.seed)
-    answer(asked, told, str(told))
+    answer(asked, told.to_json(), told.to_text())
     return 0
 
 
@@ -94,7 +94,56 @@ def extend_vocabulary(asked: argparse.Namespace) -> int:
     told = vocabulary.extend(
         asked.base, asked.add, asked.out, max_pieces=asked.max_pieces, allow_scripts=asked.allow_scripts
     )
-    answer(asked, told, str(told))
+    answer(asked, told.to_json(), told.to_text())
+    return 0
+
+
+def report_vocabulary(asked: argparse.Namespace) -> int:
+    """`rewarm vocab report`: 1 when a guarantee is broken."""
+    from tokenization import vocabulary
+
+    told = vocabulary.report(asked.tokenizer, asked.text, against=asked.against, text_field=asked.text_field)
+    answer(asked, told.to_json(), told.to_text())
+    return 1 if told.broken else 0
+
+
+def prepare_data(asked: argparse.Namespace) -> int:
+    """`rewarm data prepare`."""
+    from tokenization.prepare import prepare
+
+    told = prepare(
+        asked.input,
+        asked.tokenizer,
+        asked.out,
+        text_field=asked.text_field,
+        txt=asked.documents,
+        workers=asked.workers,
+        part=asked.part,
+        validation=asked.validation,
+        dedup=asked.deduplicate,
+        max_rejects=asked.max_rejects,
+    )
+    answer(asked, told.to_json(), told.to_text())
+    return 0
+
+
+def inspect_data(asked: argparse.Namespace) -> int:
+    """`rewarm data inspect`: reads every byte of the shards and holds it against their checksums."""
+    from tokenization import shards
+
+    shards.verify(asked.prefix)
+    store = shards.open_tokens(asked.prefix)
+    told = {
+        "prefix": asked.prefix,
+        "documents": store.documents,
+        "tokens": store.tokens,
+        "utf8_bytes": store.utf8_bytes,
+        "bytes_per_token": store.utf8_bytes / max(store.tokens, 1),
+        "vocab_size": store.vocab_size,
+        "tokenizer": store.tokenizer,
+        "fingerprint": store.fingerprint,
+    }
+    answer(asked, told, "\n".join(f"{name:<16} {value}" for name, value in told.items()))
     return 0
 
 

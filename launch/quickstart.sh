@@ -51,7 +51,7 @@ text=$out/text
 headline "vocabulary: English, Chinese, English extended with Chinese"
 tokenizers=$out/tokenizers
 [[ -d $tokenizers/english ]] || rewarm vocab train --input "$text/english-train.jsonl" --size 4096 --out "$tokenizers/english"
-[[ -d $tokenizers/chinese ]] || rewarm vocab train --input "$text/chinese-train.jsonl" --size 3072 --out "$tokenizers/chinese"
+[[ -d $tokenizers/chinese ]] || rewarm vocab train --input "$text/chinese-train.jsonl" --size 5120 --out "$tokenizers/chinese"
 [[ -d $tokenizers/extended ]] || rewarm vocab extend --base "$tokenizers/english" --add "$tokenizers/chinese" --out "$tokenizers/extended"
 rewarm vocab report --tokenizer "$tokenizers/extended" --against "$tokenizers/english" \
     --text "$text/english-validation.jsonl" "$text/chinese-validation.jsonl"

@@ -114,7 +114,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument("--part", type=_part, metavar="I/N", help="only the I-th of N parts, for job arrays")
     prepare.add_argument("--text-field", default="text")
     prepare.add_argument(
-        "--documents", choices=("file", "block"), default="file", help="what a .txt file holds"
+        "--documents", choices=("file", "blocks", "lines"), default="file", help="what a .txt file holds"
     )
     prepare.add_argument(
         "--validation",

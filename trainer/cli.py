@@ -81,7 +81,10 @@ def _vocab(parser: argparse.ArgumentParser) -> None:
     extend.add_argument("--out", required=True, metavar="DIR")
     extend.add_argument("--max-pieces", type=int, help="add at most so many")
     extend.add_argument(
-        "--allow-scripts", nargs="+", help="only pieces of these Unicode scripts, such as Han"
+        "--allow-scripts",
+        nargs="+",
+        default=["han"],
+        help="only pieces of these Unicode scripts (default: han)",
     )
     report = _command(
         kinds,

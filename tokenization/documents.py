@@ -1,8 +1,8 @@
 """Documents out of files: .txt, .jsonl (.gz, .zst), .parquet, and directories that `datasets` saved.
 
 `plan` cuts the inputs into slices from names and sizes alone; `blocks` turns slices into blocks of bounded
-size, in order, which other processes can read with `read`. Plain files are read where the block is used;
-compressed and columnar ones, which have no place to begin in the middle, are unpacked on the way.
+size, in order, which other processes can read with `records.read`. Plain files are read where the block is
+used; compressed and columnar ones, which have no place to begin in the middle, are unpacked on the way.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -24,9 +24,8 @@ from tokenization.errors import UserError
 TxtDocuments = Literal["file", "blocks", "lines"]
 """What one document of a `.txt` is: the file, a run of lines between blank ones, or a line."""
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 2 << 20
 _SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz", ".txt.zst", ".jsonl.zst", ".parquet")
-_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -65,67 +64,6 @@ class Block:
     data: bytes | list[Any] | None = None
 
 
-@dataclass
-class Batch:
-    """What `read` finds in a block."""
-
-    block: Block
-    texts: list[str] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    """UTF-8 bytes of each text."""
-    rejects: list[Reject] = field(default_factory=list)
-
-    def take(self, value: object, at: int) -> None:
-        """Add the text `value`, found at `at`, or say why it is none."""
-        try:
-            text = value.decode() if isinstance(value, bytes) else value
-            if not isinstance(text, str):
-                return self.reject(value, at, "is not text")
-            size = len(text) if text.isascii() else len(text.encode())
-        except UnicodeDecodeError:
-            return self.reject(value, at, "is not UTF-8")
-        except UnicodeEncodeError:
-            return self.reject(value, at, "has a lone surrogate")
-        if not text or text.isspace():
-            return self.reject(value, at, "is empty")
-        self.texts.append(text)
-        self.sizes.append(size)
-        return None
-
-    def take_json(self, line: bytes, name: str, at: int) -> None:
-        """Add the text in the field `name` of a JSON object, or say why there is none."""
-        try:
-            record = json.loads(line)
-        except UnicodeDecodeError:
-            return self.reject(line, at, "is not UTF-8")
-        except json.JSONDecodeError as error:
-            return self.reject(line, at, f"is not JSON ({error.msg})")
-        except (ValueError, RecursionError):
-            return self.reject(line, at, "is not JSON that can be read")
-        if not isinstance(record, dict):
-            return self.reject(line, at, "is not a JSON object")
-        if name not in record:
-            return self.reject(line, at, f"has no field {name!r}")
-        return self.take(record[name], at)
-
-    def reject(self, value: object, at: int, why: str) -> None:
-        """Note that the record at `at` is no document."""
-        shown = value[:80] if isinstance(value, (str, bytes)) else value
-        self.rejects.append(Reject(self.block.path, at, self.block.kind == "rows", why, repr(shown)[:100]))
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A record that is no document."""
-
-    path: str
-    at: int
-    """Byte offset of the record's line in the unpacked file; a row's number in a columnar one."""
-    row: bool
-    why: str
-    excerpt: str
-
-
 def plan(inputs: Sequence[str | Path], format: Format, block_bytes: int = BLOCK_BYTES) -> list[Slice]:
     """The slices of all `inputs`, in the order given, directories in the order of their names.
 
@@ -148,34 +86,10 @@ def blocks(slices: Sequence[Slice], format: Format, block_bytes: int = BLOCK_BYT
             yield Block(piece.path, piece.kind, piece.start, piece.stop, piece.size)  # type: ignore[arg-type]
 
 
-def read(block: Block, format: Format) -> Batch:
-    """The documents of a block, and its records that are none."""
-    batch = Batch(block)
-    if isinstance(block.data, list):
-        for row, value in enumerate(block.data, start=block.start):
-            batch.take(value, row)
-    elif block.kind == "jsonl":
-        for at, line in _records(block, format):
-            batch.take_json(line, format.text_field, at)
-    else:
-        for at, text in _records(block, format):
-            batch.take(text, at)
-    return batch
-
-
-def number(rejects: Sequence[Reject]) -> list[tuple[Reject, int]]:
-    """Each reject with its line, or row, from 1; one reading of each file as far as its last reject."""
-    lines: dict[tuple[str, int], int] = {}
-    for path in sorted({reject.path for reject in rejects if not reject.row}):
-        offsets = sorted({reject.at for reject in rejects if reject.path == path})
-        line, done = 1, 0
-        with _unpack(path) as file:
-            for at in offsets:
-                while done < at and (chunk := file.read(min(1 << 20, at - done))):
-                    line += chunk.count(b"\n")
-                    done += len(chunk)
-                lines[path, at] = line
-    return [(reject, reject.at + 1 if reject.row else lines[reject.path, reject.at]) for reject in rejects]
+def beginning(block: Block, size: int) -> Block:
+    """The part of a block that begins within its first `size` bytes, or the whole if it cannot be cut."""
+    plain = block.data is None and block.start < block.stop
+    return replace(block, stop=min(block.stop, block.start + size)) if plain else block
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -288,7 +202,7 @@ def _unpacked_blocks(piece: Slice, format: Format, block_bytes: int) -> Iterator
     ]
     at, held = 0, b""
     try:
-        with _unpack(piece.path) as file:
+        with unpack(piece.path) as file:
             while chunk := file.read(block_bytes):
                 held += chunk
                 if cut := find_end(held):
@@ -317,7 +231,8 @@ def _after_last_blank(held: bytes) -> int:
     return 0
 
 
-def _unpack(path: str) -> BinaryIO:
+def unpack(path: str) -> BinaryIO:
+    """Open a file to read what it holds when unpacked."""
     if path.endswith(".gz"):
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.endswith(".zst"):
@@ -325,64 +240,3 @@ def _unpack(path: str) -> BinaryIO:
         reader = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True, closefd=True)
         return io.BufferedReader(reader)
     return open(path, "rb")
-
-
-def _records(block: Block, format: Format) -> Iterator[tuple[int, bytes]]:
-    """The records that begin in the block, each with its offset."""
-    if isinstance(block.data, bytes):
-        file: BinaryIO = io.BytesIO(block.data)
-        base = block.start
-    else:
-        file = open(block.path, "rb")  # noqa: SIM115 - closed below
-        base = 0
-    with file:
-        if block.kind == "txt" and format.txt == "file":
-            yield block.start, _chomp(_without_bom(file.read()))
-        elif block.kind == "txt" and format.txt == "blocks":
-            yield from _paragraphs(file, block, base)
-        else:
-            yield from ((at, _chomp(line)) for at, line in _lines(file, block, base) if line.strip())
-
-
-def _lines(file: BinaryIO, block: Block, base: int) -> Iterator[tuple[int, bytes]]:
-    """Every line that begins in [start, stop), with its offset; an earlier one is another block's."""
-    at = block.start
-    if at > base:
-        file.seek(at - base - 1)
-        at += len(file.readline()) - 1
-    while at < block.stop and (line := file.readline()):
-        yield at, _without_bom(line) if at == 0 else line
-        at += len(line)
-
-
-def _paragraphs(file: BinaryIO, block: Block, base: int) -> Iterator[tuple[int, bytes]]:
-    """Runs of lines between blank ones. A run is the block's in which the blank line before it begins."""
-    endless = replace(block, stop=1 << 62)
-    mine = block.start == 0 or block.data is not None
-    begun = 0
-    held: list[bytes] = []
-    for at, line in _lines(file, endless, base):
-        if line.strip():
-            if mine:
-                begun = begun if held else at
-                held.append(line)
-            elif at >= block.stop:
-                return
-            continue
-        if held:
-            yield begun, _chomp(b"".join(held))
-            held = []
-        mine = at < block.stop
-        if not mine:
-            return
-    if held:
-        yield begun, _chomp(b"".join(held))
-
-
-def _without_bom(line: bytes) -> bytes:
-    return line.removeprefix(_BOM)
-
-
-def _chomp(line: bytes) -> bytes:
-    """Without its last line break."""
-    return line[:-1].removesuffix(b"\r") if line.endswith(b"\n") else line

@@ -172,7 +172,7 @@ def choose(tokenizer: Tokenizer, sample: Sequence[str], *, only: str | None = No
         if wrong is not None:
             dropped[name] = f"its ids differ from {truth.name}'s on {wrong[:60]!r}"
     agreeing = [name for name in engines if name not in dropped]
-    speeds = {name: _speed(engines[name], lines) for name in agreeing}
+    speeds = {name: _speed(engines[name], sample or lines) for name in agreeing}
     long = long_lines()
     for name in [only] if only in agreeing else sorted(agreeing, key=lambda name: -speeds[name]):
         if name == truth.name:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import xxhash
 
-from tokenization import documents
+from tokenization import documents, records
 from tokenization.encoder import Encoded, Engine
 from tokenization.errors import InfrastructureError
 
@@ -39,7 +39,7 @@ class Encoding:
 
     def __call__(self, task: Task) -> Tokens:
         """Read and encode a task; every document ends with EOS."""
-        batches = [documents.read(block, self.format) for block in task]
+        batches = [records.read(block, self.format) for block in task]
         texts = [text for batch in batches for text in batch.texts]
         ids, lengths = _with_eos(self.engine.encode(texts), self.eos_id, self.dtype)
         return Tokens(
@@ -64,7 +64,7 @@ class Tokens:
     """UTF-8 bytes of each document."""
     validation: np.ndarray
     """Whether each document belongs to the validation set."""
-    rejects: list[documents.Reject]
+    rejects: list[records.Reject]
     weight: int
 
 
@@ -76,7 +76,7 @@ class Digesting:
 
     def __call__(self, task: Task) -> np.ndarray:
         """The xxh3-128 of each document of a task."""
-        texts = [text for block in task for text in documents.read(block, self.format).texts]
+        texts = [text for block in task for text in records.read(block, self.format).texts]
         digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for text in texts)
         return np.frombuffer(digests, dtype=">u8").reshape(-1, 2)
 

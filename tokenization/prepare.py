@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenization import documents, duplicates, encoder
+from tokenization import documents, duplicates, encoder, records
 from tokenization.encoding import Encoding, Tokens, run, tasks
 from tokenization.errors import Problems, UserError
 from tokenization.jobs import Job, PartCounts, Prepared
@@ -29,7 +29,7 @@ from tokenization.tokenizer_files import open_tokenizer
 
 PART_BYTES = 1 << 30
 MAX_PARTS = 128
-_SAMPLE_SLICES, _SAMPLE_BYTES = 32, 1 << 19
+_SAMPLE_SLICES, _SAMPLE_BYTES = 32, 1 << 15
 
 
 def prepare(
@@ -128,17 +128,12 @@ def _check(
 
 def _sample(slices: Sequence[documents.Slice], format: documents.Format) -> list[str]:
     """Texts from places spread over the corpus, for choosing the encoder."""
-    stride = max(1, len(slices) // _SAMPLE_SLICES)
     found: list[str] = []
-    for piece in slices[::stride][:_SAMPLE_SLICES]:
-        held = 0
-        for block in documents.blocks([piece], format):
-            for text in documents.read(block, format).texts:
-                found.append(text[: _SAMPLE_BYTES // 16])
-                held += len(found[-1])
-                if held >= _SAMPLE_BYTES // _SAMPLE_SLICES:
-                    break
-            break
+    for piece in slices[:: max(1, len(slices) // _SAMPLE_SLICES)][:_SAMPLE_SLICES]:
+        block = next(documents.blocks([piece], format, _SAMPLE_BYTES), None)
+        if block is not None:
+            texts = records.read(documents.beginning(block, _SAMPLE_BYTES), format).texts
+            found.extend(text[:_SAMPLE_BYTES] for text in texts[:1000])
     return found
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenization import documents
+from tokenization import records
 from tokenization.errors import UserError
 from tokenization.shard_format import beside, disk, write_atomically
 
@@ -22,9 +22,9 @@ class Rejects:
         self.path = beside(prefix, ".rejects.jsonl")
         self._limit = limit
         self._counts: Counter[str] = Counter()
-        self._kept: list[documents.Reject] = []
+        self._kept: list[records.Reject] = []
 
-    def add(self, found: Sequence[documents.Reject]) -> None:
+    def add(self, found: Sequence[records.Reject]) -> None:
         """Count what a task has found.
 
         Raises:
@@ -35,7 +35,7 @@ class Rejects:
         total = self._counts.total()
         if total > self._limit:
             self.close()
-            reject, line = documents.number(self._kept[:1])[0]
+            reject, line = records.number(self._kept[:1])[0]
             why, count = self._counts.most_common(1)[0]
             raise UserError(
                 f"{reject.why}: {total:,} records are no documents ({count:,}: {why});"
@@ -55,7 +55,7 @@ class Rejects:
                         "why": reject.why,
                         "text": reject.excerpt,
                     }
-                    for reject, place in documents.number(self._kept)
+                    for reject, place in records.number(self._kept)
                 )
                 write_atomically(
                     self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -13,7 +13,7 @@ import sentencepiece
 import xxhash
 from sentencepiece import sentencepiece_model_pb2 as spm
 
-from tokenization import documents
+from tokenization import documents, records
 from tokenization.errors import InfrastructureError, UserError
 from tokenization.tokenizer_files import Tokenizer, write_directory
 
@@ -115,7 +115,7 @@ def _draw(lines: Iterator[str], budget: int, seed: int) -> tuple[list[str], int]
 
 def _lines(pieces: Sequence[documents.Slice], format: documents.Format) -> Iterator[str]:
     for block in documents.blocks(pieces, format):
-        for text in documents.read(block, format).texts:
+        for text in records.read(block, format).texts:
             for line in text.splitlines():
                 for start in range(0, len(line), LINE_CHARS):
                     yield line[start : start + LINE_CHARS]

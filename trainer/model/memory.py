@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.model.flops import parameters
+
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 LOGITS_BYTES = 3 * 2**27
@@ -35,19 +37,6 @@ class Memory:
     def largest_micro_batch(self, available: int) -> int:
         """Samples that fit beside the states into `available` bytes; 0 if none does."""
         return max(0, (available - self.states) // self.per_sample)
-
-
-def parameters(config: Mapping[str, Any]) -> int:
-    """Parameters of a LLaMA-like model (exact for llama, mistral, qwen2 but for biases; gpt_neox within 1 %)."""
-    hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
-    heads = int(config["num_attention_heads"])
-    head_dim = int(config.get("head_dim") or hidden // heads)
-    groups = int(config.get("num_key_value_heads") or heads)
-    attention = hidden * head_dim * (2 * heads + 2 * groups)
-    matrices = 2 if config["model_type"] == "gpt_neox" else 3
-    feed_forward = matrices * hidden * int(config["intermediate_size"])
-    embeddings = int(config["vocab_size"]) * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    return layers * (attention + feed_forward + 2 * hidden) + embeddings + hidden
 
 
 def estimate(

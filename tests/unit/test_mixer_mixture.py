@@ -1,8 +1,12 @@
 """Which sample is number i: whole epochs, exact shares, phases that go on, and a fingerprint that tells."""
 
+import subprocess
+import sys
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,6 +215,26 @@ def test_no_source_keeps_to_the_same_rows_of_the_batch():
     rows = np.array([mixture.batch(0, 16 * k, 16).source for k in range(4000)])
     assert (rows.sum(axis=1) == 4).all()  # each batch has its share
     assert abs(rows.mean(axis=0) - 1 / 4).max() < 0.03  # and so has each row over time
+
+
+def test_ten_trillion_tokens_take_no_more_memory_than_ten_thousand():
+    sizes = {f"s{k}": 10**8 * (k + 1) for k in range(20)}
+    tracemalloc.start()
+    mixture = mixture_of(
+        sizes, ["replay_ratio: 1%"], samples=[2 * 10**9], roles={"s3": "replay"}, seq_len=4096
+    )
+    mixture.batch(0, 10**12, 1024)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50 * 2**20
+
+
+def test_the_mixer_needs_no_torch():
+    code = (
+        "import sys, trainer.mixer.simulate, trainer.mixer.sources, trainer.mixer.loader as loader;"
+        "sys.exit(bool({'torch', 'deepspeed', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 
 # ---- the fingerprint

@@ -72,13 +72,12 @@ class Length:
             raise ValueError(f"{written!r} is not a whole number of tokens; a share is written 1%")
         return cls(amount, relative)
 
-    def of(self, phase_tokens: int) -> Fraction:
+    def of(self, phase_tokens: int | Fraction) -> Fraction:
         """The length in tokens (exact, not rounded) within a phase of `phase_tokens`."""
         return self.amount * phase_tokens if self.relative else self.amount
 
     def __str__(self) -> str:
         if not self.relative:
             return str(self.amount)
-        percent = self.amount * 100
-        exact_decimal = Fraction(str(float(percent))) == percent
-        return f"{float(percent):g}%" if exact_decimal else f"{self.amount}"
+        percent = f"{float(self.amount * 100):g}%"
+        return percent if exact(percent) == self.amount else f"{self.amount}"

@@ -9,46 +9,31 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from trainer.errors import Problems, UserError, nearest
-from trainer.numbers import Length, count, exact
+from trainer.fields import Count, Exact, Positive, Rate, Section
+from trainer.numbers import count
+from trainer.recipe_schedule import Anneal, Schedule, Stage
 
-Count = Annotated[int, BeforeValidator(count)]
-"""A whole number of at least 0."""
-
-Positive = Annotated[int, BeforeValidator(count), Field(ge=1)]
-"""A whole number of at least 1."""
-
-Rate = Annotated[float, BeforeValidator(lambda text: float(exact(text))), Field(ge=0)]
-"""A learning rate or another non-negative real number."""
-
-Exact = Annotated[Fraction, BeforeValidator(exact), PlainSerializer(str), Field(ge=0)]
-"""An exact non-negative rational."""
-
-Span = Annotated[Length, BeforeValidator(Length.read), PlainSerializer(str)]
-"""A length in tokens, or in per cent of the phase."""
-
-
-class Section(BaseModel):
-    """A part of the recipe: immutable, and strict about unknown fields."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        arbitrary_types_allowed=True,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
+__all__ = [
+    "Anneal",
+    "Checkpointing",
+    "Logging",
+    "Model",
+    "Optimizer",
+    "Phase",
+    "Recipe",
+    "Schedule",
+    "Section",
+    "Segment",
+    "Source",
+    "Stage",
+    "Validation",
+    "dump",
+    "load",
+    "parse",
+]
 
 
 class Model(Section):
@@ -126,70 +111,12 @@ class Segment(Section):
         return {**fields, "weights": rest}
 
 
-class Stage(Section):
-    """One shape of a `stages` schedule."""
-
-    shape: Literal["linear", "cosine", "inverse_sqrt", "exponential", "1-sqrt", "constant"]
-    length: Span
-    end_lr: Exact | None = None
-    """The LR that the stage ends with; a `constant` stage has none."""
-
-
-class Anneal(Section):
-    """Leaves any curve at `from_tokens` from the LR that it has there."""
-
-    from_tokens: Count
-    """Tokens into the phase."""
-    tokens: Positive
-    end_lr: Rate
-    shape: Literal["linear", "cosine", "exponential", "1-sqrt"] = "linear"
-
-
-class Schedule(Section):
-    """The learning rate as a function of tokens trained in this phase."""
-
-    kind: Literal[
-        "cosine", "cosine_clamped", "linear", "inverse_sqrt", "constant", "wsd", "infinite", "stages"
-    ]
-    max_lr: Rate
-    min_lr: Rate | None = None
-    """Default: a tenth of max_lr (Ibrahim et al. 2024)."""
-    start_lr: Rate | Literal["reached"] = 0.0
-    """Where the warm-up begins; `reached` is the LR that the phase before (or the base) ended with."""
-    warmup: Span = Length(Fraction(1, 100), True)
-    """Default 1 % of the phase (Ibrahim et al. 2024)."""
-    cooldown: Span | None = None
-    """infinite: length of the fall from max_lr to constant_lr; default 60 %."""
-    cooldown_shape: Literal["cosine", "inverse_sqrt"] | None = None
-    """infinite: default cosine."""
-    constant: Span | None = None
-    """infinite: length at constant_lr; default 25 %. The rest anneals to min_lr."""
-    constant_lr: Rate | None = None
-    """infinite: default 0.55 max_lr (Ibrahim et al. 2024: 1.65e-4 of 3e-4)."""
-    decay: Span | None = None
-    """wsd: length of the final decay; default 10 %."""
-    decay_shape: Literal["linear", "1-sqrt", "exponential"] | None = None
-    """wsd: default 1-sqrt."""
-    stages: tuple[Stage, ...] | None = None
-    """stages: shapes after each other, once the warm-up is over."""
-    cycles: Positive = 1
-    """Repeats of the whole curve, warm-up included, within the phase."""
-    anneal: Anneal | None = None
-    lr_scale: dict[str, Rate] = Field(default_factory=dict)
-    """Factor on the LR of a parameter group: `embeddings`, `new_rows`."""
-
-    @field_validator("start_lr", mode="before")
-    @classmethod
-    def _start(cls, written: Any) -> Any:
-        return written if written == "reached" else float(exact(written))
-
-
 class Phase(Section):
     """A mixture, a schedule, a token budget, and what may be trained."""
 
     name: str
     tokens: Positive
-    """Budget and horizon of the schedule."""
+    """Budget and horizon of the schedule; an `anneal` may end the phase before or after it."""
     mixture: tuple[Segment, ...]
     schedule: Schedule
     train: Literal["all", "embeddings", "new_rows"] | tuple[str, ...] = "all"
@@ -201,6 +128,21 @@ class Phase(Section):
     @classmethod
     def _segments(cls, written: Any) -> Any:
         return [written] if isinstance(written, Mapping) else written
+
+    @property
+    def length(self) -> int:
+        """Tokens after which the phase ends: the end of its anneal, else its budget."""
+        anneal = self.schedule.anneal
+        return self.tokens if anneal is None else anneal.from_tokens + anneal.tokens
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Phase:
+        problems = [f"schedule: {line}" for line in self.schedule.misfits(self.tokens)]
+        if self.train == "new_rows" and "embeddings" in self.schedule.lr_scale:
+            problems.append("schedule: lr_scale.embeddings has no effect where only new_rows are trained")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
 
 class Validation(Section):
@@ -282,8 +224,8 @@ class Recipe(Section):
         return self.seq_len * self.global_batch_size
 
     def phase_steps(self, phase: int) -> int:
-        """Optimizer steps of a phase: its budget, rounded up to whole global batches."""
-        return -(-self.phases[phase].tokens // self.tokens_per_step)
+        """Optimizer steps of a phase: its length, rounded up to whole global batches."""
+        return -(-self.phases[phase].length // self.tokens_per_step)
 
     @model_validator(mode="after")
     def _cross_field(self) -> Recipe:

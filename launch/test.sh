@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Makes or reuses .venv, then runs every check: linters, types, import floors, tests with coverage.
+#
+#   bash launch/test.sh [--fast] [pytest's own arguments]
+#
+# --fast leaves out the tests marked slow (those that launch several processes or train).
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+pytest_arguments=()
+for argument in "$@"; do
+    case $argument in
+        -h | --help)
+            sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+            exit 0
+            ;;
+        --fast) pytest_arguments+=(-m "not slow") ;;
+        *) pytest_arguments+=("$argument") ;;
+    esac
+done
+
+# A shell inside a job, or one set up for another project, must not change what the tests see.
+for name in $(compgen -e); do
+    case $name in
+        PYTHONPATH | PYTHONHOME | PYTEST_* | RANK | LOCAL_RANK | WORLD_SIZE | MASTER_ADDR | MASTER_PORT | CUDA_VISIBLE_DEVICES) unset "$name" ;;
+        SLURM_* | PMI_* | PMIX_* | OMPI_* | TORCHELASTIC_* | WANDB_* | DS_*) unset "$name" ;;
+    esac
+done
+export DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false
+
+bash launch/setup.sh
+export PATH=$PWD/.venv/bin:$PATH
+
+failed=()
+check() {
+    printf '\n== %s\n' "$*"
+    "$@" || failed+=("$*")
+}
+check ruff check .
+check ruff format --check .
+check mypy
+check lint-imports --no-cache
+
+printf '\n== pytest\n'
+status=0
+pytest --cov --cov-report=term:skip-covered ${pytest_arguments[@]+"${pytest_arguments[@]}"} || status=$?
+((${#failed[@]} == 0)) || printf 'failed: %s\n' "${failed[@]}" >&2
+((status == 0 && ${#failed[@]} == 0))

@@ -1,0 +1,139 @@
+"""Trained weights → a directory that AutoModelForCausalLM and AutoTokenizer load anywhere."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from trainer.errors import UserError
+from trainer.model.architecture import EMBEDDINGS, file_name
+from trainer.model.directory import MAX_SHARD_BYTES, WeightsWriter, copy_tokenizer, whole_directory
+from trainer.model.loss import plain_name
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a reader of the exported model must know."""
+
+    name: str
+    base: str | None = None
+    """What training went on from; None for random weights."""
+    tokens: int = 0
+    """Tokens trained in the whole run."""
+    phases: Sequence[Mapping[str, Any]] = ()
+    """Per phase a mapping with the same keys: name, tokens, mixture, schedule, …."""
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    """Metric → value, forgetting among them."""
+    lineage: Sequence[Mapping[str, Any]] = ()
+    """The records of lineage.jsonl that are worth telling."""
+
+
+def export(
+    weights: Iterable[tuple[str, Tensor]],
+    config: PretrainedConfig,
+    tokenizer: str | Path,
+    out: str | Path,
+    *,
+    vocab_size: int,
+    dtype: Literal["fp32", "bf16", "fp16"],
+    card: Card,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes `weights` (taken one at a time, under `CausalLM`'s names or Hugging Face's) and their config.
+
+    Embedding rows beyond the tokenizer's `vocab_size` pieces are padding and are left out, so that no one
+    can sample them. The tokenizer's files are copied byte for byte.
+
+    Raises:
+        UserError: `out` is not empty, the tokenizer is missing, there is no input embedding in `weights`,
+            or a weight does not fit into `dtype`.
+        InfrastructureError: the disk is full or cannot be written.
+    """
+    input_name, output_name = EMBEDDINGS[config.model_type]
+    written: set[str] = set()
+    with whole_directory(out) as draft:
+        copy_tokenizer(tokenizer, draft)
+        writer = WeightsWriter(draft, max_shard_bytes)
+        for long_name, weight in weights:
+            name = file_name(config.model_type, plain_name(long_name))
+            if name in written or (name == output_name and config.tie_word_embeddings):
+                continue
+            written.add(name)
+            rows = weight[:vocab_size] if name in (input_name, output_name) else weight
+            writer.add(name, _cast(name, rows, DTYPES[dtype]))
+        if input_name not in written:
+            raise UserError("is not among the weights to export", value=input_name)
+        writer.close()
+        _write_config(config, vocab_size, dtype, draft)
+        (draft / "README.md").write_text(render(card, dtype), encoding="utf-8")
+
+
+def _cast(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """`weight` in `dtype`, refused if that makes a finite value infinite."""
+    cast = weight.to(dtype)
+    if dtype is torch.float16 and not torch.isfinite(cast).all() and torch.isfinite(weight).all():
+        largest = weight.abs().max().item()
+        raise UserError(f"reaches {largest:.3g}, beyond fp16", value=name, mend="export in bf16 or fp32")
+    return cast
+
+
+def _write_config(config: PretrainedConfig, vocab_size: int, dtype: str, draft: Path) -> None:
+    """config.json and generation_config.json for those who use the model, not for those who train it."""
+    told = copy.deepcopy(config)
+    told.vocab_size = vocab_size
+    told.dtype = DTYPES[dtype]
+    told.use_cache = True
+    told.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    told.save_pretrained(draft)
+    GenerationConfig.from_model_config(told).save_pretrained(draft)
+
+
+def render(card: Card, dtype: str) -> str:
+    """The model card, in Markdown with the metadata block of the hub."""
+    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [rewarm]"]
+    if card.base:
+        head.append(f"base_model: {card.base}")
+    origin = f"continues `{card.base}`" if card.base else "starts from random weights"
+    parts = [
+        "\n".join([*head, "---"]),
+        f"# {card.name}",
+        f"This model {origin}, trained on {card.tokens:,} tokens with rewarm; weights in {dtype}.",
+    ]
+    for title, rows in (("Phases", card.phases), ("Lineage", card.lineage)):
+        if rows:
+            parts += [f"## {title}", _table(rows)]
+    if card.evaluation:
+        measured = [{"metric": name, "value": f"{value:.4f}"} for name, value in card.evaluation.items()]
+        parts += ["## Evaluation", _table(measured)]
+        parts.append("Forgetting is upstream bits per byte now minus the base model's.")
+    parts += ["## Use", _USE]
+    return "\n\n".join(parts) + "\n"
+
+
+_USE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
+model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
+```"""
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table with a column for each key, in the order in which they first appear."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, ["---"] * len(columns)]
+    lines += [
+        [str(row.get(column, "")).replace("|", "\\|").replace("\n", " ") for column in columns]
+        for row in rows
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

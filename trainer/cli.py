@@ -1,0 +1,226 @@
+"""The command `rewarm`: words in, a function of a lower room called, lines and an exit status out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+from trainer import commands
+from trainer.errors import RewarmError
+from trainer.numbers import exact
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; bad input is one line on standard error and a non-zero status."""
+    parser = build_parser()
+    asked = parser.parse_args(arguments)
+    try:
+        command: Command = asked.command
+        return command(asked)
+    except RewarmError as error:
+        _complain(str(error))
+        return error.exit_code
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+
+
+def _complain(text: str) -> None:
+    """One line per problem, from the first rank only, so that a thousand ranks complain once."""
+    from trainer.launcher import world
+
+    if world().rank == 0:
+        for line in text.splitlines():
+            print(f"rewarm: {line}", file=sys.stderr)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line, with an example for each command."""
+    parser = argparse.ArgumentParser(
+        prog="rewarm", description="Continued pretraining of LLaMA-style models that does not forget."
+    )
+    rooms = parser.add_subparsers(required=True, metavar="COMMAND")
+    _vocab(rooms.add_parser("vocab", help="train, extend and examine vocabularies"))
+    _data(rooms.add_parser("data", help="text to token shards, and what a mixture draws from them"))
+    _model(rooms.add_parser("model", help="grow a model to an extended vocabulary"))
+    _runs(rooms)
+    return parser
+
+
+def _vocab(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(required=True, metavar="COMMAND")
+    train = _command(
+        kinds,
+        "train",
+        commands.train_vocabulary,
+        "a SentencePiece BPE vocabulary from text",
+        "--input zh.jsonl --size 8000 --out zh",
+    )
+    train.add_argument("--input", nargs="+", required=True, metavar="PATH", help="files or folders of text")
+    train.add_argument("--size", type=int, required=True, help="pieces in all")
+    train.add_argument("--out", required=True, metavar="DIR")
+    train.add_argument("--text-field", default="text", help="of jsonl and parquet records")
+    train.add_argument("--seed", type=int, default=0)
+    extend = _command(
+        kinds,
+        "extend",
+        commands.extend_vocabulary,
+        "a base vocabulary with new pieces",
+        "--base llama2 --add zh --out llama2-zh",
+    )
+    extend.add_argument("--base", required=True, metavar="TOKENIZER")
+    extend.add_argument("--add", required=True, metavar="TOKENIZER")
+    extend.add_argument("--out", required=True, metavar="DIR")
+    extend.add_argument("--max-pieces", type=int, help="add at most so many")
+    extend.add_argument(
+        "--allow-scripts",
+        nargs="+",
+        default=["han"],
+        help="only pieces of these Unicode scripts (default: han)",
+    )
+    report = _command(
+        kinds,
+        "report",
+        commands.report_vocabulary,
+        "what a vocabulary does to text",
+        "--tokenizer llama2-zh --text held-out.txt",
+    )
+    report.add_argument("--tokenizer", required=True, metavar="DIR")
+    report.add_argument("--against", metavar="DIR", help="the base, whose ids must not have changed")
+    report.add_argument("--text", nargs="+", required=True, metavar="PATH")
+    report.add_argument("--text-field", default="text")
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(required=True, metavar="COMMAND")
+    prepare = _command(
+        kinds,
+        "prepare",
+        commands.prepare_data,
+        "text to token shards",
+        "--input zh/ --tokenizer llama2-zh --out data/zh",
+    )
+    prepare.add_argument("--input", nargs="+", required=True, metavar="PATH")
+    prepare.add_argument("--tokenizer", required=True)
+    prepare.add_argument("--out", required=True, metavar="PREFIX")
+    prepare.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes; default: one per core"
+    )
+    prepare.add_argument("--part", type=_part, metavar="I/N", help="only the I-th of N parts, for job arrays")
+    prepare.add_argument("--text-field", default="text")
+    prepare.add_argument(
+        "--documents", choices=("file", "blocks", "lines"), default="file", help="what a .txt file holds"
+    )
+    prepare.add_argument(
+        "--validation",
+        type=_exact,
+        default=0,
+        metavar="SHARE",
+        help="held out by document hash, such as 0.5%%",
+    )
+    prepare.add_argument("--deduplicate", action="store_true", help="drop exact copies of documents")
+    prepare.add_argument(
+        "--max-rejects", default="0", help="malformed records that are borne, a number or 1%%"
+    )
+    inspect = _command(kinds, "inspect", commands.inspect_data, "what a shard holds", "data/zh")
+    inspect.add_argument("prefix")
+    simulate = _command(
+        kinds, "simulate", commands.simulate, "the samples that a recipe draws", "recipe.yaml --samples 0:100"
+    )
+    simulate.add_argument("recipe")
+    simulate.add_argument("overrides", nargs="*", metavar="field=value")
+    simulate.add_argument("--samples", default="0:20", metavar="A:B", help="window of the run's samples")
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(required=True, metavar="COMMAND")
+    extend = _command(
+        kinds,
+        "extend",
+        commands.extend_model,
+        "grow embeddings",
+        "--base llama2-7b --tokenizer llama2-zh --out llama2-7b-zh",
+    )
+    extend.add_argument("--base", required=True, metavar="MODEL")
+    extend.add_argument("--tokenizer", required=True, metavar="DIR")
+    extend.add_argument("--out", required=True, metavar="DIR")
+    extend.add_argument("--new-rows", choices=("subpiece_mean", "mean", "random"), default="subpiece_mean")
+    extend.add_argument("--seed", type=int, default=0, help="of random rows")
+    extend.add_argument("--text", nargs="*", default=[], metavar="PATH", help="text to compare the losses on")
+
+
+def _runs(rooms: Any) -> None:
+    plan = _command(
+        rooms, "plan", commands.plan, "what a recipe will do, before it does it", "recipe.yaml --lr-at 0,1e9"
+    )
+    _recipe_arguments(plan)
+    plan.add_argument("--lr-at", metavar="T,…", help="learning rate after so many tokens of the run")
+    plan.add_argument("--world-size", type=int, default=1, help="ranks to plan for (default: 1)")
+    train = _command(rooms, "train", commands.train, "train a recipe", "launch/recipes/llama2-7b-zh.yaml")
+    _recipe_arguments(train)
+    score = _command(
+        rooms,
+        "eval",
+        commands.evaluate,
+        "losses of a model",
+        "runs/x/checkpoints/step-00001000 --data data/en",
+    )
+    score.add_argument("model", metavar="MODEL|CHECKPOINT")
+    score.add_argument("--data", nargs="+", required=True, metavar="PREFIX")
+    score.add_argument("--seq-len", type=int, default=None)
+    score.add_argument("--max-tokens", type=int, default=None)
+    export = _command(
+        rooms,
+        "export",
+        commands.export,
+        "a checkpoint as a Hugging Face model",
+        "runs/x --out models/llama2-zh",
+    )
+    export.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run directory for its newest"
+    )
+    export.add_argument("--out", required=True, metavar="DIR")
+    export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
+    export.add_argument("--shard-size", default="5e9", help="bytes per file at most")
+    report = _command(
+        rooms, "report", commands.report, "one HTML page about runs", "runs/a runs/b --out report.html"
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN")
+    report.add_argument("--out", required=True, metavar="FILE.html")
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="field=value", help="such as phases.0.schedule.max_lr=5e-5"
+    )
+
+
+def _exact(text: str) -> Fraction:
+    try:
+        return exact(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, slash, parts = text.partition("/")
+    if not (slash and number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 1 <= I <= N")
+    return int(number), int(parts)
+
+
+def _command(kinds: Any, name: str, run: Command, what: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = kinds.add_parser(name, help=what, description=what)
+    parser.epilog = f"example: {parser.prog} {example}"
+    parser.add_argument("--json", action="store_true", help="the answer as JSON")
+    parser.set_defaults(command=run)
+    return parser

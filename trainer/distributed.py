@@ -1,0 +1,72 @@
+"""The process group and the few collectives that the trainer uses."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+from trainer.launcher import World, announce
+
+
+def start(here: World, timeout_minutes: float = 60.0) -> None:
+    """Joins the process group; the time-out covers the slowest save or load, not a step."""
+    announce(here)
+    get_accelerator().set_device(here.local_rank)
+    deepspeed.init_distributed(
+        dist_backend=get_accelerator().communication_backend_name(),
+        timeout=datetime.timedelta(minutes=timeout_minutes),
+        verbose=False,
+    )
+
+
+def stop() -> None:
+    """Leaves the process group, after a success; after a failure no collective is tried again."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number in the group."""
+    return dist.get_rank()
+
+
+def world_size() -> int:
+    """The number of processes in the group."""
+    return dist.get_world_size()
+
+
+def device() -> torch.device:
+    """The device of this rank."""
+    return torch.device(get_accelerator().current_device_name())
+
+
+def device_name() -> str:
+    """The model of this rank's GPU; `cpu` without one."""
+    where = device()
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """The sum of `values` over all ranks, on every rank (on the device)."""
+    values = values.to(device())
+    dist.all_reduce(values)
+    return values
+
+
+def from_rank0(value: Any) -> Any:
+    """Rank 0's `value` (any picklable object) on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=device())
+    return box[0]
+
+
+def from_all(value: Any) -> list[Any]:
+    """Every rank's `value`, in rank order, on every rank."""
+    boxes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(boxes, value)
+    return boxes

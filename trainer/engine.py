@@ -1,0 +1,311 @@
+"""Recipe and ds_config become a DeepSpeed engine, and an engine becomes what the rest needs of it.
+
+With distributed.py this is the only file that knows DeepSpeed. It offers a training step whose
+result does not depend on how the batch is cut, and `fragments`: this rank's share of the fp32
+weights and optimizer moments as live tensors with their places, which is all that saving,
+loading and any change of topology need.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import deepspeed
+import numpy as np
+import torch
+
+from trainer import distributed
+from trainer.recipe import Optimizer
+from trainer.sharding import offloads_optimizer, stage
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's running averages, as torch and DeepSpeed name them."""
+
+
+class MicroBatch(Protocol):
+    """Numpy arrays of one forward pass, as the mixer's loader and the evaluation give them."""
+
+    @property
+    def input_ids(self) -> np.ndarray:
+        """[micro, seq]."""
+
+    @property
+    def targets(self) -> np.ndarray:
+        """[micro, seq], -100 where nothing is to be learnt."""
+
+    @property
+    def source(self) -> np.ndarray:
+        """[micro]."""
+
+    @property
+    def positions(self) -> np.ndarray | None:
+        """[micro, seq], from 0 in each document; None: attention crosses documents."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, on every rank alike."""
+
+    source_nats: torch.Tensor  # [sources], summed over the global batch
+    source_targets: torch.Tensor  # [sources]
+    grad_norm: float
+    """Global gradient norm before clipping; not finite when the step was skipped."""
+    applied: bool
+    """False when gradients were not finite and nothing was changed."""
+    stop: bool
+    """Whether any rank asked to stop after this step."""
+
+
+@dataclass
+class Fragment:
+    """A stretch of a parameter that this rank owns, with live tensors that may be read and overwritten."""
+
+    name: str
+    start: int
+    """First element within the flattened parameter."""
+    shape: tuple[int, ...]
+    """The whole parameter's shape."""
+    trained: bool
+    owned: bool
+    """Whether this rank saves it; where several ranks hold a whole parameter, one of them does."""
+    tensors: dict[str, torch.Tensor]
+    """`weight` and, if trained, the moments: one-dimensional, fp32 (frozen weights: any dtype)."""
+
+
+@contextmanager
+def sharded_loading(config: dict[str, Any]) -> Iterator[None]:
+    """Within it, transformers shards a model as it builds or loads it, if the stage is 3."""
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    held = HfDeepSpeedConfig(config) if stage(config) == 3 else None
+    try:
+        yield
+    finally:
+        del held
+        unset_hf_deepspeed_config()
+
+
+class Engine:
+    """A model under DeepSpeed, for one phase."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        groups: list[dict[str, Any]],
+        config: dict[str, Any],
+        optimizer: Optimizer,
+    ) -> None:
+        """Shards `model`; `groups` are optimizer parameter groups, each with an `lr_scale`."""
+        self.stage = stage(config)
+        self.clip = optimizer.grad_clip
+        adam = _adamw(groups, optimizer, offloads_optimizer(config))
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adam, config=config)
+        self.world_size = self.engine.world_size
+        self.device = distributed.device()
+
+    # -- computing ---------------------------------------------------------------------------
+
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], lr: float, sources: int, seed: int, stop: bool
+    ) -> StepResult:
+        """One optimizer step over the global batch of which `micro_batches` are this rank's share.
+
+        Losses are divided by the global number of target tokens, so that the step is the same
+        however the batch is cut among ranks and micro batches.
+        """
+        # Dropout, where a model has it, is a function of the position, so nothing of it is saved.
+        torch.manual_seed(seed)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        targets = sum(int((micro.targets >= 0).sum()) for micro in micro_batches)
+        agreed = distributed.total(torch.tensor([float(targets), float(stop)], dtype=torch.float64))
+        scale = self.world_size / float(agreed[0])
+        nats = torch.zeros(2, sources, dtype=torch.float64, device=self.device)
+        for number, micro in enumerate(micro_batches):
+            loss, row_nats, row_targets = self.engine(*self._to_device(micro))
+            self.engine.backward(loss * scale, scale_wrt_gas=False)
+            source = torch.as_tensor(micro.source, dtype=torch.int64).to(self.device)
+            nats[0].index_add_(0, source, row_nats.detach().double())
+            nats[1].index_add_(0, source, row_targets.double())
+            if number + 1 < len(micro_batches):
+                self.engine.step()
+        norm, applied = self._apply()
+        nats = distributed.total(nats)
+        return StepResult(nats[0], nats[1], norm, applied, bool(agreed[1] > 0))
+
+    def _apply(self) -> tuple[float, bool]:
+        """Steps the optimizer unless a gradient is not finite; every rank sees the same."""
+        if self.stage > 0:
+            self.engine.step()
+            norm = float(self.engine.get_global_grad_norm() or 0.0)
+            return norm, self.engine.was_step_applied()
+        trained = [parameter for parameter in self.engine.module.parameters() if parameter.grad is not None]
+        limit = self.clip or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, limit))
+        applied = math.isfinite(norm)
+        if not applied:
+            self.engine.zero_grad()  # without gradients the step below changes nothing
+            for parameter in trained:
+                parameter.grad = None
+        self.engine.step()
+        return norm, applied
+
+    @torch.no_grad()
+    def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nats and target tokens of each row of an evaluation batch, [micro] each."""
+        self.engine.eval()
+        _, nats, targets = self.engine(*self._to_device(micro))
+        self.engine.train()
+        return nats.double(), targets.double()
+
+    def _to_device(self, micro: MicroBatch) -> Iterable[torch.Tensor | None]:
+        cuda = self.device.type == "cuda"
+        for array in (micro.input_ids, micro.targets, micro.positions):
+            if array is None:
+                yield None
+                continue
+            tensor = torch.as_tensor(array)
+            yield (tensor.pin_memory() if cuda else tensor).to(self.device, non_blocking=True)
+
+    # -- saving and loading --------------------------------------------------------------------
+
+    @property
+    def adam_step(self) -> int:
+        """Steps that the optimizer has applied; what AdamW's bias correction counts."""
+        for state in self._adam().state.values():
+            return int(state["step"])
+        return 0
+
+    @property
+    def loss_scale(self) -> dict[str, float]:
+        """State of fp16's loss scaler (numbers only); empty in other precisions."""
+        scaler = getattr(self.optimizer, "loss_scaler", None)
+        numbers = {} if scaler is None else vars(scaler)
+        return {name: value for name, value in numbers.items() if type(value) in (int, float)}
+
+    def fragments(self) -> Iterator[Fragment]:
+        """This rank's share of the run's state; together the ranks' shares cover each parameter once."""
+        yield from {0: self._whole, 1: self._flat, 2: self._flat, 3: self._sharded}[self.stage]()
+
+    def restore(self, adam_step: int, loss_scale: dict[str, float]) -> None:
+        """After fragments were overwritten: counters, and the computing copies of the weights.
+
+        An `adam_step` of 0 is a fresh optimizer.
+        """
+        for state in self._adam().state.values():
+            step = state["step"]
+            state["step"] = torch.full_like(step, adam_step) if torch.is_tensor(step) else adam_step
+        scaler = getattr(self.optimizer, "loss_scaler", None)
+        for name, value in loss_scale.items():
+            setattr(scaler, name, value)
+        if self.stage in (1, 2):
+            self.optimizer.update_lp_params()
+        if self.stage == 3:
+            self._refresh_sharded()
+
+    def close(self) -> None:
+        """Gives the memory back, so that the next phase's engine fits."""
+        self.engine.destroy()
+        del self.engine, self.optimizer
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _adam(self) -> torch.optim.Optimizer:
+        """torch's or DeepSpeed's AdamW below whatever ZeRO wraps around it."""
+        return self.optimizer if self.stage == 0 else self.optimizer.optimizer
+
+    def _moments(self, owner: torch.Tensor) -> dict[str, torch.Tensor]:
+        """AdamW's moments of one of its tensors; made here where the first step has not done it yet."""
+        state = self._adam().state[owner]
+        if not state:
+            on_cpu_adam = isinstance(self._adam(), deepspeed.ops.adam.DeepSpeedCPUAdam)
+            state["step"] = (
+                0 if on_cpu_adam else torch.zeros((), dtype=torch.float32, device=self._step_device())
+            )
+            for moment in MOMENTS:
+                state[moment] = torch.zeros_like(owner, dtype=torch.float32)
+        return {moment: state[moment] for moment in MOMENTS}
+
+    def _step_device(self) -> torch.device:
+        """Fused AdamW counts on the device, the plain one on the host."""
+        return self.device if self._adam().defaults.get("fused") else torch.device("cpu")
+
+    def _whole(self) -> Iterator[Fragment]:
+        """Stage 0: every rank holds all; parameters are dealt out to the ranks for writing."""
+        rank = distributed.rank()
+        for number, (name, parameter) in enumerate(self.engine.module.named_parameters()):
+            moments = self._moments(parameter) if parameter.requires_grad else {}
+            tensors = {"weight": parameter.data, **moments}
+            flat = {kind: tensor.view(-1) for kind, tensor in tensors.items()}
+            owned = number % self.world_size == rank
+            yield Fragment(name, 0, tuple(parameter.shape), parameter.requires_grad, owned, flat)
+
+    def _flat(self) -> Iterator[Fragment]:
+        """Stages 1 and 2: a parameter group is one flat fp32 buffer, cut evenly among the ranks."""
+        rank = distributed.rank()
+        owners = {}
+        for number, parameters in enumerate(self.optimizer.bit16_groups):
+            for parameter in parameters:
+                owners[id(parameter)] = self.optimizer.single_partition_of_fp32_groups[number]
+        for number, parameter in enumerate(self.engine.module.parameters()):
+            name, shape = self.names[id(parameter)], tuple(parameter.shape)
+            if not parameter.requires_grad:
+                owned = number % self.world_size == rank
+                yield Fragment(name, 0, shape, False, owned, {"weight": parameter.data.view(-1)})
+            elif (link := parameter._hp_mapping) is not None:
+                owner = owners[id(parameter)]
+                place = link.get_hp_fragment_address()
+                tensors = {"weight": owner.data, **self._moments(owner)}
+                own = {kind: tensor.narrow(0, place.start, place.numel) for kind, tensor in tensors.items()}
+                yield Fragment(name, link.lp_fragment_address.start, shape, True, True, own)
+
+    def _sharded(self) -> Iterator[Fragment]:
+        """Stage 3: every parameter by itself is cut evenly among the ranks, the last piece padded."""
+        zero = self.optimizer
+        rank = distributed.rank()
+        for parameter in self.engine.module.parameters():
+            name, shape = self.names[id(parameter)], tuple(parameter.ds_shape)
+            share = parameter.ds_tensor.ds_numel
+            start = share * rank
+            count = max(0, min(share, parameter.ds_numel - start))
+            if count == 0:
+                continue
+            if parameter.requires_grad:
+                group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
+                owner = zero.fp32_partitioned_groups_flat[group]
+                tensors = {"weight": owner.data, **self._moments(owner)}
+            else:
+                offset, tensors = 0, {"weight": parameter.ds_tensor.data.view(-1)}
+            own = {kind: tensor.narrow(0, offset, count) for kind, tensor in tensors.items()}
+            yield Fragment(name, start, shape, parameter.requires_grad, True, own)
+
+    def _refresh_sharded(self) -> None:
+        """Stage 3: fp32 shards to computing shards, then the small parameters that stay gathered."""
+        zero = self.optimizer
+        zero._partition_all_parameters()
+        for number, owner in enumerate(zero.fp32_partitioned_groups_flat):
+            zero.fp16_partitioned_groups_flat[number].data.copy_(owner.data)
+            zero._unflatten_partitioned_parameters(number)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+        zero.invalidate_secondary_tensor()
+
+
+def _adamw(groups: list[dict[str, Any]], optimizer: Optimizer, offload: bool) -> torch.optim.Optimizer:
+    """AdamW with decoupled weight decay; the host's vectorised one where states are offloaded."""
+    settings: dict[str, Any] = {
+        "lr": 0.0,
+        "betas": (optimizer.beta1, optimizer.beta2),
+        "eps": optimizer.eps,
+        "weight_decay": optimizer.weight_decay,
+    }
+    if offload:
+        return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
+    return torch.optim.AdamW(groups, fused=torch.cuda.is_available(), **settings)

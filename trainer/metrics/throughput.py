@@ -1,0 +1,71 @@
+"""Measuring a run: tokens per second, share of the machine's peak, waiting for data, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Throughput:
+    """Tokens per second of training, evaluation and saving left out, and what share of the machine it is."""
+
+    def __init__(
+        self,
+        *,
+        flops_per_token: float | None = None,
+        peak_flops: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`peak_flops` is the floating-point operations per second of all devices; None where unknown."""
+        self._flops_per_token, self._peak_flops, self._clock = flops_per_token, peak_flops, clock
+        self._restart()
+
+    def _restart(self) -> None:
+        self._since = self._clock()
+        self._tokens = 0
+        self._steps = 0
+        self._paused_s = 0.0
+        self._data_wait_s = 0.0
+
+    def step(self, tokens: int, data_wait_s: float = 0.0) -> None:
+        """Counts one optimizer step over `tokens` (all ranks), `data_wait_s` of it waiting for data."""
+        self._tokens += tokens
+        self._steps += 1
+        self._data_wait_s += data_wait_s
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is not training."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._paused_s += self._clock() - began
+
+    def read(self) -> dict[str, float]:
+        """The means since the last reading, by metric name; no MFU where the device's peak is unknown."""
+        elapsed = self._clock() - self._since - self._paused_s
+        if not self._steps or elapsed <= 0:
+            return {}
+        rate = self._tokens / elapsed
+        metrics = {
+            "perf/tokens_per_s": rate,
+            "perf/step_s": elapsed / self._steps,
+            "perf/data_wait_s": self._data_wait_s / self._steps,
+            "mem/peak_gib": peak_gib(),
+        }
+        if self._flops_per_token and self._peak_flops:
+            metrics["perf/mfu"] = rate * self._flops_per_token / self._peak_flops
+        self._restart()
+        return metrics
+
+
+def peak_gib() -> float:
+    """Most memory that this process has held so far: of its GPU, else resident in RAM."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB

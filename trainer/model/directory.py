@@ -1,0 +1,225 @@
+"""A Hugging Face model directory: weights a tensor at a time, tokenizer files; whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainer.errors import InfrastructureError, UserError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "extension.json",
+)
+"""All that a tokenizer directory may consist of."""
+
+MAX_SHARD_BYTES = 2 * 2**30
+"""A writer holds one shard at most, so this bounds its memory."""
+
+
+class WeightsReader:
+    """The tensors of a directory of safetensors files, mapped, in the order of the files."""
+
+    def __init__(self, directory: str | Path) -> None:
+        """Opens every file of `directory`.
+
+        Raises:
+            UserError: no safetensors weights, a file of the index missing, or one that is damaged.
+        """
+        self.directory = Path(directory)
+        self._stack = ExitStack()
+        self._files: dict[str, Any] = {}
+        for path in self._paths():
+            try:
+                opened = self._stack.enter_context(safe_open(path, framework="pt"))
+            except Exception as error:  # safetensors raises its own type, OSError and others
+                self._stack.close()
+                raise UserError(
+                    f"cannot be read ({error})", file=path, mend="copy the model again"
+                ) from error
+            self._files.update(dict.fromkeys(opened.keys(), opened))
+
+    def _paths(self) -> list[Path]:
+        index = self.directory / INDEX
+        if not index.is_file():
+            if not (self.directory / SINGLE).is_file():
+                what = f"has neither {SINGLE} nor {INDEX}"
+                mend = "convert its weights: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)"
+                raise UserError(what, file=self.directory, mend=mend)
+            return [self.directory / SINGLE]
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise UserError(f"cannot be read ({error})", file=index, mend="copy the model again") from error
+        return [self.directory / name for name in names]
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors' names."""
+        return list(self._files)
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a tensor, without reading it."""
+        shape: list[int] = self._files[name].get_slice(name).get_shape()
+        return shape
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, self[name]) for name in self._files)
+
+    def __enter__(self) -> WeightsReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+class WeightsWriter:
+    """Writes tensors as safetensors shards of a bounded size, with the index that transformers reads."""
+
+    def __init__(self, directory: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+        self.directory = Path(directory)
+        self.max_shard_bytes = max_shard_bytes
+        self._held: dict[str, Tensor] = {}
+        self._shards: list[list[str]] = []
+        self._bytes = 0
+        self.total_bytes = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Takes over the next tensor; a shard is written when it would grow beyond the limit."""
+        size = tensor.numel() * tensor.element_size()
+        if self._held and self._bytes + size > self.max_shard_bytes:
+            self._flush()
+        self._held[name] = tensor.detach().cpu().contiguous()
+        self._bytes += size
+        self.total_bytes += size
+
+    def _flush(self) -> None:
+        # The number of shards, a part of their names, is known only at the end.
+        save_file(self._held, self.directory / f"shard-{len(self._shards)}", metadata={"format": "pt"})
+        self._shards.append(list(self._held))
+        self._held, self._bytes = {}, 0
+
+    def close(self) -> None:
+        """Writes the last shard, and the index if there is more than one."""
+        self._flush()
+        many = len(self._shards)
+        weight_map = {}
+        for number, names in enumerate(self._shards):
+            final = SINGLE if many == 1 else f"model-{number + 1:05d}-of-{many:05d}.safetensors"
+            (self.directory / f"shard-{number}").rename(self.directory / final)
+            weight_map.update(dict.fromkeys(names, final))
+        if many > 1:
+            index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
+            (self.directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def local(model: str | Path, field: str) -> Path:
+    """The directory of a model: itself, or where the whole of a hub id has been fetched to.
+
+    Raises:
+        UserError, InfrastructureError: as `fetch`.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    return fetch(model, ["*.json", "*.safetensors", "*.model"], field)
+
+
+def fetch(model: str | Path, files: list[str], field: str | None) -> Path:
+    """The directory to which `files` (patterns) of a hub id have been fetched, or lay already.
+
+    Raises:
+        UserError: `model` is a path and lacks them, or the hub does not have it.
+        InfrastructureError: the hub cannot be reached.
+    """
+    name = str(model)
+    if Path(name).exists():
+        mend = "give a directory with config.json and the weights, such as `rewarm export` writes"
+        raise UserError("is no model directory: it has no config.json", field=field, value=name, mend=mend)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        mend = "give a model directory or a hub id, org/name"
+        raise UserError("does not exist", field=field, value=name, mend=mend)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=files))
+    except LocalEntryNotFoundError as error:
+        what = f"{field}: {name!r} is no directory here, and the hub cannot be reached to fetch it"
+        raise InfrastructureError(what) from error
+    except (HfHubHTTPError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"is no directory here and not on the hub ({reason})", field=field, value=name
+        ) from error
+
+
+def copy_tokenizer(tokenizer: str | Path, directory: str | Path) -> None:
+    """Copies the files of a tokenizer (a directory, or a single `.model` file) byte for byte.
+
+    Raises:
+        UserError: there are none.
+    """
+    source = Path(tokenizer)
+    if source.is_file():
+        found = {source: "tokenizer.model"}
+    else:
+        found = {source / name: name for name in TOKENIZER_FILES if (source / name).is_file()}
+    if not found:
+        mend = "give a tokenizer directory or a SentencePiece .model file"
+        raise UserError("holds no tokenizer", field="tokenizer", value=str(tokenizer), mend=mend)
+    for path, name in found.items():
+        shutil.copyfile(path, Path(directory) / name)
+
+
+@contextmanager
+def whole_directory(out: str | Path, field: str = "--out") -> Iterator[Path]:
+    """A directory to fill that becomes `out` once the block has ended well, and vanishes if it has not.
+
+    Raises:
+        UserError: `out` exists and is not an empty directory.
+        InfrastructureError: the disk is full or cannot be written.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("exists and is not empty", field=field, value=str(out), mend="give a new directory")
+    draft = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        for path in [*draft.iterdir(), draft]:
+            _sync(path)
+        draft.rename(out)
+        _sync(out.parent)
+    except OSError as error:
+        raise InfrastructureError(f"{out}: cannot be written ({error}); nothing was left there") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

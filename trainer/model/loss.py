@@ -1,0 +1,77 @@
+"""The model as it is trained: token ids in, sums of cross-entropy out, logits never held whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
+
+IGNORED = -100
+"""A target that does not count."""
+
+CHUNK_LOGITS = 2**25
+"""Logits held at a time: 128 MiB in fp32, whatever the vocabulary and the micro batch."""
+
+
+class CausalLM(nn.Module):
+    """A Hugging Face causal language model that answers with losses.
+
+    Its parameters are those of `hf`, under the prefix `hf.`; `plain_name` takes it off.
+    """
+
+    def __init__(self, hf: Any, vocab_size: int) -> None:
+        """Trains `hf` on a tokenizer of `vocab_size` pieces; rows beyond are padding, out of the softmax."""
+        super().__init__()
+        self.hf = hf
+        self.vocab_size = vocab_size
+        self.row_hooks: list[RemovableHandle] = []
+        """Hooks that keep old embedding rows as they are (`trainable`)."""
+
+    def forward(
+        self, input_ids: Tensor, targets: Tensor, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy of each row's targets, in nats.
+
+        Args:
+            input_ids: `[micro, seq]`.
+            targets: `[micro, seq]`, the token that follows each input; `IGNORED` does not count.
+            positions: `[micro, seq]`, or None for 0, 1, 2, …. Wherever they do not rise by one a new
+                document begins, and attention does not look back beyond it.
+
+        Returns:
+            The sum over all counted targets (to be divided by their global number, then backward),
+            the sums per row `[micro]` (detached), and the counted targets per row `[micro]`.
+        """
+        nats = self._nats(self.hidden(input_ids, positions).flatten(0, 1), targets.flatten())
+        rows = nats.view_as(targets).sum(dim=1)
+        return rows.sum(), rows.detach(), (targets != IGNORED).sum(dim=1)
+
+    def hidden(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The last hidden state `[micro, seq, hidden]`, before the output embedding."""
+        if positions is None or self.hf.config._attn_implementation != "flash_attention_2":
+            # transformers makes the block-diagonal mask from the positions, sliding windows included.
+            return self.hf.base_model(input_ids, position_ids=positions, use_cache=False).last_hidden_state
+        # Its flash attention tells documents apart only within a single row.
+        row = self.hf.base_model(
+            input_ids.reshape(1, -1), position_ids=positions.reshape(1, -1), use_cache=False
+        )
+        return row.last_hidden_state.view(*input_ids.shape, -1)
+
+    def _nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy per token `[tokens]`; a chunk's logits are recomputed in the backward pass."""
+        size = max(1, CHUNK_LOGITS // self.vocab_size)
+        chunks = zip(hidden.split(size), targets.split(size), strict=True)
+        return torch.cat([checkpoint(self._chunk_nats, *chunk, use_reentrant=False) for chunk in chunks])
+
+    def _chunk_nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = self.hf.get_output_embeddings()(hidden)[:, : self.vocab_size].float()
+        return functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+
+
+def plain_name(name: str) -> str:
+    """A parameter's Hugging Face name, from its name in `CausalLM`."""
+    return name.removeprefix("hf.")

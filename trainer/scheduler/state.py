@@ -1,0 +1,267 @@
+"""What a checkpoint says about its run: a few integers, and what the run meant by them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from functools import cached_property
+from pathlib import PurePath
+from typing import Any
+
+from trainer.errors import UserError
+from trainer.recipe import Recipe
+from trainer.recipe_schedule import Schedule
+from trainer.scheduler.curves import Curve
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PhaseRecord:
+    """A phase that has begun, as the recipe had it."""
+
+    name: str
+    tokens: int
+    """Budget."""
+    samples: int
+    """Samples that the whole phase takes."""
+    train: str | list[str]
+    keep_optimizer: bool
+    schedule: dict[str, Any]
+    """Resolved, as JSON."""
+    data: dict[str, Any]
+    """The mixer's flat description of the phase."""
+    horizon: int
+    """Budget that the phase began with (see `curves.Curve.horizon`)."""
+    reached: float
+    """LR that the phase before, or the base, ended with."""
+
+    @classmethod
+    def asked(
+        cls,
+        recipe: Recipe,
+        data: Sequence[Mapping[str, Any]],
+        number: int,
+        reached: float,
+        horizon: int | None = None,
+    ) -> PhaseRecord:
+        """Phase `number` as this recipe and the mixer's descriptions have it."""
+        phase = recipe.phases[number]
+        return cls(
+            name=phase.name,
+            tokens=phase.tokens,
+            samples=recipe.phase_steps(number) * recipe.global_batch_size,
+            train=phase.train if isinstance(phase.train, str) else list(phase.train),
+            keep_optimizer=phase.keep_optimizer,
+            schedule=phase.schedule.model_dump(mode="json"),
+            data=dict(data[number]),
+            horizon=phase.tokens if horizon is None else horizon,
+            reached=reached,
+        )
+
+    @cached_property
+    def curve(self) -> Curve:
+        """The learning rate of the phase."""
+        return Curve(Schedule.model_validate(self.schedule), self.tokens, self.reached, self.horizon)
+
+    def seen(self, samples: int, seq_len: int) -> dict[str, int]:
+        """Tokens by source fingerprint in the first `samples` samples of the phase."""
+        found: dict[str, int] = {}
+        for source, share in shares(self.data, samples).items():
+            tokens = round(share * samples * seq_len)
+            if tokens:
+                fingerprint = fingerprint_of(self.data, source)
+                found[fingerprint] = found.get(fingerprint, 0) + tokens
+        return found
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands, and which run it is."""
+
+    phases: tuple[PhaseRecord, ...]
+    """The phases that have begun; the last one runs."""
+    settings: dict[str, Any]
+    """Recipe fields outside the phases that make the run what it is; see `settings_of`."""
+    samples: int = 0
+    """Consumed in this phase: the data position."""
+    phase_trained_tokens: int = 0
+    """Trained in this phase, skipped steps left out: the schedule's clock."""
+    tokens: int = 0
+    """Consumed in the whole run."""
+    trained_tokens: int = 0
+    """Trained in the whole run."""
+    step: int = 0
+    """Optimizer steps in the whole run, skipped ones included."""
+    lr: float | None = None
+    """LR of the last step; None before the first."""
+    seen_before: dict[str, int] = field(default_factory=dict)
+    """Tokens by source fingerprint that the base had seen."""
+    peak_before: float | None = None
+    """The base's highest LR, where it is known."""
+    version: int = VERSION
+
+    @property
+    def phase(self) -> int:
+        """Number of the running phase, from 0."""
+        return len(self.phases) - 1
+
+    @property
+    def running(self) -> PhaseRecord:
+        """The running phase."""
+        return self.phases[-1]
+
+    @property
+    def phase_name(self) -> str:
+        """Its name."""
+        return self.running.name
+
+    @property
+    def phase_done(self) -> bool:
+        """Whether the phase has consumed all its samples."""
+        return self.samples >= self.running.samples
+
+    @property
+    def start_of_phase_lr(self) -> float:
+        """LR that was reached when the phase began."""
+        return self.running.reached
+
+    @property
+    def next_lr(self) -> float:
+        """LR of the next step of this phase; once the phase is done, the LR that it has reached."""
+        return float(self.running.curve(self.phase_trained_tokens))
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest LR of the phases so far and of the base."""
+        return max([phase.curve.peak for phase in self.phases] + [self.peak_before or 0.0])
+
+    def after_step(self, samples: int, *, lr: float, trained: bool = True) -> RunState:
+        """The state after an optimizer step over so many samples.
+
+        A step that was skipped (`trained=False`: overflow, non-finite) consumes its samples, but does not
+        advance the schedule.
+        """
+        tokens = samples * self.settings["seq_len"]
+        return replace(
+            self,
+            samples=self.samples + samples,
+            phase_trained_tokens=self.phase_trained_tokens + trained * tokens,
+            tokens=self.tokens + tokens,
+            trained_tokens=self.trained_tokens + trained * tokens,
+            step=self.step + 1,
+            lr=lr,
+        )
+
+    def seen(self, train: str | list[str] = "all") -> dict[str, int]:
+        """Tokens by source fingerprint that these weights were trained on, the base's included.
+
+        Phases that trained less than `train` are left out: after embeddings alone, the rest has not seen
+        the data.
+        """
+        found = dict(self.seen_before)
+        for number, record in enumerate(self.phases):
+            if record.train in ("all", train):
+                samples = self.samples if number == self.phase else record.samples
+                for fingerprint, tokens in record.seen(samples, self.settings["seq_len"]).items():
+                    found[fingerprint] = found.get(fingerprint, 0) + tokens
+        return found
+
+    def taken(self) -> dict[int, dict[str, int]]:
+        """By phase, the samples of each source that the run had used when it began, for the mixer."""
+        end = ".taken_before"
+        return {
+            number: {
+                key.removeprefix("sources.").removesuffix(end): int(used)
+                for key, used in record.data.items()
+                if key.endswith(end)
+            }
+            for number, record in enumerate(self.phases)
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """A tree of plain values that `from_json` reads back to an equal state."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> RunState:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            UserError: written by a version that is not known here, or not by `to_json` at all.
+        """
+        if tree.get("version") != VERSION:
+            raise UserError(
+                "is a version of the run state that is not known here",
+                field="version",
+                value=tree.get("version"),
+                mend=f"use the release that wrote it; this one reads version {VERSION}",
+            )
+        try:
+            phases = tuple(PhaseRecord(**record) for record in tree["phases"])
+            return cls(**{**tree, "phases": phases})
+        except (TypeError, KeyError) as error:
+            raise UserError(f"the run state is damaged ({error})") from error
+
+
+@dataclass(frozen=True)
+class BaseLineage:
+    """What is known about the weights that a run starts from."""
+
+    name: str
+    lr: float | None = None
+    """The LR that they had reached; None if they are not ours."""
+    peak: float | None = None
+    """Their highest LR, where it is known."""
+    seen: dict[str, int] = field(default_factory=dict)
+    """Tokens by source fingerprint that they were trained on."""
+    new_rows: int = 0
+    """Rows of the embedding that were appended for the recipe's tokenizer."""
+
+    @classmethod
+    def of(cls, state: RunState, name: str, new_rows: int = 0) -> BaseLineage:
+        """The lineage of one of our own checkpoints or exports."""
+        return cls(name, lr=state.next_lr, peak=state.peak_lr, seen=state.seen(), new_rows=new_rows)
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's fields outside the phases that make a run what it is.
+
+    World size, micro batch, ZeRO stage, offload, attention, paths, logging, validation and checkpoint
+    cadence and stop_after are not among them. Of a base's path the last part counts: files may move.
+    """
+    base = recipe.model.base
+    return {
+        "seq_len": recipe.seq_len,
+        "global_batch_size": recipe.global_batch_size,
+        "seed": recipe.seed,
+        "document_mask": recipe.document_mask,
+        "model.base": None if base is None else PurePath(base).name,
+        "model.init": recipe.model.init,
+        "model.dtype": recipe.model.dtype,
+        **{f"optimizer.{name}": value for name, value in recipe.optimizer.model_dump(mode="json").items()},
+    }
+
+
+def shares(data: Mapping[str, Any], samples: int) -> dict[str, float]:
+    """Shares by source name of the first `samples` samples of a phase, from the mixer's description."""
+    starts = sorted(
+        (int(start), key.removesuffix("from_sample"))
+        for key, start in data.items()
+        if key.startswith("mixture.") and key.endswith(".from_sample")
+    )
+    stops = [start for start, _ in starts[1:]] + [samples]
+    found: dict[str, float] = {}
+    for (start, place), stop in zip(starts, stops, strict=True):
+        held = max(min(stop, samples) - start, 0) / max(samples, 1)
+        for key, weight in data.items():
+            if key.startswith(place) and key != f"{place}from_sample":
+                name = key.removeprefix(place)
+                found[name] = found.get(name, 0.0) + held * float(Fraction(str(weight)))
+    return found
+
+
+def fingerprint_of(data: Mapping[str, Any], source: str) -> str:
+    """A source's fingerprint, from the mixer's description of a phase."""
+    return str(data[f"sources.{source}.fingerprint"])

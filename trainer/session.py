@@ -1,0 +1,187 @@
+"""What the loop works with in one phase: the position, and what is done when something is due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tokenization.shards import TokenStore
+from trainer import distributed
+from trainer.checkpoint.commit import Manifest, Saver
+from trainer.engine import Engine, StepResult
+from trainer.errors import InfrastructureError
+from trainer.evaluation import evaluate
+from trainer.health import NonFinite, Signals, Spikes, Watchdog
+from trainer.metrics import Metrics, Throughput
+from trainer.mixer.loader import Loader
+from trainer.mixer.mixture import Mixture
+from trainer.recipe import Recipe, dump
+from trainer.scheduler.state import RunState
+
+
+@dataclass
+class Session:
+    """One phase under way on this rank."""
+
+    recipe: Recipe
+    state: RunState
+    mixture: Mixture
+    engine: Engine
+    loader: Loader
+    validation: Mapping[str, TokenStore]
+    """`upstream`, `downstream`."""
+    micro_batch_size: int
+    saver: Saver
+    metrics: Metrics
+    throughput: Throughput
+    signals: Signals
+    watchdog: Watchdog
+    non_finite: NonFinite
+    spikes: Spikes
+    say: Callable[[str], None]
+    versions: dict[str, str]
+    baseline: dict[str, float] = field(default_factory=dict)
+    """bits_per_byte of the base on each validation set, measured before the first step."""
+    tokens_before: int = 0
+    """Tokens that the run had consumed before the last step."""
+    saved_step: int = -1
+    noted: dict[str, Any] = field(default_factory=dict)
+    """Metrics that wait for the next line of the log."""
+    sums: torch.Tensor | None = None
+    """[2, sources]: nats and target tokens of each source since the last line of the log."""
+
+    def due(self, every_tokens: int) -> bool:
+        """Whether the last step crossed a multiple of `every_tokens`: the same after any resume."""
+        return self.tokens_before // every_tokens < self.state.tokens // every_tokens
+
+    @property
+    def out_of_budget(self) -> bool:
+        """Whether `stop_after` ends the run here."""
+        return self.recipe.stop_after is not None and self.state.tokens >= self.recipe.stop_after
+
+    def advance(self, lr: float, result: StepResult) -> None:
+        """Counts the step: its samples are used up in any case, the LR's clock moves if it was applied."""
+        self.tokens_before = self.state.tokens
+        self.state = self.state.after_step(self.recipe.global_batch_size, lr=lr, trained=result.applied)
+        self.throughput.step(self.state.tokens - self.tokens_before, self.loader.wait_s)
+        step = torch.stack([result.source_nats, result.source_targets])
+        self.sums = step if self.sums is None else self.sums + step
+        self.noted |= {"lr": lr, "grad_norm": result.grad_norm}
+        self.non_finite.seen(self.state.step, result.applied)
+        if not result.applied:
+            self.noted["tokens/skipped"] = self.state.tokens - self.state.trained_tokens
+            self.say(f"step {self.state.step}: gradients were not finite; nothing was changed, the LR waits")
+        self.watchdog.beat(f"step {self.state.step + 1}")
+
+    def evaluate(self) -> None:
+        """Scores the validation sets; the first scores of a run are what forgetting is measured against."""
+        with self.throughput.paused():
+            for name, store in self.validation.items():
+                score = evaluate(
+                    self.engine,
+                    store,
+                    seq_len=self.recipe.seq_len,
+                    micro_batch_size=self.micro_batch_size,
+                    max_tokens=self.recipe.validation.max_tokens,
+                    rank=self.saver.rank,
+                    world_size=self.saver.world_size,
+                    total=distributed.total,
+                )
+                base = self.baseline.setdefault(name, score.bits_per_byte)
+                self.noted[f"eval/{name}/bits_per_byte"] = score.bits_per_byte
+                self.noted[f"eval/{name}/nats_per_token"] = score.nats_per_token
+                if name == "upstream":
+                    self.noted["eval/upstream/forgetting"] = score.bits_per_byte - base
+
+    def log(self) -> None:
+        """Writes a line of metrics when one is due, or when something other than the step is to be told."""
+        evaluated = any(name.startswith("eval/") for name in self.noted)
+        if self.state.step % self.recipe.logging.every_steps and not evaluated:
+            return
+        if self.sums is not None:
+            nats, targets = self.sums.tolist()
+            consumed = self.mixture.consumed(self.state.phase, self.state.samples)
+            self.noted["loss/train"] = sum(nats) / sum(targets)
+            for number, name in enumerate(self.mixture.names):
+                self.noted[f"tokens/{name}"] = consumed[name] * self.recipe.seq_len
+                if targets[number]:
+                    self.noted[f"loss/{name}"] = nats[number] / targets[number]
+            self.noted |= self.throughput.read()
+            if (height := self.spikes.seen(self.noted["loss/train"])) is not None:
+                self.say(
+                    f"step {self.state.step}: loss/train spikes, {height:.0f} deviations above its recent past"
+                )
+        self.metrics.log(self.state.step, self.state.tokens, self.noted)
+        self.noted, self.sums = {}, None
+
+    def save(self) -> None:
+        """Commits the run as it stands, once per step.
+
+        Raises:
+            InfrastructureError: the save failed and `checkpoint.on_failure` is `stop`.
+        """
+        if self.saved_step == self.state.step:
+            return
+        self.saved_step = self.state.step
+        self.finish_save()
+        with self.throughput.paused():
+            self._save()
+        if not self.saver.asynchronous:
+            self.finish_save()
+
+    def _save(self) -> None:
+        fragments = [fragment for fragment in self.engine.fragments() if fragment.owned]
+        needed = sum(t.numel() * t.element_size() for f in fragments for t in f.tensors.values())
+        needed = int(distributed.total(torch.tensor([float(needed)], dtype=torch.float64)))
+        failure = None
+        if self.saver.rank == 0:
+            try:
+                self.saver.prepare(self.state.step, needed)
+            except (InfrastructureError, OSError) as error:
+                failure = str(error)
+        failure = distributed.from_rank0(failure)
+        if failure is not None:
+            self._answer(failure)
+            return
+        self.saver.save(self._manifest(), fragments)
+
+    def finish_save(self) -> None:
+        """Waits for the save under way on every rank; a failure is answered as the recipe says.
+
+        Raises:
+            InfrastructureError: it failed and `checkpoint.on_failure` is `stop`.
+        """
+        failures = [line for line in distributed.from_all(self.saver.wait()) if line]
+        if failures:
+            self._answer(failures[0])
+
+    def close(self) -> None:
+        """Gives back what the next phase opens anew."""
+        self.loader.close()
+        self.engine.close()
+
+    def _manifest(self) -> Manifest:
+        return Manifest(
+            version=1,
+            step=self.state.step,
+            tokens=self.state.tokens,
+            world_size=self.engine.world_size,
+            stage=self.engine.stage,
+            files={},
+            weights={},
+            adam_step=self.engine.adam_step,
+            loss_scale=self.engine.loss_scale,
+            state=self.state.to_json(),
+            baseline=self.baseline,
+            recipe=dump(self.recipe),
+            versions=self.versions,
+        )
+
+    def _answer(self, failure: str) -> None:
+        line = f"step {self.state.step} was not saved: {failure}; {self.saver.last_good()}"
+        if self.recipe.checkpoint.on_failure == "stop":
+            raise InfrastructureError(line)
+        self.saver.say(line)

@@ -1,0 +1,151 @@
+"""ds_configs: how memory is split, and nothing else; the recipe says the rest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import Problems, UserError
+from trainer.recipe import Recipe
+
+OWNED_BY_RECIPE = {
+    "train_batch_size": "global_batch_size",
+    "train_micro_batch_size_per_gpu": "micro_batch_size",
+    "gradient_accumulation_steps": "global_batch_size (accumulation is derived)",
+    "gradient_clipping": "optimizer.grad_clip",
+    "optimizer": "optimizer",
+    "scheduler": "phases.N.schedule",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "activation_checkpointing": "model.activation_checkpointing",
+    "tensorboard": "logging.tensorboard",
+    "wandb": "logging.wandb_project",
+    "steps_per_print": "logging.every_steps",
+}
+"""Fields of a DeepSpeed configuration that a preset may not hold, and the recipe's field instead."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a global batch is cut: `global = micro_batch_size * gradient_accumulation_steps * world_size`."""
+
+    world_size: int
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+
+
+def layout(recipe: Recipe, world_size: int, largest_micro_batch: int) -> Layout:
+    """Derives accumulation; `micro_batch_size: auto` takes the largest divisor that fits.
+
+    Raises:
+        UserError: the global batch cannot be cut evenly; the mend names sizes that can.
+    """
+    batch = recipe.global_batch_size
+    if batch % world_size:
+        near = [
+            size for size in range(max(1, batch - world_size), batch + world_size) if size % world_size == 0
+        ]
+        raise UserError(
+            f"does not divide evenly among {world_size} ranks",
+            field="global_batch_size",
+            value=batch,
+            mend=f"take {' or '.join(map(str, near))}, or a world size that divides it",
+        )
+    rows = batch // world_size
+    fits = [size for size in range(1, rows + 1) if rows % size == 0]
+    asked = recipe.micro_batch_size
+    micro = max(size for size in fits if size <= max(largest_micro_batch, 1)) if asked == "auto" else asked
+    if rows % micro:
+        raise UserError(
+            f"does not divide the {rows} samples that each of {world_size} ranks has in a step",
+            field="micro_batch_size",
+            value=micro,
+            mend=f"take one of {fits}, or auto",
+        )
+    return Layout(world_size, micro, rows // micro)
+
+
+def read_preset(path: str | Path) -> dict[str, Any]:
+    """Reads a ds_config and refuses what the recipe owns.
+
+    Raises:
+        UserError: no such file, not JSON, or `Problems` naming each field that the recipe owns.
+    """
+    try:
+        preset = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            "does not exist",
+            field="deepspeed",
+            value=str(path),
+            mend="see ds_configs/, such as ds_configs/zero2.json",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"is not a JSON file ({error})", file=path) from error
+    if not isinstance(preset, dict) or "zero_optimization" not in preset:
+        raise UserError(
+            "has no zero_optimization", file=path, mend='write {"zero_optimization": {"stage": 2}}'
+        )
+    problems = [
+        UserError(
+            "belongs into the recipe", file=path, field=field, mend=f"set {OWNED_BY_RECIPE[field]} there"
+        )
+        for field in preset
+        if field in OWNED_BY_RECIPE
+    ]
+    if problems:
+        raise Problems(problems)
+    return preset
+
+
+def stage(preset: dict[str, Any]) -> int:
+    """The ZeRO stage, 0 to 3."""
+    return int(preset["zero_optimization"].get("stage", 0))
+
+
+def offloads_optimizer(preset: dict[str, Any]) -> bool:
+    """Whether the optimizer's states live in host memory or on NVMe."""
+    device = preset["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
+    return str(device) != "none"
+
+
+def offloads_parameters(preset: dict[str, Any]) -> bool:
+    """Whether the weights live in host memory or on NVMe (ZeRO-3 only)."""
+    device = preset["zero_optimization"].get("offload_param", {}).get("device", "none")
+    return str(device) != "none"
+
+
+def complete(preset: dict[str, Any], recipe: Recipe, layout: Layout, hidden_size: int) -> dict[str, Any]:
+    """The whole DeepSpeed configuration: the preset, what the recipe says, bucket sizes from hidden_size.
+
+    Raises:
+        UserError: stage 0 keeps weights in fp32 alone and cannot run in 16 bits.
+    """
+    zero = dict(preset["zero_optimization"])
+    if stage(preset) == 0 and recipe.model.dtype != "fp32":
+        raise UserError(
+            "needs sharded fp32 master weights, which ZeRO stage 0 has not",
+            field="model.dtype",
+            value=recipe.model.dtype,
+            mend="take ds_configs/zero1.json, or dtype: fp32",
+        )
+    bucket = max(hidden_size * hidden_size, 2**20)
+    zero.setdefault("reduce_bucket_size", bucket)
+    if stage(preset) in (1, 2):
+        zero.setdefault("allgather_bucket_size", 4 * bucket)
+    if stage(preset) == 3:
+        zero.setdefault("stage3_prefetch_bucket_size", int(0.9 * bucket))
+        zero.setdefault("stage3_param_persistence_threshold", 10 * hidden_size)
+    config = {
+        **preset,
+        "zero_optimization": zero,
+        "train_micro_batch_size_per_gpu": layout.micro_batch_size,
+        "gradient_accumulation_steps": layout.gradient_accumulation_steps,
+        # Stage 0 is clipped by the engine, which has to look at the norm before the step anyway.
+        "gradient_clipping": recipe.optimizer.grad_clip if stage(preset) else 0.0,
+    }
+    if recipe.model.dtype != "fp32":
+        config[recipe.model.dtype] = {"enabled": True}
+    return config

@@ -45,9 +45,10 @@ def device() -> torch.device:
     return torch.device(get_accelerator().current_device_name())
 
 
-def barrier() -> None:
-    """Waits until every rank is here."""
-    total(torch.zeros(1))
+def device_name() -> str:
+    """The model of this rank's GPU; `cpu` without one."""
+    where = device()
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
 
 
 def total(values: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,12 +28,23 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class MicroBatch(Protocol):
-    """Numpy arrays of one forward pass, as the mixer's loader gives them."""
+    """Numpy arrays of one forward pass, as the mixer's loader and the evaluation give them."""
 
-    input_ids: np.ndarray  # [micro, seq]
-    targets: np.ndarray  # [micro, seq], -100 where nothing is to be learnt
-    source: np.ndarray  # [micro]
-    positions: np.ndarray | None  # [micro, seq], from 0 in each document
+    @property
+    def input_ids(self) -> np.ndarray:
+        """[micro, seq]."""
+
+    @property
+    def targets(self) -> np.ndarray:
+        """[micro, seq], -100 where nothing is to be learnt."""
+
+    @property
+    def source(self) -> np.ndarray:
+        """[micro]."""
+
+    @property
+    def positions(self) -> np.ndarray | None:
+        """[micro, seq], from 0 in each document; None: attention crosses documents."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,20 @@ class Fragment:
     owned: bool
     """Whether this rank saves it; where several ranks hold a whole parameter, one of them does."""
     tensors: dict[str, torch.Tensor]
-    """`weight` and, where the parameter is trained, the moments: one-dimensional, fp32 (frozen: any dtype)."""
+    """`weight` and, if trained, the moments: one-dimensional, fp32 (frozen weights: any dtype)."""
+
+
+@contextmanager
+def sharded_loading(config: dict[str, Any]) -> Iterator[None]:
+    """Within it, transformers shards a model as it builds or loads it, if the stage is 3."""
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    held = HfDeepSpeedConfig(config) if stage(config) == 3 else None
+    try:
+        yield
+    finally:
+        del held
+        unset_hf_deepspeed_config()
 
 
 class Engine:

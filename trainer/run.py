@@ -2,44 +2,259 @@
 
 from __future__ import annotations
 
-import platform
-from dataclasses import asdict, replace
-from importlib.metadata import version
+import json
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer import __version__, distributed, loop
+from trainer import distributed, loop
 from trainer.checkpoint import commit, portable
-from trainer.engine import Engine
+from trainer.engine import Engine, sharded_loading
 from trainer.errors import InfrastructureError
-from trainer.health import Signals, Watchdog, clear_stale_locks
+from trainer.health import NonFinite, Signals, Spikes, Watchdog, clear_stale_locks
 from trainer.launcher import World
 from trainer.metrics import Metrics, Throughput
 from trainer.mixer.loader import Loader
-from trainer.model.architecture import resolve
 from trainer.model.build import build
-from trainer.model.flops import flops_per_token, peak_flops
+from trainer.model.flops import flops_per_token, peak
 from trainer.model.trainable import parameter_groups
-from trainer.plan import Plan, prepare
+from trainer.plan import RESOLVED, Plan, checkpoints, prepare
 from trainer.recipe import dump
-from trainer.scheduler.curves import Curve
-from trainer.scheduler.state import RunState
+from trainer.scheduler.resume import Decision, decide
 from trainer.session import Session
-from trainer.sharding import complete, stage
+from trainer.sharding import complete
 
-STOPPED = 0
+LINEAGE = "lineage.jsonl"
+"""File in the run directory: every start, what was decided, and why."""
+
+PACKAGES = ("rewarm", "torch", "deepspeed", "transformers", "sentencepiece", "numpy")
 
 
-def run(plan: Plan, here: World) -> None:
-    """Trains `plan` to its end or until it is asked to stop.
+def run(plan: Plan, here: World) -> int:
+    """Trains `plan` until its end, or until a signal or `stop_after` ends it early; the exit status.
 
     Raises:
-        RewarmError: what went wrong; other ranks may still wait for this one, so the process must end.
+        RewarmError: what went wrong. Other ranks may wait for this one then, so the process must end.
     """
+    say = _say if here.rank == 0 else _silent
     clear_stale_locks(say)
     distributed.start(here)
-    plan = _verified(plan, here)
-    if here.rank == 0:
-        plan.record()
-    ...
+    plan = _verified(plan, here, say)
+    if plan.decision.kind in ("finished", "refuse"):
+        return 0
+    with Signals() as signals, Watchdog() as watchdog:
+        runner = _Runner(plan, here, signals, watchdog, say)
+        try:
+            runner.train()
+        finally:
+            runner.metrics.close()
+    distributed.stop()
+    return signals.exit_code
+
+
+def _verified(plan: Plan, here: World, say: Any) -> Plan:
+    """A plan whose checkpoint's files all have their checksums; every rank reads its share of them.
+
+    Raises:
+        InfrastructureError: no checkpoint is good.
+    """
+    bad: set[Path] = set()
+    while plan.checkpoint is not None:
+        shares = distributed.from_all(commit.verify(plan.checkpoint, here.rank, here.world_size))
+        damaged = [line for share in shares for line in share]
+        if not damaged:
+            break
+        for line in damaged:
+            say(f"{line}; this checkpoint is passed over")
+        bad.add(plan.checkpoint.path)
+        plan = prepare(plan.recipe, here.world_size, skip=bad)
+        say(plan.decision.render())
+    # Ranks that saw different checkpoints would train different runs.
+    places = distributed.from_all(str(plan.checkpoint.path) if plan.checkpoint else "the beginning")
+    if len(set(places)) > 1:
+        raise InfrastructureError(
+            f"ranks see different checkpoints: {sorted(set(places))}; is run_dir shared?"
+        )
+    return plan
+
+
+class _Runner:
+    """What outlives a phase."""
+
+    def __init__(self, plan: Plan, here: World, signals: Signals, watchdog: Watchdog, say: Any) -> None:
+        self.plan, self.recipe, self.here = plan, plan.recipe, here
+        self.signals, self.watchdog, self.say = signals, watchdog, say
+        checkpoint = plan.checkpoint
+        self.versions = versions()
+        self.saver = commit.Saver(
+            checkpoints(self.recipe),
+            rank=here.rank,
+            world_size=here.world_size,
+            keep_last=self.recipe.checkpoint.keep_last,
+            keep_every=self.recipe.checkpoint.keep_every,
+            asynchronous=self.recipe.checkpoint.asynchronous,
+            say=say,
+        )
+        self.metrics = Metrics(
+            self.recipe.directory,
+            self.recipe.logging,
+            rank=here.rank,
+            name=self.recipe.name,
+            total_tokens=sum(
+                self.recipe.phase_steps(number) * self.recipe.tokens_per_step
+                for number in range(len(self.recipe.phases))
+            ),
+            tokens=checkpoint.manifest.tokens if checkpoint else 0,
+            restored_step=checkpoint.manifest.step if checkpoint else None,
+            config=json.loads(self.recipe.model_dump_json()),
+        )
+        device_peak = peak(distributed.device_name())
+        self.throughput = Throughput(
+            flops_per_token=flops_per_token(plan.model_config, self.recipe.seq_len),
+            peak_flops=device_peak and device_peak * here.world_size,
+        )
+
+    def train(self) -> None:
+        """Phase after phase, from where the run stands; between two phases the same question is asked."""
+        plan = self.plan
+        decision, checkpoint = plan.decision, plan.checkpoint
+        baseline = dict(checkpoint.manifest.baseline) if checkpoint else {}
+        while decision.kind in ("start", "restore", "new_phase"):
+            self._record(decision, checkpoint)
+            session = self._open(decision, checkpoint, baseline)
+            ending = loop.train(session)
+            session.finish_save()
+            session.close()
+            if ending == "stopped":
+                return
+            checkpoint = commit.read(checkpoints(self.recipe) / commit.name_of(session.state.step))
+            baseline = session.baseline
+            decision = decide(self.recipe, plan.data, session.state, plan.base)
+            self.say(decision.render())
+
+    def _open(
+        self,
+        decision: Decision,
+        checkpoint: commit.Checkpoint | None,
+        baseline: dict[str, float],
+    ) -> Session:
+        """The engine with its weights, and everything else that a phase is trained with."""
+        started = time.perf_counter()
+        state = decision.state
+        phase = self.recipe.phases[state.phase]
+        layout = self.plan.layout
+        config = complete(self.plan.preset, self.recipe, layout, int(self.plan.model_config["hidden_size"]))
+        own_base = _checkpoint_at(self.recipe.model.base)
+        weights = checkpoint or own_base
+        with sharded_loading(config):
+            model = build(self.recipe, self.plan.vocab_size, weights=weights is None)
+        groups = parameter_groups(model, phase, self.recipe.optimizer.weight_decay)
+        engine = Engine(model, groups, config, self.recipe.optimizer)
+        if weights is not None:
+            self._load(engine, weights, decision.keep_optimizer)
+        loader = Loader(
+            self.plan.mixture,
+            self.plan.stores,
+            seq_len=self.recipe.seq_len,
+            micro_batch_size=layout.micro_batch_size,
+            rank=self.here.rank,
+            world_size=self.here.world_size,
+            document_mask=self.recipe.document_mask,
+            eos_id=next(iter(self.plan.stores.values())).eos_id,
+        )
+        session = Session(
+            recipe=self.recipe,
+            state=state,
+            mixture=self.plan.mixture,
+            engine=engine,
+            loader=loader,
+            validation=self.plan.validation,
+            micro_batch_size=layout.micro_batch_size,
+            saver=self.saver,
+            metrics=self.metrics,
+            throughput=self.throughput,
+            signals=self.signals,
+            watchdog=self.watchdog,
+            say=self.say,
+            versions=self.versions,
+            baseline=baseline,
+            tokens_before=state.tokens,
+            saved_step=checkpoint.manifest.step if checkpoint else -1,
+            non_finite=NonFinite(),
+            spikes=Spikes(),
+        )
+        self.say(f"ready to train after {time.perf_counter() - started:.1f} s")
+        if not baseline and self.plan.validation:
+            session.evaluate()
+            session.log()
+        return session
+
+    def _load(self, engine: Engine, checkpoint: commit.Checkpoint, keep_optimizer: bool) -> None:
+        """Fills the engine from a checkpoint of any topology and proves that the weights arrived.
+
+        Raises:
+            InfrastructureError: what is in memory is not what was saved.
+        """
+        reader = portable.Reader(checkpoint.files)
+        for fragment in engine.fragments():
+            reader.fill(fragment, fragment.tensors if keep_optimizer else ("weight",))
+        manifest = checkpoint.manifest
+        engine.restore(manifest.adam_step if keep_optimizer else 0, manifest.loss_scale)
+        # A frozen weight may be kept in fewer bits than it was saved with; all others must be equal.
+        exact = [f for f in engine.fragments() if f.owned and f.tensors["weight"].dtype == torch.float32]
+        shares = distributed.from_all(portable.weight_checksums(exact))
+        for name, found in portable.add_checksums(shares).items():
+            if found != manifest.weights[name]:
+                raise InfrastructureError(
+                    f"{checkpoint.path}: {name} was loaded with checksum {found}, saved with "
+                    f"{manifest.weights[name]}; this is a defect, do not go on"
+                )
+
+    def _record(self, decision: Decision, checkpoint: commit.Checkpoint | None) -> None:
+        """The resolved recipe, and a line of lineage: what was decided at this start, and why."""
+        if self.here.rank != 0:
+            return
+        directory = self.recipe.directory
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / RESOLVED).write_text(dump(self.recipe), encoding="utf-8")
+        line = {
+            "time": time.time(),
+            **decision.lineage(),
+            "checkpoint": str(checkpoint.path) if checkpoint else None,
+            "passed_over": list(self.plan.broken),
+            "world_size": self.here.world_size,
+            "deepspeed": self.recipe.deepspeed,
+            "versions": self.versions,
+        }
+        with open(directory / LINEAGE, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _checkpoint_at(base: str | None) -> commit.Checkpoint | None:
+    """The base, if it is one of our checkpoints."""
+    if base is None or not (Path(base) / commit.MARKER).is_file():
+        return None
+    return commit.read(Path(base))
+
+
+def versions() -> dict[str, str]:
+    """What this run is computed with."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _say(line: str) -> None:
+    print(f"rewarm: {line}", file=sys.stderr, flush=True)
+
+
+def _silent(line: str) -> None:
+    pass

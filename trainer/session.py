@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from trainer.checkpoint.commit import Manifest, Saver
 from trainer.engine import Engine, StepResult
 from trainer.errors import InfrastructureError
 from trainer.evaluation import evaluate
-from trainer.health import Signals
+from trainer.health import NonFinite, Signals, Spikes, Watchdog
 from trainer.metrics import Metrics, Throughput
 from trainer.mixer.loader import Loader
 from trainer.mixer.mixture import Mixture
@@ -38,6 +38,10 @@ class Session:
     metrics: Metrics
     throughput: Throughput
     signals: Signals
+    watchdog: Watchdog
+    non_finite: NonFinite
+    spikes: Spikes
+    say: Callable[[str], None]
     versions: dict[str, str]
     baseline: dict[str, float] = field(default_factory=dict)
     """bits_per_byte of the base on each validation set, measured before the first step."""
@@ -66,8 +70,11 @@ class Session:
         step = torch.stack([result.source_nats, result.source_targets])
         self.sums = step if self.sums is None else self.sums + step
         self.noted |= {"lr": lr, "grad_norm": result.grad_norm}
+        self.non_finite.seen(self.state.step, result.applied)
         if not result.applied:
             self.noted["tokens/skipped"] = self.state.tokens - self.state.trained_tokens
+            self.say(f"step {self.state.step}: gradients were not finite; nothing was changed, the LR waits")
+        self.watchdog.beat(f"step {self.state.step + 1}")
 
     def evaluate(self) -> None:
         """Scores the validation sets; the first scores of a run are what forgetting is measured against."""
@@ -79,6 +86,9 @@ class Session:
                     seq_len=self.recipe.seq_len,
                     micro_batch_size=self.micro_batch_size,
                     max_tokens=self.recipe.validation.max_tokens,
+                    rank=self.saver.rank,
+                    world_size=self.saver.world_size,
+                    total=distributed.total,
                 )
                 base = self.baseline.setdefault(name, score.bits_per_byte)
                 self.noted[f"eval/{name}/bits_per_byte"] = score.bits_per_byte
@@ -100,6 +110,10 @@ class Session:
                 if targets[number]:
                     self.noted[f"loss/{name}"] = nats[number] / targets[number]
             self.noted |= self.throughput.read()
+            if (height := self.spikes.seen(self.noted["loss/train"])) is not None:
+                self.say(
+                    f"step {self.state.step}: loss/train spikes, {height:.0f} deviations above its recent past"
+                )
         self.metrics.log(self.state.step, self.state.tokens, self.noted)
         self.noted, self.sums = {}, None
 
@@ -143,6 +157,11 @@ class Session:
         failures = [line for line in distributed.from_all(self.saver.wait()) if line]
         if failures:
             self._answer(failures[0])
+
+    def close(self) -> None:
+        """Gives back what the next phase opens anew."""
+        self.loader.close()
+        self.engine.close()
 
     def _manifest(self) -> Manifest:
         return Manifest(

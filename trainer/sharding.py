@@ -111,6 +111,12 @@ def offloads_optimizer(preset: dict[str, Any]) -> bool:
     return str(device) != "none"
 
 
+def offloads_parameters(preset: dict[str, Any]) -> bool:
+    """Whether the weights live in host memory or on NVMe (ZeRO-3 only)."""
+    device = preset["zero_optimization"].get("offload_param", {}).get("device", "none")
+    return str(device) != "none"
+
+
 def complete(preset: dict[str, Any], recipe: Recipe, layout: Layout, hidden_size: int) -> dict[str, Any]:
     """The whole DeepSpeed configuration: the preset, what the recipe says, bucket sizes from hidden_size.
 

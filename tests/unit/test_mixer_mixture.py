@@ -178,6 +178,11 @@ def test_the_recorded_past_stands_whatever_the_recipe_now_says_of_it():
     assert drawn(edited, 1, 0, 10) == drawn(planned, 1, 0, 10)
     assert edited.consumed(1, 0) == {"a": 7, "b": 0, "c": 0}
     assert edited.fingerprint(1) == planned.fingerprint(1)
+    # a's 51st use is the 44th of phase 1, and c, which the recipe now puts into phase 0, was never used
+    longer = mixture_of({"a": 50, "c": 20}, ["c: 1", "a: 1"], samples=[30, 60], taken={1: {"a": 7}})
+    assert longer.find_use("a", 50) == (1, 43)
+    assert longer.find_use("c", 0) is None
+    assert longer.first_repeat() == ("a", (30 + 43) * 16)
 
 
 @settings(deadline=None, max_examples=40)

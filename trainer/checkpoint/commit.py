@@ -23,6 +23,10 @@ from trainer.errors import InfrastructureError
 
 VERSION = 1
 MARKER = "COMMITTED"
+"""The manifest's file; a checkpoint without it does not count."""
+
+HIGHEST = "highest.json"
+"""Beside the checkpoints: the newest committed step. With it and no good checkpoint, something is lost."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,11 @@ def scan(directory: Path) -> tuple[list[Checkpoint], list[str]]:
         except InfrastructureError as error:
             broken.append(str(error))
     return good, broken
+
+
+def has_committed(directory: Path) -> bool:
+    """Whether a checkpoint was ever committed here, be it good or not."""
+    return (directory / HIGHEST).exists() or any(directory.glob(f"step-*/{MARKER}"))
 
 
 def verify(checkpoint: Checkpoint, part: int = 0, parts: int = 1) -> list[str]:
@@ -233,6 +242,7 @@ class Saver:
         whole["weights"] = portable.add_checksums(share["weights"] for share in shares)
         _write_synced(path / MARKER, json.dumps(whole))
         _sync_directory(self.directory)
+        _write_synced(self.directory / HIGHEST, json.dumps({"step": manifest.step}))
         for share in range(self.world_size):
             (path / f"rank-{share:05d}.json").unlink()
         self._prune()

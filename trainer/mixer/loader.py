@@ -107,11 +107,21 @@ class Loader:
         batch = self._mixture.batch(phase, position, size)
         source = batch.source[own]
         tokens = self._tokens(source, batch.index[own])
+        inputs, targets = tokens[:, :-1].astype(np.int64), tokens[:, 1:].astype(np.int64)
+        positions = documents = None
+        if self._document_mask == "causal_per_document":
+            positions, documents = document_places(tokens[:, :-1], self._eos_id)
         return [
-            self._micro_batch(
-                tokens[at : at + self._micro_batch_size], source[at : at + self._micro_batch_size]
+            MicroBatch(
+                inputs[part],
+                targets[part],
+                source[part],
+                None if positions is None else positions[part],
+                None if documents is None else documents[part],
             )
-            for at in range(0, rows, self._micro_batch_size)
+            for part in (
+                slice(at, at + self._micro_batch_size) for at in range(0, rows, self._micro_batch_size)
+            )
         ]
 
     def _tokens(self, source: Ints, index: Ints) -> NDArray[np.int32]:
@@ -128,15 +138,6 @@ class Loader:
                 ) from error
         return tokens
 
-    def _micro_batch(self, tokens: NDArray[np.int32], source: Ints) -> MicroBatch:
-        inputs = tokens[:, :-1]
-        positions = documents = None
-        if self._document_mask == "causal_per_document":
-            positions, documents = document_places(inputs, self._eos_id)
-        return MicroBatch(
-            inputs.astype(np.int64), tokens[:, 1:].astype(np.int64), source, positions, documents
-        )
-
 
 def document_places(tokens: NDArray[np.int32], eos_id: int) -> tuple[Ints, NDArray[np.int32]]:
     """For each token of each row ([rows, length]): its place within its document, and the document's number.
@@ -144,8 +145,13 @@ def document_places(tokens: NDArray[np.int32], eos_id: int) -> tuple[Ints, NDArr
     A document ends with its EOS. The one that a row begins with counts from the row's start, since what
     precedes it there cannot be seen.
     """
-    begins = np.zeros(tokens.shape, bool)
-    begins[:, 1:] = tokens[:, :-1] == eos_id
-    place = np.arange(tokens.shape[1], dtype=np.int64)
-    first = np.maximum.accumulate(np.where(begins, place, 0), axis=1)
-    return place - first, np.cumsum(begins, axis=1, dtype=np.int32)
+    rows, length = tokens.shape
+    begins = np.ones((rows, length), bool)
+    np.equal(tokens[:, :-1], eos_id, out=begins[:, 1:])
+    first = np.flatnonzero(begins)  # where documents begin, rows end to end
+    lengths = np.diff(first, append=rows * length)
+    number = np.arange(len(first)) - np.searchsorted(first, first // length * length)
+    place = np.arange(rows * length)
+    place -= np.repeat(first, lengths)
+    documents = np.repeat(number.astype(np.int32), lengths)
+    return place.reshape(rows, length), documents.reshape(rows, length)

@@ -121,9 +121,10 @@ class Mixture:
     ) -> Mixture:
         """The mixture of a recipe over sources of these sizes.
 
-        `taken[p]` holds the samples of each source that a run had used when its phase p began, as its
-        checkpoint recorded them: the past stays as it was, whatever the recipe now says about it. Phases
-        that have not begun go on where the planned ones before them leave each source.
+        `taken[p]` holds the samples of each source that a run had used when its phase p began (the
+        `consumed(p, 0)` of then), as its checkpoint recorded it for every phase that has begun: the past
+        stays as it was, whatever the recipe now says about it. Phases that have not begun go on where the
+        planned ones before them leave each source.
 
         Raises:
             Problems: everything that is wrong with sources and mixtures, at once.
@@ -232,8 +233,9 @@ class Mixture:
         None when it is not taken as often.
         """
         number = self.names.index(name)
-        for phase, samples in enumerate(self.phase_samples):
-            if self._used(phase, samples)[number] <= use:
+        running = max(self._taken, default=0)  # what came before is recorded, not planned
+        for phase in range(running, len(self.phase_samples)):
+            if self._used(phase, self.phase_samples[phase])[number] <= use:
                 continue
             for span, base, end in self._stretches(phase):
                 if use < base[number]:  # only if a run's record says that it was used before

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import InfrastructureError, UserError, nearest
+from trainer.errors import Problems, UserError, nearest
+from trainer.model.directory import fetch
 from trainer.model.trainable import phase_problems
 from trainer.numbers import exact
 from trainer.recipe import Recipe
@@ -26,6 +27,12 @@ SUPPORTED = tuple(EMBEDDINGS)
 """`model_type`s whose logits are the plain product of last hidden state and output embedding, as our
 chunked loss computes them."""
 
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+"""Config fields that every supported `model_type` has."""
+
+ROPE_FIELDS = ("rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base")
+"""Older names, which transformers still takes, of what goes into `rope_parameters`."""
+
 MOST_PADDING = 512
 """A base may have so many rows more than the tokenizer has pieces (Pythia: 27, Qwen2.5: 399)."""
 
@@ -40,6 +47,8 @@ def check(recipe: Recipe, vocab_size: int) -> list[UserError]:
     """
     try:
         config = resolve(recipe, vocab_size)
+    except Problems as found:
+        return found.problems
     except UserError as error:
         return [error]
     return [
@@ -60,7 +69,11 @@ def resolve(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
     if recipe.model.base is None:
         return _from_init(recipe, vocab_size)
     config = read_config(recipe.model.base, field="model.base")
-    _check_type(config.get("model_type"), field="model.base", file=recipe.model.base)
+    check_type(config.get("model_type"), field="model.base", file=recipe.model.base)
+    for name in (*SIZES, "vocab_size"):
+        if type(config.get(name)) is not int or config[name] < 1:
+            what = f"its config.json has {name}: {config.get(name)!r}, which is no size"
+            raise UserError(what, field="model.base", value=recipe.model.base, mend="copy the model again")
     return config
 
 
@@ -73,7 +86,7 @@ def read_config(base: str | Path, field: str | None = None) -> dict[str, Any]:
     """
     path = Path(base) / "config.json"
     if not path.is_file():
-        path = _hub_config(base, field)
+        path = fetch(base, ["config.json"], field) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -83,49 +96,51 @@ def read_config(base: str | Path, field: str | None = None) -> dict[str, Any]:
     return config
 
 
-def _hub_config(base: str | Path, field: str | None) -> Path:
-    """Where config.json of the hub id `base` has been fetched to."""
-    name = str(base)
-    if Path(name).exists():
-        mend = "give a directory with config.json and the weights, such as `rewarm export` writes"
-        raise UserError("is no model directory: it has no config.json", field=field, value=name, mend=mend)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(
-            "does not exist", field=field, value=name, mend="give a model directory or a hub id, org/name"
-        )
-    from transformers.utils import cached_file
-
-    try:
-        return Path(cached_file(name, "config.json"))
-    except OSError as error:
-        message = " ".join(str(error).split())
-        if "connect" in message or "offline" in message:
-            mend = "it is no directory here either; download it and give its path"
-            raise InfrastructureError(f"{field}: {name!r} cannot be fetched from the hub; {mend}") from error
-        raise UserError(f"is no directory and not on the hub ({message})", field=field, value=name) from error
-
-
 def _from_init(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
     """`model.init` completed with the defaults of its `model_type` (llama), and checked."""
-    from transformers import AutoConfig
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
 
-    fields = dict(recipe.model.init or {})
+    fields = {name: _number(value) for name, value in (recipe.model.init or {}).items()}
     model_type = fields.pop("model_type", "llama")
-    _check_type(model_type, field="model.init.model_type")
-    defaults = AutoConfig.for_model(model_type).to_dict()
-    unknown = [name for name in fields if name not in defaults]
-    if unknown:
-        mend = nearest(unknown[0], defaults) or f"see the config of {model_type} in transformers"
-        raise UserError("is not a field of its config", field=f"model.init.{unknown[0]}", mend=mend)
-    given = {name: _number(value) for name, value in fields.items()}
-    given.setdefault("max_position_embeddings", max(recipe.seq_len, defaults["max_position_embeddings"]))
-    given.setdefault("vocab_size", vocab_size)
+    check_type(model_type, field="model.init.model_type")
+    config_class = CONFIG_MAPPING[model_type]
+    if problems := list(_init_problems(fields, config_class)):
+        raise Problems(problems)
+    fields.setdefault("max_position_embeddings", max(recipe.seq_len, 2048))
+    fields.setdefault("vocab_size", vocab_size)
     try:
-        config: dict[str, Any] = AutoConfig.for_model(model_type, **given).to_dict()
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+        config: dict[str, Any] = config_class(**fields).to_dict()
+    except (StrictDataclassError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"is refused by transformers ({reason})", field="model.init") from error
     return config
+
+
+def _init_problems(fields: Mapping[str, Any], config_class: Any) -> Iterator[UserError]:
+    """Fields of `model.init` that this class of configs does not have, or cannot have so."""
+    from transformers.activations import ACT2FN
+
+    known = [*config_class.__annotations__, *ROPE_FIELDS]
+    for name in fields:
+        if name not in known:
+            near = nearest(name, known) or f"see {config_class.__name__} in transformers"
+            yield UserError("is not a field of the model's config", field=f"model.init.{name}", mend=near)
+    sizes = {name: fields.get(name, getattr(config_class, name)) for name in SIZES}
+    wrong = [name for name, size in sizes.items() if type(size) is not int or size < 1]
+    for name in wrong:
+        yield UserError("is no whole number of at least 1", field=f"model.init.{name}", value=sizes[name])
+    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    if not wrong and hidden % heads:
+        what, mend = (
+            f"is not a multiple of num_attention_heads {heads}",
+            f"take {-(-hidden // heads) * heads}",
+        )
+        yield UserError(what, field="model.init.hidden_size", value=hidden, mend=mend)
+    activation = str(fields.get("hidden_act", config_class.hidden_act))
+    if activation not in ACT2FN:
+        near = nearest(activation, ACT2FN) or "silu and gelu are usual"
+        yield UserError("is no activation", field="model.init.hidden_act", value=activation, mend=near)
 
 
 def file_name(model_type: str, name: str) -> str:
@@ -148,86 +163,46 @@ def _number(value: Any) -> Any:
     return int(number) if number.denominator == 1 and "." not in value else float(number)
 
 
-def _check_type(model_type: Any, field: str, file: object = None) -> None:
+def check_type(model_type: Any, field: str, file: object = None) -> None:
+    """Raises UserError where `model_type` is not one that we train."""
     if model_type not in SUPPORTED:
         mend = nearest(str(model_type), SUPPORTED) or f"supported are {', '.join(SUPPORTED)}"
         raise UserError("is no supported model_type", file=file, field=field, value=model_type, mend=mend)
 
 
-def _shape_problems(recipe: Recipe, config: Mapping[str, Any]) -> list[UserError]:
-    """Sizes that do not go together."""
+def _shape_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[UserError]:
+    """Sizes that do not go together, and an attention that cannot run here."""
     where = "model.base" if recipe.model.base else "model.init"
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    heads, context = config["num_attention_heads"], config.get("max_position_embeddings")
     groups = config.get("num_key_value_heads") or heads
-    context = config.get("max_position_embeddings")
-    problems = []
-    if hidden % heads and not config.get("head_dim"):
-        mend = "choose a multiple"
-        problems.append(
-            UserError(
-                f"is not divisible by {heads} heads", field=f"{where}.hidden_size", value=hidden, mend=mend
-            )
-        )
     if heads % groups:
-        mend = "choose a divisor of the heads"
-        problems.append(
-            UserError(
-                f"does not divide {heads} heads",
-                field=f"{where}.num_key_value_heads",
-                value=groups,
-                mend=mend,
-            )
-        )
+        field, mend = f"{where}.num_key_value_heads", "choose a divisor of the heads"
+        yield UserError(f"does not divide {heads} heads", field=field, value=groups, mend=mend)
     if context and recipe.seq_len > context:
+        what = f"is above the model's max_position_embeddings {context}"
         mend = "shorten seq_len, or extend the model's context first"
-        problems.append(
-            UserError(
-                f"is above the model's max_position_embeddings {context}",
-                field="seq_len",
-                value=recipe.seq_len,
-                mend=mend,
-            )
-        )
+        yield UserError(what, field="seq_len", value=recipe.seq_len, mend=mend)
     if recipe.model.attention == "flash_attention_2":
+        field, value = "model.attention", "flash_attention_2"
         if importlib.util.find_spec("flash_attn") is None:
-            problems.append(
-                UserError(
-                    "needs the package flash-attn, which is not installed",
-                    field="model.attention",
-                    value="flash_attention_2",
-                    mend="install it, or take auto",
-                )
-            )
+            what = "needs the package flash-attn, which is not installed"
+            yield UserError(what, field=field, value=value, mend="install it, or take auto")
         if recipe.model.dtype == "fp32":
-            problems.append(
-                UserError(
-                    "computes in bf16 or fp16 only",
-                    field="model.attention",
-                    value="flash_attention_2",
-                    mend="set model.dtype to bf16, or take sdpa",
-                )
-            )
-    return problems
+            what, mend = "computes in bf16 or fp16 only", "set model.dtype to bf16, or take sdpa"
+            yield UserError(what, field=field, value=value, mend=mend)
 
 
-def _vocabulary_problems(recipe: Recipe, config: Mapping[str, Any], vocab_size: int) -> list[UserError]:
+def _vocabulary_problems(recipe: Recipe, config: Mapping[str, Any], vocab_size: int) -> Iterator[UserError]:
     """The embedding must have a row for each piece, and no more than padding beyond."""
-    rows = config["vocab_size"]
+    rows, base, tokenizer = config["vocab_size"], recipe.model.base, recipe.model.tokenizer
     if vocab_size <= rows < vocab_size + MOST_PADDING:
-        return []
-    if recipe.model.base is None:
-        return [
-            UserError(
-                f"does not fit the tokenizer's {vocab_size} pieces",
-                field="model.init.vocab_size",
-                value=rows,
-                mend="leave it out",
-            )
-        ]
+        return
+    if base is None:
+        what = f"does not fit the tokenizer's {vocab_size} pieces"
+        yield UserError(what, field="model.init.vocab_size", value=rows, mend="leave it out")
+        return
+    mend = f"run: rewarm model extend --base {base} --tokenizer {tokenizer} --out DIR"
     if rows > vocab_size:
         mend = "give the tokenizer that the base was trained with, or an extension of it"
-    else:
-        given = f"--base {recipe.model.base} --tokenizer {recipe.model.tokenizer}"
-        mend = f"run: rewarm model extend {given} --out DIR"
-    what = f"has {rows} embedding rows and the tokenizer {recipe.model.tokenizer} has {vocab_size} pieces"
-    return [UserError(what, field="model.base", value=recipe.model.base, mend=mend)]
+    what = f"has {rows} embedding rows and the tokenizer {tokenizer} has {vocab_size} pieces"
+    yield UserError(what, field="model.base", value=base, mend=mend)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import initialize_weights_zero3
 
@@ -20,8 +21,10 @@ from trainer.recipe import Recipe
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build(recipe: Recipe, vocab_size: int) -> CausalLM:
+def build(recipe: Recipe, vocab_size: int, weights: bool = True) -> CausalLM:
     """The recipe's model for a tokenizer of `vocab_size` pieces, on the CPU, in `model.dtype`.
+
+    Without `weights` their values are left open, for a checkpoint to fill all of them.
 
     DeepSpeed derives its fp32 master weights from these. Under ZeRO-3 create
     `transformers.integrations.HfDeepSpeedConfig(ds_config)` first and keep it alive: then parameters are
@@ -38,7 +41,11 @@ def build(recipe: Recipe, vocab_size: int) -> CausalLM:
     how: dict[str, Any] = {"dtype": DTYPES[recipe.model.dtype]}
     if recipe.model.attention != "auto":
         how["attn_implementation"] = recipe.model.attention
-    if recipe.model.base is not None:
+    if not weights:
+        with no_init_weights():
+            config = AutoConfig.for_model(**resolve(recipe, vocab_size))
+            hf = AutoModelForCausalLM.from_config(config, **how)
+    elif recipe.model.base is not None:
         hf = _pretrained(recipe.model.base, how)
     else:
         hf = _random(resolve(recipe, vocab_size), recipe.seed, how)
@@ -46,6 +53,17 @@ def build(recipe: Recipe, vocab_size: int) -> CausalLM:
     if recipe.model.activation_checkpointing == "full":
         hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return CausalLM(hf.train(), vocab_size)
+
+
+def load(model: str, vocab_size: int) -> CausalLM:
+    """An existing model in fp32, for scoring.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    hf = _pretrained(model, {"dtype": torch.float32})
+    hf.config.use_cache = False
+    return CausalLM(hf.eval(), vocab_size)
 
 
 def _pretrained(base: str, how: dict[str, Any]) -> Any:

@@ -134,6 +134,46 @@ class WeightsWriter:
             (self.directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
+def local(model: str | Path, field: str) -> Path:
+    """The directory of a model: itself, or where the whole of a hub id has been fetched to.
+
+    Raises:
+        UserError, InfrastructureError: as `fetch`.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    return fetch(model, ["*.json", "*.safetensors", "*.model"], field)
+
+
+def fetch(model: str | Path, files: list[str], field: str | None) -> Path:
+    """The directory to which `files` (patterns) of a hub id have been fetched, or lay already.
+
+    Raises:
+        UserError: `model` is a path and lacks them, or the hub does not have it.
+        InfrastructureError: the hub cannot be reached.
+    """
+    name = str(model)
+    if Path(name).exists():
+        mend = "give a directory with config.json and the weights, such as `rewarm export` writes"
+        raise UserError("is no model directory: it has no config.json", field=field, value=name, mend=mend)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        mend = "give a model directory or a hub id, org/name"
+        raise UserError("does not exist", field=field, value=name, mend=mend)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=files))
+    except LocalEntryNotFoundError as error:
+        what = f"{field}: {name!r} is no directory here, and the hub cannot be reached to fetch it"
+        raise InfrastructureError(what) from error
+    except (HfHubHTTPError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"is no directory here and not on the hub ({reason})", field=field, value=name
+        ) from error
+
+
 def copy_tokenizer(tokenizer: str | Path, directory: str | Path) -> None:
     """Copies the files of a tokenizer (a directory, or a single `.model` file) byte for byte.
 

@@ -65,6 +65,16 @@ class PhaseRecord:
         """The learning rate of the phase."""
         return Curve(Schedule.model_validate(self.schedule), self.tokens, self.reached, self.horizon)
 
+    def seen(self, samples: int, seq_len: int) -> dict[str, int]:
+        """Tokens by source fingerprint in the first `samples` samples of the phase."""
+        found: dict[str, int] = {}
+        for source, share in shares(self.data, samples).items():
+            tokens = round(share * samples * seq_len)
+            if tokens:
+                fingerprint = fingerprint_of(self.data, source)
+                found[fingerprint] = found.get(fingerprint, 0) + tokens
+        return found
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -144,19 +154,22 @@ class RunState:
             lr=lr,
         )
 
-    def seen(self) -> dict[str, int]:
-        """Tokens by source fingerprint that these weights were trained on, the base's included."""
+    def seen(self, train: str | list[str] = "all") -> dict[str, int]:
+        """Tokens by source fingerprint that these weights were trained on, the base's included.
+
+        Phases that trained less than `train` are left out: after embeddings alone, the rest has not seen
+        the data.
+        """
         found = dict(self.seen_before)
         for number, record in enumerate(self.phases):
-            samples = self.samples if number == self.phase else record.samples
-            for source, share in shares(record.data, samples).items():
-                fingerprint = fingerprint_of(record.data, source)
-                tokens = round(share * samples * self.settings["seq_len"])
-                found[fingerprint] = found.get(fingerprint, 0) + tokens
-        return {fingerprint: tokens for fingerprint, tokens in found.items() if tokens}
+            if record.train in ("all", train):
+                samples = self.samples if number == self.phase else record.samples
+                for fingerprint, tokens in record.seen(samples, self.settings["seq_len"]).items():
+                    found[fingerprint] = found.get(fingerprint, 0) + tokens
+        return found
 
     def taken(self) -> dict[int, dict[str, int]]:
-        """By phase, the samples of each source that the run had used when it began: `Mixture.from_recipe`'s."""
+        """By phase, the samples of each source that the run had used when it began, for the mixer."""
         end = ".taken_before"
         return {
             number: {

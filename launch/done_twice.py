@@ -1,0 +1,36 @@
+"""Shows the steps that a run did twice, before a kill and after the restore, and whether they are equal.
+
+python launch/done_twice.py RUN
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from trainer.metrics import attempts, done_twice
+
+
+def main(run: Path) -> int:
+    """0 if the losses, LRs and gradient norms of every step done twice are equal to the last digit."""
+    pairs = done_twice(run)
+    restored = [attempt.restored_step for attempt in attempts(run) if attempt.restored_step is not None]
+    print(
+        f"{run.name}: restored from the checkpoints of steps {restored}; {len(pairs)} steps were done twice"
+    )
+    same = True
+    for before, after in pairs:
+        for metric in ("loss/train", "lr", "grad_norm"):
+            equal = before[metric] == after[metric]
+            same &= equal
+            if metric != "grad_norm" or not equal:
+                print(
+                    f"  step {before['step']:>5} {metric:<10} {before[metric]!r:<24} {after[metric]!r:<24} "
+                    f"{'equal' if equal else 'DIFFERENT'}"
+                )
+    print("all equal to the last digit" if same and pairs else "NOT EQUAL" if pairs else "nothing to compare")
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,65 @@
+"""Starts a run and kills all of its processes (SIGKILL) once it is past so many tokens and a checkpoint.
+
+    python launch/kill_halfway.py --run RUN --tokens T -- COMMAND…
+
+Does nothing when the run is already past that point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from trainer.errors import RewarmError
+from trainer.metrics import read
+
+STEPS_BEYOND = 5
+"""Steps after the checkpoint that are trained before the kill, so that there is something to do twice."""
+
+
+def main() -> int:
+    """The exit status: 0 if the run was killed or already past, the command's own if it ended by itself."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, required=True)
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    asked = parser.parse_args()
+    if ripe(asked.run, asked.tokens):
+        return 0
+    command = asked.command[1:] if asked.command[:1] == ["--"] else asked.command
+    process = subprocess.Popen(command, start_new_session=True)
+    while process.poll() is None:
+        if ripe(asked.run, asked.tokens):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            print(f"killed all ranks of {asked.run} at step {last_step(asked.run)[0]}")
+            return 0
+        time.sleep(0.1)
+    return process.returncode
+
+
+def ripe(run: Path, tokens: int) -> bool:
+    """Whether the run is past `tokens`, and some steps past its newest committed checkpoint."""
+    step, consumed = last_step(run)
+    saved = [int(path.parent.name.removeprefix("step-")) for path in run.glob("checkpoints/step-*/COMMITTED")]
+    return consumed >= tokens and bool(saved) and step >= max(saved) + STEPS_BEYOND
+
+
+def last_step(run: Path) -> tuple[int, int]:
+    """The step and the tokens of the newest record."""
+    try:
+        record = read(run)[-1]
+    except (RewarmError, IndexError):
+        return 0, 0
+    return int(record["step"]), int(record["tokens"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Loads an exported model as anyone would, compares it with the run's own weights, and lets it write.
+
+python launch/try_export.py --run RUN --model DIR --prompt TEXT
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trainer.checkpoint import commit, portable
+from trainer.model.build import build
+from trainer.recipe import parse
+
+
+def main() -> int:
+    """0 if the logits agree."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--prompt", required=True)
+    asked = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(asked.model)
+    exported = AutoModelForCausalLM.from_pretrained(asked.model, dtype=torch.float32)
+
+    checkpoint = commit.scan(asked.run / "checkpoints")[0][-1]
+    trained = build(parse(checkpoint.manifest.recipe), len(tokenizer), weights=False)
+    reader = portable.Reader(checkpoint.files)
+    trained.load_state_dict(
+        {name: reader.whole(name) for name in trained.state_dict() if name in reader.pieces}
+    )
+
+    ids = tokenizer(asked.prompt, return_tensors="pt").input_ids
+    with torch.no_grad():
+        difference = (exported(ids).logits - trained.hf(ids).logits[..., : len(tokenizer)]).abs().max().item()
+    written = exported.generate(ids, max_new_tokens=60, do_sample=False, repetition_penalty=1.2)
+    step = checkpoint.manifest.step
+    print(f"largest difference of logits between {asked.model.name} and step {step}: {difference:g}")
+    print(f"it writes: {tokenizer.decode(written[0], skip_special_tokens=True)}")
+    return 0 if difference < 1e-4 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""`rewarm model extend`: embeddings grown for an extended tokenizer, offline, in bounded memory.
+
+Inside ZeRO-3 this surgery has a long list of bug reports; here it is done once, on a plain checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import sentencepiece
+import torch
+from sentencepiece import sentencepiece_model_pb2 as proto
+from torch import Tensor
+
+from trainer.errors import UserError
+from trainer.model.architecture import EMBEDDINGS, check_type, file_name, read_config
+from trainer.model.directory import WeightsReader, WeightsWriter, copy_tokenizer, local, whole_directory
+from trainer.model.trainable import BASE_ROWS
+
+NewRows = Literal["subpiece_mean", "mean", "random"]
+
+MULTIPLE = 64
+"""Embeddings have a whole multiple of so many rows, which matrix units like; the rest is padding."""
+
+SPACE = "▁"
+"""How SentencePiece writes a space."""
+
+
+@dataclass(frozen=True)
+class Extension:
+    """How a vocabulary grew."""
+
+    base_pieces: int
+    pieces: int
+    rows: int
+    """Rows of the new embeddings: the pieces, and padding to a multiple of 64."""
+    splits: Sequence[Sequence[int]]
+    """For each new piece the base's ids of its text; empty where it has none."""
+
+    @property
+    def mean_split(self) -> float:
+        """Base tokens that a new piece stands for, on average."""
+        return sum(map(len, self.splits)) / len(self.splits)
+
+
+def extend(
+    base: str | Path,
+    tokenizer: str | Path,
+    out: str | Path,
+    new_rows: NewRows = "subpiece_mean",
+    seed: int = 0,
+) -> Extension:
+    """Writes the model `base`, grown to the pieces of `tokenizer`, into the new directory `out`.
+
+    Base rows and all other weights are copied to the bit. A new row, in the input and in the output
+    embedding alike, is the mean of the rows of the base tokens that its text was (`subpiece_mean`), the
+    mean of all base rows (`mean`), or normal with the standard deviation of the base rows (`random`).
+    Padding rows hold the mean: their logit is the mean of the base's logits and never the largest.
+
+    Holds one tensor and one shard of `out` in memory at a time.
+
+    Raises:
+        UserError: `base` is no supported plain checkpoint, `tokenizer` does not extend its tokenizer or
+            adds nothing, or `out` is not empty.
+        InfrastructureError: the disk is full or cannot be written.
+    """
+    base = local(base, field="--base")
+    config = read_config(base, field="--base")
+    check_type(config.get("model_type"), field="--base", file=base)
+    extension = compare(base, tokenizer, config["vocab_size"])
+    tied = bool(config.get("tie_word_embeddings", False))
+    input_name, output_name = EMBEDDINGS[config["model_type"]]
+    grown = {input_name} if tied else {input_name, output_name}
+    with WeightsReader(base) as weights, whole_directory(out) as draft:
+        names = {name: file_name(config["model_type"], name) for name in weights.names}
+        if missing := grown - set(names.values()):
+            raise UserError("is missing from the weights", file=base, value=min(missing))
+        writer = WeightsWriter(draft)
+        for name, final in names.items():
+            if final in grown:
+                generator = torch.Generator().manual_seed(seed + (final == output_name))
+                writer.add(final, grow(weights[name], extension, new_rows, generator))
+            elif not (tied and final == output_name):
+                writer.add(final, weights[name])
+        writer.close()
+        told = {**config, "vocab_size": extension.rows, BASE_ROWS: extension.base_pieces}
+        (draft / "config.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        if (generation := Path(base) / "generation_config.json").is_file():
+            shutil.copyfile(generation, draft / generation.name)
+        copy_tokenizer(tokenizer, draft)
+    return extension
+
+
+def grow(weight: Tensor, extension: Extension, new_rows: NewRows, generator: torch.Generator) -> Tensor:
+    """The embedding `weight` `[base rows, hidden]` with new and padding rows: `[extension.rows, hidden]`."""
+    base = weight[: extension.base_pieces]
+    mean, added = base.mean(dim=0, dtype=torch.float32), len(extension.splits)
+    if new_rows == "random":
+        std = base.float().std().item()
+        fresh = torch.empty(added, base.shape[1]).normal_(0.0, std, generator=generator)
+    else:
+        fresh = mean.expand(added, -1).clone()
+    if new_rows == "subpiece_mean":
+        for row, split in zip(fresh, extension.splits, strict=True):
+            if split:
+                row.copy_(base[list(split)].mean(dim=0, dtype=torch.float32))
+    padding = mean.expand(extension.rows - extension.pieces, -1)
+    return torch.cat([base, fresh.to(base.dtype), padding.to(base.dtype)])
+
+
+def compare(base: str | Path, tokenizer: str | Path, base_rows: int) -> Extension:
+    """What `tokenizer` adds to the base's own tokenizer, which lies beside its `base_rows` rows of weights.
+
+    Raises:
+        UserError: one of the two is no SentencePiece model, or `tokenizer` is no extension.
+    """
+    old, new = read_pieces(base), read_pieces(tokenizer)
+    count, total = len(old.pieces), len(new.pieces)
+    for number, (before, after) in enumerate(zip(old.pieces, new.pieces, strict=False)):
+        if before != after:
+            what = (
+                f"is no extension of the base's tokenizer: piece {number} is {after.piece!r} "
+                f"(score {after.score:g}), not {before.piece!r} ({before.score:g})"
+            )
+            mend = "make one: rewarm vocab extend --base BASE --add TOKENIZER --out DIR"
+            raise UserError(what, field="--tokenizer", value=str(tokenizer), mend=mend)
+    if total <= count:
+        what = f"adds nothing to the base's {count} pieces"
+        raise UserError(what, field="--tokenizer", value=str(tokenizer), mend="train with the base as it is")
+    if base_rows < count:
+        what = f"has {base_rows} embedding rows for its tokenizer's {count} pieces"
+        raise UserError(what, field="--base", value=str(base), mend="copy the model again")
+    splits = _splits(old, list(new.pieces[count:]))
+    return Extension(count, total, -(-total // MULTIPLE) * MULTIPLE, splits)
+
+
+def read_pieces(tokenizer: str | Path) -> Any:
+    """The SentencePiece model in a directory, or the `.model` file itself, parsed.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = Path(tokenizer)
+    path = path / "tokenizer.model" if path.is_dir() else path
+    model = proto.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except OSError as error:
+        mend = "rows are made from SentencePiece pieces: put the tokenizer's .model file there"
+        raise UserError(f"cannot be read ({error.strerror})", file=path, mend=mend) from error
+    except Exception as error:  # protobuf's DecodeError has no public name that is stable
+        raise UserError("is no SentencePiece model", file=path, mend="copy it again") from error
+    return model
+
+
+def _splits(old: Any, added: Sequence[Any]) -> list[list[int]]:
+    """The base's ids of each new piece's text: as it stands inside a line, so without a dummy prefix."""
+    bare = proto.ModelProto()
+    bare.CopyFrom(old)
+    bare.normalizer_spec.add_dummy_prefix = False
+    bare.normalizer_spec.remove_extra_whitespaces = False
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(bare.SerializeToString())
+    normal = proto.ModelProto.SentencePiece.NORMAL
+    texts = [piece.piece.replace(SPACE, " ") if piece.type == normal else "" for piece in added]
+    splits: list[list[int]] = processor.encode(texts)
+    return splits
+
+
+def bits_per_byte(model: str | Path, text: str, window: int = 1024) -> float:
+    """How well the model in a directory predicts `text`, in a unit that no tokenizer changes.
+
+    The text is read in windows of `window` tokens, each target counted once.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from trainer.model.loss import CausalLM
+
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(read_pieces(model).SerializeToString())
+    ids = torch.tensor([[max(processor.bos_id(), 0), *processor.encode(text)]])
+    hf = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
+    causal = CausalLM(hf, processor.get_piece_size())
+    window = min(window, hf.config.max_position_embeddings)
+    nats = 0.0
+    with torch.inference_mode():
+        for start in range(0, ids.shape[1] - 1, window):
+            part = ids[:, start : start + window + 1]
+            nats += causal(part[:, :-1], part[:, 1:])[0].item()
+    return nats / math.log(2) / len(text.encode())

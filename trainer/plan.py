@@ -1,0 +1,251 @@
+"""The run before the run: everything that can be known, checked and decided without a process group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import yaml
+
+from tokenization import vocabulary
+from tokenization.shards import TokenStore, open_tokens
+from trainer import sharding
+from trainer.checkpoint import commit
+from trainer.errors import InfrastructureError, Problems, UserError
+from trainer.metrics import check as check_logging
+from trainer.mixer.mixture import Mixture, SourceSize
+from trainer.mixer.sources import open_sources
+from trainer.model import architecture
+from trainer.model.memory import Memory, estimate
+from trainer.recipe import Recipe
+from trainer.scheduler.resume import Decision, decide
+from trainer.scheduler.state import BaseLineage, RunState
+
+RESOLVED = "recipe.resolved.yaml"
+"""File in the run directory: the recipe with every default filled in."""
+
+LARGEST_ON_HOST = 16
+"""Samples in a micro batch on the CPU: beyond it nothing gets faster."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked recipe, what it means in its run directory, and all that it was checked with."""
+
+    recipe: Recipe
+    preset: dict[str, Any]
+    layout: sharding.Layout
+    model_config: dict[str, Any]
+    """Fields of the Hugging Face config."""
+    vocab_size: int
+    """Pieces of the tokenizer."""
+    stores: dict[str, TokenStore]
+    validation: dict[str, TokenStore]
+    """`upstream`, `downstream`."""
+    mixture: Mixture
+    memory: Memory
+    checkpoint: commit.Checkpoint | None
+    """The newest good one in the run directory."""
+    broken: tuple[str, ...]
+    """A line for each checkpoint that is not good."""
+    data: list[dict[str, Any]]
+    """Per phase what the mixer takes its samples from."""
+    base: BaseLineage | None
+    decision: Decision
+
+
+def checkpoints(recipe: Recipe) -> Path:
+    """Where the run's checkpoints are."""
+    return recipe.directory / "checkpoints"
+
+
+def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Plan:
+    """Checks everything and decides what starting this recipe means; changes nothing.
+
+    `skip` holds checkpoints that turned out to be damaged.
+
+    Raises:
+        Problems: all that is wrong, at once.
+        InfrastructureError: there are checkpoints and none of them is good.
+    """
+    _refuse_another_run(recipe)
+    checkpoint, broken = _newest(recipe, skip)
+    state = RunState.from_json(checkpoint.manifest.state) if checkpoint else None
+    together = _Together()
+    preset = together(lambda: sharding.read_preset(recipe.deepspeed))
+    vocab_size = together(lambda: vocabulary.open_tokenizer(recipe.model.tokenizer).size)
+    stores = together(lambda: open_sources(recipe, state.running.data if state else None))
+    validation = together(lambda: _open_validation(recipe))
+    together(lambda: check_logging(recipe.logging))
+    if stores is not None and validation is not None and vocab_size is not None:
+        together(lambda: _one_tokenizer(recipe, stores, validation))
+    if vocab_size is not None:
+        together.problems += architecture.check(recipe, vocab_size)
+    if preset is None or stores is None or validation is None or vocab_size is None or together.problems:
+        raise Problems(together.problems)
+    config = architecture.resolve(recipe, vocab_size)
+    memory = _memory(recipe, preset, config, world_size)
+    layout = together(lambda: _layout(recipe, memory, world_size))
+    mixture = together(lambda: _mixture(recipe, stores, state))
+    if layout is None or mixture is None:
+        raise Problems(together.problems)
+    together(lambda: sharding.complete(preset, recipe, layout, int(config["hidden_size"])))
+    together(mixture.check_epochs)
+    if together.problems:
+        raise Problems(together.problems)
+    data = [mixture.describe(phase) for phase in range(len(recipe.phases))]
+    base = base_lineage(recipe, config)
+    return Plan(
+        recipe=recipe,
+        preset=preset,
+        layout=layout,
+        model_config=config,
+        vocab_size=vocab_size,
+        stores=stores,
+        validation=validation,
+        mixture=mixture,
+        memory=memory,
+        checkpoint=checkpoint,
+        broken=tuple(broken),
+        data=data,
+        base=base,
+        decision=decide(recipe, data, state, base),
+    )
+
+
+class _Together:
+    """Calls checks one after another and keeps what they complain of, to be told at once."""
+
+    def __init__(self) -> None:
+        self.problems: list[UserError] = []
+
+    def __call__(self, check: Callable[[], T]) -> T | None:
+        try:
+            return check()
+        except Problems as several:
+            self.problems += several.problems
+        except UserError as problem:
+            self.problems.append(problem)
+        return None
+
+
+def _refuse_another_run(recipe: Recipe) -> None:
+    """A run directory belongs to one run, by name."""
+    directory = recipe.directory
+    resolved = directory / RESOLVED
+    if resolved.exists():
+        name = yaml.safe_load(resolved.read_text(encoding="utf-8")).get("name")
+        if name == recipe.name:
+            return
+        what = f"holds another run, {name!r}, and this recipe is {recipe.name!r}"
+    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        what = "is not empty and holds no run"
+    else:
+        return
+    raise UserError(what, field="run_dir", value=str(directory), mend="give another run_dir")
+
+
+def _newest(recipe: Recipe, skip: Collection[Path]) -> tuple[commit.Checkpoint | None, list[str]]:
+    """The newest good checkpoint, and a line for each that is not good."""
+    good, broken = commit.scan(checkpoints(recipe))
+    good = [checkpoint for checkpoint in good if checkpoint.path not in skip]
+    if not good and (skip or commit.has_committed(checkpoints(recipe))):
+        listed = "; ".join([*broken, *(f"{path}: damaged" for path in skip)])
+        raise InfrastructureError(
+            f"{checkpoints(recipe)}: no checkpoint is good ({listed}); restore one, or give another run_dir "
+            "to begin again from the base"
+        )
+    return (good[-1] if good else None), broken
+
+
+def _open_validation(recipe: Recipe) -> dict[str, TokenStore]:
+    sets = {"upstream": recipe.validation.upstream, "downstream": recipe.validation.downstream}
+    stores = {}
+    problems = []
+    for name, prefix in sets.items():
+        if prefix is None:
+            continue
+        try:
+            stores[name] = open_tokens(prefix)
+            if stores[name].tokens < 2:
+                raise UserError("holds fewer than 2 tokens", file=prefix, mend="hold out more text")
+        except UserError as error:
+            problems.append(UserError(f"validation.{name}: {error}"))
+    if problems:
+        raise Problems(problems)
+    return stores
+
+
+def _one_tokenizer(
+    recipe: Recipe, stores: Mapping[str, TokenStore], validation: Mapping[str, TokenStore]
+) -> None:
+    """Shards made with another tokenizer than the model's would be noise."""
+    wanted = vocabulary.fingerprint(recipe.model.tokenizer)
+    places = {f"sources.{name}.path": store for name, store in stores.items()}
+    places |= {f"validation.{name}": store for name, store in validation.items()}
+    problems = [
+        UserError(
+            f"was prepared with tokenizer {store.tokenizer}, and model.tokenizer {recipe.model.tokenizer} "
+            f"is {wanted}",
+            field=field,
+            value=str(store.prefix),
+            mend="prepare it again with model.tokenizer",
+        )
+        for field, store in places.items()
+        if store.tokenizer != wanted
+    ]
+    if problems:
+        raise Problems(problems)
+
+
+def _memory(recipe: Recipe, preset: dict[str, Any], config: dict[str, Any], world_size: int) -> Memory:
+    return estimate(
+        config,
+        stage=sharding.stage(preset),
+        offload_optimizer=sharding.offloads_optimizer(preset),
+        offload_parameters=sharding.offloads_parameters(preset),
+        world_size=world_size,
+        seq_len=recipe.seq_len,
+        dtype=recipe.model.dtype,
+        recompute=recipe.model.activation_checkpointing == "full",
+    )
+
+
+def _layout(recipe: Recipe, memory: Memory, world_size: int) -> sharding.Layout:
+    return sharding.layout(recipe, world_size, memory.largest_micro_batch(available_bytes(world_size)))
+
+
+def available_bytes(world_size: int) -> int:
+    """Memory of this rank's device that a run may plan with: nine tenths of the GPU, or a share of the host."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(0.9 * torch.cuda.get_device_properties(0).total_memory)
+    return int(0.5 * psutil.virtual_memory().total / world_size)
+
+
+def _mixture(recipe: Recipe, stores: Mapping[str, TokenStore], state: RunState | None) -> Mixture:
+    """The mixture, whose past is what the checkpoint recorded and not what the recipe now says of it."""
+    sizes = {name: SourceSize.of(store, recipe.seq_len) for name, store in stores.items()}
+    taken = {}
+    for number, record in enumerate(state.phases if state else ()):
+        taken[number] = {name: int(record.data.get(f"sources.{name}.taken_before", 0)) for name in stores}
+    return Mixture.from_recipe(recipe, sizes, taken)
+
+
+def base_lineage(recipe: Recipe, config: Mapping[str, Any]) -> BaseLineage | None:
+    """What is known of the base's past: all of it where the base is a checkpoint of ours."""
+    base = recipe.model.base
+    if base is None:
+        return None
+    rows = int(config.get("base_vocab_size") or config["vocab_size"])
+    new_rows = int(config["vocab_size"]) - rows
+    if (Path(base) / commit.MARKER).is_file():
+        state = RunState.from_json(commit.read(Path(base)).manifest.state)
+        return BaseLineage.of(state, base, new_rows)
+    return BaseLineage(base, new_rows=new_rows)

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from trainer.errors import UserError
 from trainer.metrics import Metrics
 from trainer.recipe import Logging, dump, load
-from trainer.study.arms import gather, table
+from trainer.study.arms import gather
 from trainer.study.charts import Line, chart, spread, ticks
 from trainer.study.figures import phase_shares, rate, smoothed
-from trainer.study.report import headline, report
+from trainer.study.report import headline, report, table
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "launch" / "recipes" / "quickstart.yaml"
 TOKENS = 2048  # a step of the quickstart
@@ -84,7 +84,7 @@ def text_of(page: str) -> str:
 
 
 def test_the_table_from_start_to_end(two):
-    assert table(gather(two)).splitlines() == [
+    assert table(two).splitlines() == [
         "arm        tokens  upstream         forgetting  downstream       gain",
         "---------  ------  ---------------  ----------  ---------------  -------",
         "replay-0   20,480  1.5000 → 2.5000  +1.0000     3.0000 → 2.0000  +1.0000",
@@ -93,7 +93,7 @@ def test_the_table_from_start_to_end(two):
 
 
 def test_a_run_without_evaluation_has_dashes_and_chinese_names_line_up(tmp_path):
-    lines = table(gather([run(tmp_path / "复述", upstream=None), run(tmp_path / "ab")])).splitlines()
+    lines = table([run(tmp_path / "复述", upstream=None), run(tmp_path / "ab")]).splitlines()
     assert lines[2] == "复述  20,480  –                –           –                –"
     assert lines[3].startswith("ab    20,480  1.5000")
 
@@ -201,6 +201,28 @@ def test_the_headline_needs_two_runs_and_takes_either_side(tmp_path):
     assert headline(gather([one])) == ""
     better = run(tmp_path / "better", upstream=(1.5, 1.5), downstream=(3.0, 1.5))
     assert headline(gather([one, better])).endswith("0.500 bits per byte better.")
+
+
+def test_what_began_with_random_weights_has_nothing_to_forget_and_its_own_pictures(two, tmp_path):
+    scratch = ["model={tokenizer: t, init: {hidden_size: 96}}"]
+    base = run(tmp_path / "base", upstream=(9.0, 1.5), downstream=(9.0, 3.0), overrides=scratch)
+    assert (
+        table([base]).splitlines()[2] == "base  20,480  9.0000 → 1.5000  –           9.0000 → 3.0000  +6.0000"
+    )
+    page = written([base, *two], tmp_path)
+    assert "base forgot" not in text_of(page)
+    continued, own = page.split("Curves of what began with random weights")
+    assert ">9.00<" not in continued
+    assert "<b>Upstream</b>" in own
+    assert "<b>Forgetting</b>" not in own
+    assert "<b>The trade</b>" not in own
+
+
+def test_versions_are_those_that_the_runs_were_computed_with(two, tmp_path):
+    for directory, torch in zip(two, ("2.13.0", "2.14.0"), strict=True):
+        entry = {"kind": "start", "versions": {"torch": torch, "deepspeed": "0.19.8"}}
+        (directory / "lineage.jsonl").write_text(json.dumps(entry) + "\n")
+    assert "torch 2.13.0 and 2.14.0 · deepspeed 0.19.8" in text_of(written(two, tmp_path))
 
 
 def test_lineage_is_told_as_it_was_decided(two, tmp_path):

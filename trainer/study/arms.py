@@ -46,6 +46,8 @@ class Arm:
     """One run of several that are compared."""
 
     name: str
+    number: int
+    """Place among the runs, from 0; it gives the colour."""
     path: Path
     records: list[Record]
     attempts: list[Attempt]
@@ -71,8 +73,15 @@ class Arm:
         return int(self.records[-1]["tokens"]) if self.records else 0
 
     @property
+    def from_scratch(self) -> bool:
+        """Whether it began with random weights: there was nothing to forget."""
+        return self.recipe is not None and self.recipe.model.base is None
+
+    @property
     def forgetting(self) -> float:
-        """Upstream bits per byte at the end less those of the base."""
+        """Upstream bits per byte at the end less those of the base; NaN without a base or a measurement."""
+        if self.from_scratch:
+            return math.nan
         measured = self.series(FORGETTING)
         upstream = self.series(UPSTREAM)
         return measured.end if measured else upstream.end - upstream.start
@@ -126,6 +135,7 @@ def gather(runs: Sequence[str | Path]) -> list[Arm]:
     return [
         Arm(
             name=name,
+            number=number,
             path=path,
             records=read(path),
             attempts=attempts(path),
@@ -133,7 +143,7 @@ def gather(runs: Sequence[str | Path]) -> list[Arm]:
             lineage=_lineage(path / "lineage.jsonl"),
             recipe=_recipe(path / "recipe.resolved.yaml"),
         )
-        for name, path in zip(names, paths, strict=True)
+        for number, (name, path) in enumerate(zip(names, paths, strict=True))
     ]
 
 
@@ -156,7 +166,7 @@ def _recipe(path: Path) -> Recipe | None:
 HEADINGS = ("arm", "tokens", "upstream", "forgetting", "downstream", "gain")
 
 
-def table(arms: Sequence[Arm]) -> str:
+def compare(arms: Sequence[Arm]) -> str:
     """The comparison as plain text: bits per byte from start to end, less is better.
 
     `forgetting` is how much upstream got worse, `gain` how much downstream got better.

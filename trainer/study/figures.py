@@ -74,27 +74,38 @@ FIGURES = (
 
 
 def figures(arms: Sequence[Arm]) -> str:
-    """All pictures for which there is something to draw."""
+    """All pictures for which there is something to draw.
+
+    Runs from random weights have pictures of their own: their first losses would flatten all others.
+    """
+    scratch = [arm for arm in arms if arm.from_scratch]
+    continued = [arm for arm in arms if not arm.from_scratch]
+    if not scratch or not continued:
+        return _section("Curves", arms)
+    return _section("Curves", continued) + _section("Curves of what began with random weights", scratch)
+
+
+def _section(title: str, arms: Sequence[Arm]) -> str:
     drawn = [_over_tokens(figure, arms) for figure in FIGURES]
-    drawn.insert(3, _trade(arms))
+    drawn.insert(3, _trade([arm for arm in arms if not arm.from_scratch]))
     marked = any(arm.restored_at for arm in arms)
     note = "<p class='note'>▲ restored from a checkpoint at this token.</p>" if marked else ""
-    return f"<section><h2>Curves</h2>{note}<div class='grid'>{''.join(drawn)}</div></section>"
+    return f"<section><h2>{title}</h2>{note}<div class='grid'>{''.join(drawn)}</div></section>"
 
 
 def _over_tokens(figure: Figure, arms: Sequence[Arm]) -> str:
     lines = []
-    for number, arm in enumerate(arms):
+    for arm in arms:
         series = arm.series(figure.metric)
-        if not series:
+        if not series or (figure.metric == study.FORGETTING and arm.from_scratch):
             continue
         marks = [(tokens, f"{arm.name}: restored at step {step}") for step, tokens in arm.restored_at]
         values: Sequence[float] = series.values
         if figure.smooth:
             if len(arms) <= MOST_NOISE:
-                lines.append(Line(arm.name, number, series.tokens, values, faint=True))
+                lines.append(Line(arm.name, arm.number, series.tokens, values, faint=True))
             values = smoothed(values, max(1, round(SMOOTHING * len(values))))
-        lines.append(Line(arm.name, number, series.tokens, values, dots=figure.dots, marks=marks))
+        lines.append(Line(arm.name, arm.number, series.tokens, values, dots=figure.dots, marks=marks))
     picture = chart(
         lines,
         x_format=short,
@@ -108,7 +119,7 @@ def _over_tokens(figure: Figure, arms: Sequence[Arm]) -> str:
 def _trade(arms: Sequence[Arm]) -> str:
     """Each arm's way from the base through the plane of both losses."""
     lines = []
-    for number, arm in enumerate(arms):
+    for arm in arms:
         both = [
             (record[study.DOWNSTREAM], record[study.UPSTREAM])
             for record in arm.records
@@ -116,7 +127,7 @@ def _trade(arms: Sequence[Arm]) -> str:
         ]
         if both:
             xs, ys = zip(*both, strict=True)
-            lines.append(Line(arm.name, number, xs, ys, dots=True))
+            lines.append(Line(arm.name, arm.number, xs, ys, dots=True))
     picture = chart(
         lines,
         x_format="{:.2f}".format,

@@ -6,10 +6,8 @@ import datetime
 import math
 from collections.abc import Sequence
 from html import escape
-from importlib import metadata
 from pathlib import Path
 
-from trainer import __version__
 from trainer.study import arms as study
 from trainer.study.arms import Arm, gather
 from trainer.study.charts import COLOURS
@@ -29,6 +27,11 @@ def report(runs: Sequence[str | Path], out: str | Path) -> None:
     partial = out.with_name(out.name + ".partial")
     partial.write_text(page(arms, datetime.datetime.now().astimezone()), encoding="utf-8")
     partial.replace(out)
+
+
+def table(runs: Sequence[str | Path]) -> str:
+    """The comparison of `runs` (run directories) as plain text; see `arms.compare`."""
+    return study.compare(gather(runs))
 
 
 def page(arms: Sequence[Arm], now: datetime.datetime) -> str:
@@ -55,7 +58,7 @@ _TERMS = """<section><h2>Terms</h2><dl>
 def _header(arms: Sequence[Arm], now: datetime.datetime) -> str:
     line = headline(arms)
     sentence = f"<p class='headline'>{line}</p>" if line else ""
-    facts = [*_times(arms), f"page made {now:%Y-%m-%d %H:%M %Z}", *_versions()]
+    facts = [*_times(arms), f"page made {now:%Y-%m-%d %H:%M %Z}", *_versions(arms)]
     return (
         f"<header><h1>What was learnt, what was forgotten</h1>{sentence}"
         f"<p class='meta'>{escape(' · '.join(facts))}</p></header>"
@@ -87,19 +90,21 @@ def _times(arms: Sequence[Arm]) -> list[str]:
     return [f"trained {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}"]
 
 
-def _versions() -> list[str]:
-    found = [f"rewarm {__version__}"]
-    for package in ("torch", "deepspeed", "transformers"):
-        try:
-            found.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def _versions(arms: Sequence[Arm]) -> list[str]:
+    """What the runs were computed with, as their lineage says."""
+    found: dict[str, list[str]] = {}
+    for arm in arms:
+        for entry in arm.lineage:
+            for package, version in dict(entry.get("versions") or {}).items():
+                if version not in found.setdefault(package, []):
+                    found[package].append(version)
+    shown = ("rewarm", "torch", "deepspeed", "transformers")
+    return [f"{package} {' and '.join(found[package])}" for package in shown if package in found]
 
 
 def _summary(arms: Sequence[Arm]) -> str:
     worst = max((arm.forgetting for arm in arms if math.isfinite(arm.forgetting)), default=0.0)
-    rows = "".join(_summary_row(arm, number, worst) for number, arm in enumerate(arms))
+    rows = "".join(_summary_row(arm, worst) for arm in arms)
     return (
         "<section class='sheet'><table><thead><tr><th>arm</th><th class='n'>replay</th>"
         "<th class='n'>peak LR</th><th class='n'>tokens</th><th class='n'>upstream,<br>bits per byte</th>"
@@ -108,10 +113,10 @@ def _summary(arms: Sequence[Arm]) -> str:
     )
 
 
-def _summary_row(arm: Arm, number: int, worst: float) -> str:
+def _summary_row(arm: Arm, worst: float) -> str:
     name, tokens, upstream, forgetting, downstream, gain = study.cells(arm)
     share = arm.forgetting / worst if worst > 0 and math.isfinite(arm.forgetting) else 0.0
-    size = f"width:{90 * max(share, 0):.0f}px;background:{COLOURS[number % len(COLOURS)]}"
+    size = f"width:{90 * max(share, 0):.0f}px;background:{_colour(arm)}"
     rates = arm.series("lr").values
     numbers = [
         f"{100 * arm.replay:.3g} %" if arm.replay is not None else "–",
@@ -121,22 +126,26 @@ def _summary_row(arm: Arm, number: int, worst: float) -> str:
         f"<b>{forgetting}</b>",
     ]
     return (
-        f"<tr><th scope='row'>{_key(number)}{escape(name)}</th>"
+        f"<tr><th scope='row'>{_key(arm)}{escape(name)}</th>"
         + "".join(f"<td class='n'>{cell}</td>" for cell in numbers)
         + f"<td><span class='amount' style='{size}'></span></td>"
         + f"<td class='n'>{downstream}</td><td class='n'>{gain}</td></tr>"
     )
 
 
-def _key(number: int) -> str:
-    return f"<i class='key' style='background:{COLOURS[number % len(COLOURS)]}'></i>"
+def _colour(arm: Arm) -> str:
+    return COLOURS[arm.number % len(COLOURS)]
+
+
+def _key(arm: Arm) -> str:
+    return f"<i class='key' style='background:{_colour(arm)}'></i>"
 
 
 def _starts(arms: Sequence[Arm]) -> str:
     """What each start of each run meant, and whether steps done twice came out the same."""
     rows = "".join(
-        "<tr>" + "".join(f"<td>{cell}</td>" for cell in (_key(number) + escape(arm.name), *start)) + "</tr>"
-        for number, arm in enumerate(arms)
+        "<tr>" + "".join(f"<td>{cell}</td>" for cell in (_key(arm) + escape(arm.name), *start)) + "</tr>"
+        for arm in arms
         for start in _starts_of(arm)
     )
     notes = "".join(f"<p class='note'>{escape(_repeated(arm))}</p>" for arm in arms if arm.repeated)

@@ -24,7 +24,7 @@ from tokenization.errors import UserError
 TxtDocuments = Literal["file", "blocks", "lines"]
 """What one document of a `.txt` is: the file, a run of lines between blank ones, or a line."""
 
-BLOCK_BYTES = 2 << 20
+BLOCK_BYTES = 4 << 20
 _SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz", ".txt.zst", ".jsonl.zst", ".parquet")
 
 

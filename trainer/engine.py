@@ -28,12 +28,23 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class MicroBatch(Protocol):
-    """Numpy arrays of one forward pass, as the mixer's loader gives them."""
+    """Numpy arrays of one forward pass, as the mixer's loader and the evaluation give them."""
 
-    input_ids: np.ndarray  # [micro, seq]
-    targets: np.ndarray  # [micro, seq], -100 where nothing is to be learnt
-    source: np.ndarray  # [micro]
-    positions: np.ndarray | None  # [micro, seq], from 0 in each document
+    @property
+    def input_ids(self) -> np.ndarray:
+        """[micro, seq]."""
+
+    @property
+    def targets(self) -> np.ndarray:
+        """[micro, seq], -100 where nothing is to be learnt."""
+
+    @property
+    def source(self) -> np.ndarray:
+        """[micro]."""
+
+    @property
+    def positions(self) -> np.ndarray | None:
+        """[micro, seq], from 0 in each document; None: attention crosses documents."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class Fragment:
     owned: bool
     """Whether this rank saves it; where several ranks hold a whole parameter, one of them does."""
     tensors: dict[str, torch.Tensor]
-    """`weight` and, where the parameter is trained, the moments: one-dimensional, fp32 (frozen: any dtype)."""
+    """`weight` and, if trained, the moments: one-dimensional, fp32 (frozen weights: any dtype)."""
 
 
 @contextmanager

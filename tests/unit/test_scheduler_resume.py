@@ -4,6 +4,7 @@ The second half reproduces this field's bugs of LR after a resume, each under it
 """
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -26,16 +27,18 @@ from trainer.mixer.mixture import Mixture, SourceSize
 from trainer.scheduler.resume import RunState, decide
 
 LAW = "{law: 3/4, en: 1/4}"
+STEPS = 20
+"""Of each phase of the interrupted runs."""
 WARM = "{kind: cosine, max_lr: 2e-4, start_lr: reached, warmup: 5%, cycles: 2}"
 SIZES = {name: SourceSize(100_000, name, 1_000_001) for name in ("zh", "en", "law")}
 
 
 def run_of(schedules, **fields):
-    """Phases of 30 steps each, every other one on other data."""
+    """Phases of so many steps each, every other one on other data."""
     mixtures = ["{zh: 3/4, en: 1/4}", LAW]
     return recipe(
         *(
-            phase(f"p{number}", one, tokens=30 * STEP, mixture=mixtures[number % 2])
+            phase(f"p{number}", one, tokens=STEPS * STEP, mixture=mixtures[number % 2])
             for number, one in enumerate(schedules)
         ),
         allow="[rewarm_on_same_data]",
@@ -44,7 +47,7 @@ def run_of(schedules, **fields):
 
 
 class Machine:
-    """A run as the loop and the run directory make it: steps, checkpoints, crashes, and `decide` after each."""
+    """A run as the loop and the run directory make it: steps, checkpoints, crashes, and `decide`."""
 
     def __init__(self, run):
         self.run = run
@@ -52,9 +55,11 @@ class Machine:
         self.trace = {}
 
     def train(self, stop_at=None, every=1, skip=()):
-        """Starts, trains until all is done, or until a crash after step `stop_at`; saves every so many steps."""
+        """Starts, and trains until all is done or until a crash before step `stop_at`."""
         saved = RunState.from_json(json.loads(self.saved)) if self.saved else None
-        mixture = Mixture.from_recipe(self.run, SIZES, saved.taken() if saved else None)
+        done = [*(record.samples for record in saved.phases[:-1]), saved.samples] if saved else []
+        taken = saved.taken() if saved else {}
+        mixture = Mixture.from_recipe(self.run, SIZES, taken, done)
         told = [mixture.describe(number) for number in range(len(self.run.phases))]
         decision = decide(self.run, told, saved)
         while decision.kind in ("start", "restore", "new_phase"):
@@ -72,18 +77,20 @@ class Machine:
         return decision.kind
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    schedules=st.lists(st.sampled_from([COSINE, CONSTANT, WSD, INFINITE, WARM]), min_size=1, max_size=3),
-    crashes=st.lists(st.integers(0, 90), max_size=6),
+    first=st.sampled_from([COSINE, CONSTANT, WSD, INFINITE]),
+    later=st.lists(st.sampled_from([COSINE, CONSTANT, WSD, INFINITE, WARM]), max_size=2),
+    crashes=st.lists(st.integers(0, 3 * STEPS), max_size=6),
     every=st.integers(1, 20),
-    skip=st.sets(st.integers(0, 90), max_size=8),
+    skip=st.sets(st.integers(0, 3 * STEPS), max_size=8),
 )
-def test_any_interrupted_run_has_the_trace_of_the_uninterrupted_one(schedules, crashes, every, skip):
+def test_any_interrupted_run_has_the_trace_of_the_uninterrupted_one(first, later, crashes, every, skip):
     """LR, phase and sample ids of every step, to the bit, for any crashes, checkpoints and skipped steps."""
+    schedules = [first, *later]
     whole = Machine(run_of(schedules))
     assert whole.train(skip=skip) == "finished"
-    assert list(whole.trace) == list(range(30 * len(schedules)))
+    assert list(whole.trace) == list(range(STEPS * len(schedules)))
     pieces = Machine(run_of(schedules))
     for crash in sorted(crashes):
         pieces.train(stop_at=crash, every=every, skip=skip)
@@ -94,7 +101,7 @@ def test_any_interrupted_run_has_the_trace_of_the_uninterrupted_one(schedules, c
 
 @settings(max_examples=40, deadline=None)
 @given(
-    crashes=st.lists(st.integers(1, 90), max_size=5),
+    crashes=st.lists(st.integers(1, 3 * STEPS), max_size=5),
     batches=st.lists(st.sampled_from([5, 10, 20, 30]), min_size=6, max_size=6),
 )
 def test_another_batch_size_after_each_crash_leaves_the_lr_a_function_of_tokens(crashes, batches):
@@ -111,7 +118,7 @@ def test_another_batch_size_after_each_crash_leaves_the_lr_a_function_of_tokens(
     assert all(lr == whole(tokens) for tokens, lr in lr_of_token.items())
     end = RunState.from_json(json.loads(machine.saved))
     assert end.phase_done
-    assert 3000 <= end.tokens < 3000 + 300  # the budget, rounded up to whole batches
+    assert 0 <= end.tokens - STEPS * STEP < 300  # the budget, rounded up to whole batches
 
 
 def test_a_skipped_step_uses_up_its_samples_and_holds_the_lr():
@@ -246,7 +253,7 @@ def test_unknown_names_in_allow_are_told_with_the_nearest_one():
     run = recipe(allow="[rewarm_on_same_date, xyz]")
     with pytest.raises(Problems) as raised:
         decide(run, data(run), None)
-    assert [str(problem) for problem in raised.value.problems][0] == (
+    assert str(raised.value.problems[0]) == (
         "allow: 'rewarm_on_same_date' is no warning or refusal; did you mean 'rewarm_on_same_data'?"
     )
     assert "'xyz' is no warning or refusal; known are rewarm_on_same_data" in str(raised.value)
@@ -260,7 +267,7 @@ def test_symptom_lr_is_constant_after_resume():
     state = RunState.from_json(trained(begun(recipe()), 50).to_json())
     resumed = decide(recipe(), data(recipe()), state).state
     rates = [trained(resumed, number).next_lr for number in range(50)]
-    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates))
 
 
 def test_symptom_lr_starts_again_from_the_beginning_after_resume():
@@ -300,10 +307,10 @@ def test_symptom_a_requeued_job_warms_up_again():
     run = recipe(phase("one", COSINE, tokens=100_000))
     first = decide(run, data(run), None)
     assert first.kind == "start"
-    requeued = decide(run, data(run), trained(first.state, 20))
+    requeued = decide(run, data(run), trained(first.state, 10))
     assert requeued.kind == "restore"
     assert requeued.keep_optimizer
-    assert requeued.state.next_lr == 3e-4 > run_lr_at(run, 0)  # 1,000 tokens warm up, 2,000 are trained
+    assert requeued.state.next_lr == 3e-4 > run_lr_at(run, 0)  # 1,000 tokens warm up, 1,000 are trained
 
 
 def test_symptom_a_requeued_job_warms_up_again_in_the_second_phase():
@@ -320,7 +327,7 @@ def test_symptom_scheduler_is_stepped_world_size_times():
     machine = Machine(run_of([COSINE]))
     machine.train()
     rates = [lr for _, lr, _, _ in machine.trace.values()]
-    assert len(rates) == 30
+    assert len(rates) == STEPS
     assert min(rates[1:]) == rates[-1] > 3e-5  # the last step is one step before the end
     for micro in (1, 2, 5):  # so are micro batch and accumulation
         other = Machine(run_of([COSINE], edits=[f"micro_batch_size={micro}"]))

@@ -356,6 +356,8 @@ def _problems(error: ValidationError, file: object) -> list[UserError]:
         ]
         field = ".".join(path)
         kind, value = item["type"], item["input"]
+        if kind == "too_short" and value:
+            continue  # not empty: its items are wrong, and are told themselves
         if kind == "extra_forbidden":
             mend = nearest(path[-1], _fields_at(path[:-1]))
             problem = UserError("is not a known field", file=file, field=field, mend=mend)

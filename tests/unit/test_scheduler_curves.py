@@ -149,9 +149,8 @@ def test_cosine_clamped_reaches_min_at_0_795_of_the_phase_and_stays():
 @pytest.mark.parametrize("kind", [*KINDS, "stages"])
 @pytest.mark.parametrize("cycles", [1, 3])
 def test_pieces_follow_each_other_without_gap_and_meet_exactly(kind, cycles):
-    curve = Curve(
-        of_kind(kind, cycles=cycles, start_lr="reached", **_stage_lengths(kind, cycles)), 12_345, 2e-5
-    )
+    fields = {"stages": [{"shape": "cosine", "length": "99%", "end_lr": "1e-5"}]} if kind == "stages" else {}
+    curve = Curve(of_kind(kind, cycles=cycles, start_lr="reached", **fields), 12_345, reached=2e-5)
     assert curve.pieces[0].start == 0
     assert curve.pieces[-1].stop == 12_345
     assert curve(0) == 2e-5
@@ -160,12 +159,6 @@ def test_pieces_follow_each_other_without_gap_and_meet_exactly(kind, cycles):
         at = np.asarray(float(after.start))
         assert before.at(at) == after.at(at)
         assert abs(curve(float(at)) - curve(float(at) - 1e-6)) < 1e-9
-
-
-def _stage_lengths(kind, cycles):
-    if kind != "stages":
-        return {}
-    return {"stages": [{"shape": "cosine", "length": "99%", "end_lr": "1e-5"}]}
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "stages"])
@@ -200,8 +193,8 @@ def test_arrays_and_numbers_agree_to_the_bit(kind, total, shares):
     together = curve(tokens.reshape(1, -1))
     assert together.shape == (1, len(shares))
     assert together.dtype == np.float64
-    assert [float(rate) for rate in together[0]] == [curve(int(t)) for t in tokens]
-    assert all(type(curve(int(t))) is float for t in tokens[:1])
+    assert together[0].tolist() == [curve(int(token)) for token in tokens]
+    assert type(curve(int(tokens[0]))) is float
 
 
 @given(kind=st.sampled_from(KINDS), share=st.floats(0, 1), total=st.integers(1_000, 10**12))

@@ -79,7 +79,10 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
     together = _Together()
     preset = together(lambda: sharding.read_preset(recipe.deepspeed))
     vocab_size = together(lambda: vocabulary.open_tokenizer(recipe.model.tokenizer).size)
-    stores = together(lambda: open_sources(recipe, state.running.data if state else None))
+    described = {
+        field: value for record in (state.phases if state else ()) for field, value in record.data.items()
+    }
+    stores = together(lambda: open_sources(recipe, described))
     validation = together(lambda: _open_validation(recipe))
     together(lambda: check_logging(recipe.logging))
     if stores is not None and validation is not None and vocab_size is not None:
@@ -232,10 +235,10 @@ def available_bytes(world_size: int) -> int:
 def _mixture(recipe: Recipe, stores: Mapping[str, TokenStore], state: RunState | None) -> Mixture:
     """The mixture, whose past is what the checkpoint recorded and not what the recipe now says of it."""
     sizes = {name: SourceSize.of(store, recipe.seq_len) for name, store in stores.items()}
-    taken = {}
-    for number, record in enumerate(state.phases if state else ()):
-        taken[number] = {name: int(record.data.get(f"sources.{name}.taken_before", 0)) for name in stores}
-    return Mixture.from_recipe(recipe, sizes, taken)
+    if state is None:
+        return Mixture.from_recipe(recipe, sizes)
+    done = [*(record.samples for record in state.phases[:-1]), state.samples]
+    return Mixture.from_recipe(recipe, sizes, taken=state.taken(), done=done)
 
 
 def base_lineage(recipe: Recipe, config: Mapping[str, Any]) -> BaseLineage | None:

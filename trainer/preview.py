@@ -44,8 +44,6 @@ def checkpoint_bytes(plan: Plan) -> int:
 
 def render(plan: Plan, lr_at: Sequence[int] | None = None) -> str:
     """The plan for people."""
-    layout, memory = plan.layout, plan.memory
-    kept = plan.recipe.checkpoint.keep_last * checkpoint_bytes(plan)
     parts = [
         "\n".join([*plan.broken, plan.decision.render()]),
         _table(
@@ -53,23 +51,29 @@ def render(plan: Plan, lr_at: Sequence[int] | None = None) -> str:
             [list(map(str, row.values())) for row in _phases(plan)],
         ),
         _sources(plan),
-        "\n".join(
-            [
-                f"batch    {plan.recipe.global_batch_size:,} samples = {layout.micro_batch_size} micro_batch_size x "
-                f"{layout.gradient_accumulation_steps} gradient_accumulation_steps x {layout.world_size} ranks; "
-                f"{plan.recipe.tokens_per_step:,} tokens per step",
-                f"model    {parameters(plan.model_config):,} parameters; the run takes {_flops(plan):.3g} FLOPs",
-                f"memory   per rank {memory.states / GIB:.2f} GiB of states and "
-                f"{memory.per_sample * layout.micro_batch_size / GIB:.2f} GiB of activations (an estimate); "
-                f"{memory.host / GIB:.2f} GiB of offload on the host",
-                f"disk     {checkpoint_bytes(plan) / GIB:.2f} GiB per checkpoint, {kept / GIB:.2f} GiB for those kept",
-            ]
-        ),
+        "\n".join(_sizes(plan)),
     ]
     if lr_at is not None:
         rows = [[f"{row['tokens']:,}", f"{row['lr']:.9g}"] for row in plan.decision.lr_at(lr_at)]
         parts.append(_table(("tokens", "lr"), rows))
     return "\n\n".join(parts)
+
+
+def _sizes(plan: Plan) -> list[str]:
+    """How the batch is cut, and what the run takes of memory, disk and arithmetic."""
+    recipe, layout, memory = plan.recipe, plan.layout, plan.memory
+    activations = memory.per_sample * layout.micro_batch_size
+    checkpoint = checkpoint_bytes(plan)
+    return [
+        f"batch    {recipe.global_batch_size:,} samples = {layout.micro_batch_size} micro_batch_size"
+        f" x {layout.gradient_accumulation_steps} gradient_accumulation_steps x {layout.world_size} ranks;"
+        f" {recipe.tokens_per_step:,} tokens per step",
+        f"model    {parameters(plan.model_config):,} parameters; the run takes {_flops(plan):.3g} FLOPs",
+        f"memory   about {memory.states / GIB:.2f} GiB of states and {activations / GIB:.2f} GiB of activations"
+        f" per rank; {memory.host / GIB:.2f} GiB of offload on the host",
+        f"disk     {checkpoint / GIB:.2f} GiB per checkpoint,"
+        f" {recipe.checkpoint.keep_last * checkpoint / GIB:.2f} GiB for the last {recipe.checkpoint.keep_last}",
+    ]
 
 
 def _phases(plan: Plan) -> list[dict[str, Any]]:

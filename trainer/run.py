@@ -20,7 +20,7 @@ from trainer.launcher import World
 from trainer.metrics import Metrics, Throughput
 from trainer.mixer.loader import Loader
 from trainer.model.build import build
-from trainer.model.flops import flops_per_token, peak
+from trainer.model.flops import flops_per_token, peak_flops
 from trainer.model.trainable import parameter_groups
 from trainer.plan import RESOLVED, Plan, checkpoints, prepare
 from trainer.recipe import dump
@@ -112,7 +112,7 @@ class _Runner:
             restored_step=checkpoint.manifest.step if checkpoint else None,
             config=json.loads(self.recipe.model_dump_json()),
         )
-        device_peak = peak(distributed.device_name())
+        device_peak = peak_flops(distributed.device_name(), self.recipe.model.dtype)
         self.throughput = Throughput(
             flops_per_token=flops_per_token(plan.model_config, self.recipe.seq_len),
             peak_flops=device_peak and device_peak * here.world_size,

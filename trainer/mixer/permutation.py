@@ -67,6 +67,7 @@ def permute_blocks(points: Ints, sizes: Ints, keys: Words, blocks: Ints) -> Ints
 def _feistel(points: Words, sizes: Words, keys: Words) -> Words:
     """One pass of the network over the domain [0, a * b), in place of rounds that swap halves."""
     a = np.ceil(np.sqrt(sizes.astype(np.float64))).astype(np.uint64)
+    a += a * a < sizes  # floating point loses the 1 of k * k + 1
     b = (sizes + a - _ONE) // a
     left, right = np.divmod(points, b)
     for number in range(0, _ROUNDS, 2):

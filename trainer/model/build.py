@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import initialize_weights_zero3
@@ -21,37 +22,33 @@ from trainer.recipe import Recipe
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build(recipe: Recipe, vocab_size: int, weights: bool = True) -> CausalLM:
+def build(recipe: Recipe, vocab_size: int, *, weights: bool = True) -> CausalLM:
     """The recipe's model for a tokenizer of `vocab_size` pieces, on the CPU, in `model.dtype`.
-
-    Without `weights` their values are left open, for a checkpoint to fill all of them.
 
     DeepSpeed derives its fp32 master weights from these. Under ZeRO-3 create
     `transformers.integrations.HfDeepSpeedConfig(ds_config)` first and keep it alive: then parameters are
-    split as they are made, and no rank holds the whole model. Rank 0 alone reads the weights, mapped
-    from the file.
+    split as they are made, and rank 0 alone reads the base, mapped from its files, a tensor at a time.
+    Without `weights` their values are arbitrary: for those who load a checkpoint next.
 
     Raises:
-        Problems: what `architecture.check` finds; or the base's weights cannot be read.
+        Problems: what `architecture.check` finds.
+        UserError: the base's weights cannot be read, or some are missing.
         InfrastructureError: the hub cannot be reached.
     """
-    problems = check(recipe, vocab_size)
-    if problems:
+    if problems := check(recipe, vocab_size):
         raise Problems(problems)
     how: dict[str, Any] = {"dtype": DTYPES[recipe.model.dtype]}
     if recipe.model.attention != "auto":
         how["attn_implementation"] = recipe.model.attention
-    if not weights:
-        with no_init_weights():
-            config = AutoConfig.for_model(**resolve(recipe, vocab_size))
-            hf = AutoModelForCausalLM.from_config(config, **how)
-    elif recipe.model.base is not None:
+    if recipe.model.base is not None and weights:
         hf = _pretrained(recipe.model.base, how)
     else:
-        hf = _random(resolve(recipe, vocab_size), recipe.seed, how)
+        hf = _empty(resolve(recipe, vocab_size), how)
+        if weights:
+            _draw(hf, recipe.seed)
     hf.config.use_cache = False
     if recipe.model.activation_checkpointing == "full":
-        hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        hf.activation_checkpointing_enable({"use_reentrant": False})
     return CausalLM(hf.train(), vocab_size)
 
 
@@ -70,24 +67,25 @@ def _pretrained(base: str, how: dict[str, Any]) -> Any:
     """The base's weights; one that is missing or of another shape is an error, not a random start."""
     try:
         hf, report = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True, **how)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"cannot be loaded ({' '.join(str(error).split())})", field="model.base", value=base
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(
-            f"lacks {len(missing)} weights, the first of them {missing[0]}",
-            field="model.base",
-            value=base,
-            mend="copy the model again",
-        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot be loaded ({reason})", field="model.base", value=base) from error
+    if missing := sorted(report["missing_keys"]):
+        what = f"lacks {len(missing)} weights, among them {missing[0]}"
+        raise UserError(what, field="model.base", value=base, mend="copy the model again")
     return hf
 
 
-def _random(config: dict[str, Any], seed: int, how: dict[str, Any]) -> Any:
+def _empty(config: dict[str, Any], how: dict[str, Any]) -> Any:
+    """A model without values."""
+    with no_init_weights():
+        hf = AutoModelForCausalLM.from_config(CONFIG_MAPPING[config["model_type"]].from_dict(config), **how)
+    hf.tie_weights()
+    return hf
+
+
+def _draw(hf: Any, seed: int) -> None:
     """Random weights by the architecture's own rule, from `seed` alone."""
-    hf = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), **how)
     for module in hf.modules():
         module._is_hf_initialized = False
     with _Drawn(seed):
@@ -95,8 +93,6 @@ def _random(config: dict[str, Any], seed: int, how: dict[str, Any]) -> Any:
             initialize_weights_zero3(hf)
         else:
             hf.initialize_weights()
-    hf.tie_weights()
-    return hf
 
 
 class _Drawn(TorchFunctionMode):

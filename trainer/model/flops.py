@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, and what the device could do: model FLOPs utilisation."""
+"""A model's size and its floating-point operations, from config.json alone; and what a device could do."""
 
 from __future__ import annotations
 
@@ -68,15 +68,13 @@ PEAKS = (
 """Dense bf16 FLOP/s with fp32 accumulation, from the makers' datasheets, by a pattern of whole words."""
 
 
-def peak(device: str) -> float | None:
-    """Dense bf16 FLOP/s of a device by its name (`torch.cuda.get_device_name()`), or None: never a guess."""
+def peak_flops(device: str, dtype: str) -> float | None:
+    """FLOP/s at which a device (by `torch.cuda.get_device_name()`) could multiply in `dtype`, or None.
+
+    bf16 and fp16 are equally fast on all of them. An unknown device, or fp32, whose speed depends on
+    settings, has no peak: never a guess.
+    """
+    if dtype == "fp32":
+        return None
     words = device.replace("-", " ")
     return next((limit for name, limit in PEAKS if re.search(rf"\b(?:{name})(?!\S)", words)), None)
-
-
-def mfu(
-    tokens_per_s: float, config: Mapping[str, Any], seq_len: int, device: str, devices: int
-) -> float | None:
-    """Share of `devices` devices' peak that training at `tokens_per_s` uses; None for an unknown device."""
-    limit = peak(device)
-    return None if limit is None else tokens_per_s * flops_per_token(config, seq_len) / (limit * devices)

@@ -28,6 +28,8 @@ class CausalLM(nn.Module):
         super().__init__()
         self.hf = hf
         self.vocab_size = vocab_size
+        self.one_row = hf.config._attn_implementation == "flash_attention_2"
+        """Whether rows are laid end to end: its kernels tell documents apart only within a single row."""
         self.row_hooks: list[RemovableHandle] = []
         """Hooks that keep old embedding rows as they are (`trainable`)."""
 
@@ -51,15 +53,19 @@ class CausalLM(nn.Module):
         return rows.sum(), rows.detach(), (targets != IGNORED).sum(dim=1)
 
     def hidden(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """The last hidden state `[micro, seq, hidden]`, before the output embedding."""
-        if positions is None or self.hf.config._attn_implementation != "flash_attention_2":
-            # transformers makes the block-diagonal mask from the positions, sliding windows included.
-            return self.hf.base_model(input_ids, position_ids=positions, use_cache=False).last_hidden_state
-        # Its flash attention tells documents apart only within a single row.
-        row = self.hf.base_model(
-            input_ids.reshape(1, -1), position_ids=positions.reshape(1, -1), use_cache=False
-        )
-        return row.last_hidden_state.view(*input_ids.shape, -1)
+        """The last hidden state `[micro, seq, hidden]`, before the output embedding.
+
+        transformers makes the block-diagonal mask from the positions, sliding windows included.
+        """
+        if self.one_row and positions is not None:
+            row = self._backbone(input_ids.reshape(1, -1), positions.reshape(1, -1))
+            return row.view(*input_ids.shape, -1)
+        return self._backbone(input_ids, positions)
+
+    def _backbone(self, input_ids: Tensor, positions: Tensor | None) -> Tensor:
+        output = self.hf.base_model(input_ids, position_ids=positions, use_cache=False)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
 
     def _nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy per token `[tokens]`; a chunk's logits are recomputed in the backward pass."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainer.errors import UserError, nearest
+from trainer.errors import UserError
 from trainer.recipe import Phase, Recipe
 
 if TYPE_CHECKING:
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 BASE_ROWS = "base_vocab_size"
 """The config field, written by `rewarm model extend`, that tells where the appended rows begin."""
-
-SCALED = ("embeddings", "new_rows")
-"""Groups that `schedule.lr_scale` may name."""
 
 
 def parameter_groups(model: CausalLM, phase: Phase, weight_decay: float) -> list[dict[str, Any]]:
@@ -72,15 +69,10 @@ def phase_problems(recipe: Recipe, config: Mapping[str, Any]) -> list[UserError]
     problems = []
     for number, phase in enumerate(recipe.phases):
         where = f"phases.{number}"
-        for name in phase.schedule.lr_scale:
-            field = f"{where}.schedule.lr_scale.{name}"
-            if name not in SCALED:
-                mend = nearest(name, SCALED) or f"groups are {', '.join(SCALED)}"
-                problems.append(UserError("is no parameter group", field=field, mend=mend))
-            elif name == "new_rows" and phase.train != "new_rows":
-                # AdamW's step does not depend on the gradient's size, and rows share a tensor.
-                mend = "scale embeddings, or train: new_rows"
-                problems.append(UserError("scales rows that train with the others", field=field, mend=mend))
+        if "new_rows" in phase.schedule.lr_scale and phase.train != "new_rows":
+            # AdamW's step does not depend on the gradient's size, and the rows share a tensor.
+            field, mend = f"{where}.schedule.lr_scale.new_rows", "scale embeddings, or train: new_rows"
+            problems.append(UserError("scales rows that train with the others", field=field, mend=mend))
         if phase.train == "new_rows":
             if config.get(BASE_ROWS) is None:
                 problems.append(_not_extended(f"{where}.train"))

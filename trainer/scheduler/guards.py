@@ -6,7 +6,7 @@ a re-warm on the data that the weights have already seen, is a refusal; `allow` 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from trainer.errors import Problems, UserError, nearest
@@ -52,6 +52,8 @@ NAMES = (
 
 LARGEST_REPLAY = 0.5
 """The largest share of old data that Ibrahim et al. 2024 call replay; above it, it is the same data again."""
+TRACE = 0.1
+"""A source that gave less than this share of the tokens so far is a trace, not the data of the base."""
 SHORT_BUDGET = 100_000_000_000
 SAFE_LR = 3e-5
 VOCABULARY_BUDGET = 2_000_000_000
@@ -93,6 +95,11 @@ def published_peak(base: str | None) -> float | None:
         if base is not None and name in base.lower():
             return peak
     return None
+
+
+def substantial(seen: Mapping[str, int]) -> set[str]:
+    """Of the tokens by fingerprint, those fingerprints that are more than a trace."""
+    return {fingerprint for fingerprint, tokens in seen.items() if tokens >= TRACE * sum(seen.values())}
 
 
 def overlap(record: PhaseRecord, seen: Collection[str], among: Collection[str] | None = None) -> float:

@@ -180,11 +180,11 @@ def _seen(
     """Fingerprints of the data that what is trained will have been trained on when a phase begins."""
     if train == "new_rows":
         return set()  # rows that were not there yet
-    known = state.seen(train) if state is not None else base.seen if base is not None else {}
-    found = set(known)
-    for record in planned:
-        if record.train in ("all", train):
-            found |= set(record.seen(record.samples, seq_len))
+    before = state.seen_before if state is not None else base.seen if base is not None else {}
+    found = guards.substantial(before)
+    for record in (*(state.phases if state is not None else ()), *planned):
+        if record.train in ("all", train):  # after embeddings alone, the rest has not seen the data
+            found |= guards.substantial(record.seen(record.samples, seq_len))
     return found
 
 

@@ -154,15 +154,11 @@ class RunState:
             lr=lr,
         )
 
-    def seen(self, train: str | list[str] = "all") -> dict[str, int]:
-        """Tokens by source fingerprint that these weights were trained on, the base's included.
-
-        Phases that trained less than `train` are left out: after embeddings alone, the rest has not seen
-        the data.
-        """
+    def seen(self) -> dict[str, int]:
+        """Tokens by source fingerprint that all weights were trained on, the base's included."""
         found = dict(self.seen_before)
         for number, record in enumerate(self.phases):
-            if record.train in ("all", train):
+            if record.train == "all":
                 samples = self.samples if number == self.phase else record.samples
                 for fingerprint, tokens in record.seen(samples, self.settings["seq_len"]).items():
                     found[fingerprint] = found.get(fingerprint, 0) + tokens

@@ -1,4 +1,4 @@
-"""setup.sh and test.sh on machines that lack something: stand-ins for python and the tools note their calls."""
+"""setup.sh and test.sh on machines that lack something; stand-ins for the tools note how they are called."""
 
 import hashlib
 import os

@@ -14,7 +14,7 @@ import yaml
 from tokenization.shards import ShardWriter
 from tokenization.vocabulary import open_tokenizer, train
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 WORDS = "the law of a people is what it keeps while its rulers change and every year adds to it"
 SIGNS = "国家为了维护人民的权利制定本法任何组织和个人都应当遵守"

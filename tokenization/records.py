@@ -6,12 +6,14 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, BinaryIO
 
-from tokenization.documents import Block, Format, unpack
+from tokenization.documents import BLOCK_BYTES, MAX_DOCUMENT_BYTES, Block, Format, unpack
 
 _BOM = b"\xef\xbb\xbf"
+_LONG = f"is longer than {MAX_DOCUMENT_BYTES >> 20} MiB"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Batch:
             return self.reject(value, at, lines, "has a lone surrogate")
         if not text or text.isspace():
             return self.reject(value, at, lines, "is empty")
+        if size > MAX_DOCUMENT_BYTES:
+            return self.reject(value, at, lines, _LONG)
         self.texts.append(text)
         self.sizes.append(size)
         return None
@@ -73,7 +77,9 @@ class Batch:
 def read(block: Block, format: Format) -> Batch:
     """The documents of a block, and its records that are none."""
     batch = Batch(block)
-    if isinstance(block.data, list):
+    if block.kind == "long":
+        batch.reject("", block.start, 0, _LONG)
+    elif isinstance(block.data, list):
         for row, value in enumerate(block.data, start=block.start):
             batch.take(value, row)
     elif block.kind == "txt" and format.txt == "blocks":
@@ -135,6 +141,8 @@ def _parse_together(lines: list[bytes]) -> list[Any] | None:
 
 
 def _take_json_line(batch: Batch, at: int, index: int, line: bytes, name: str) -> None:
+    if len(line) > MAX_DOCUMENT_BYTES:
+        return batch.reject(line, at, index, _LONG)
     try:
         record = json.loads(line)
     except UnicodeDecodeError:
@@ -145,6 +153,7 @@ def _take_json_line(batch: Batch, at: int, index: int, line: bytes, name: str) -
         batch.reject(line, at, index, "is not JSON that can be read")
     else:
         batch.take_record(record, name, at, index)
+    return None
 
 
 def _whole(block: Block) -> bytes:
@@ -160,39 +169,44 @@ def _lines_of(block: Block) -> tuple[int, list[bytes]]:
         at, data = block.start, block.data
     else:
         with open(block.path, "rb") as file:
-            at = _to_line(file, block.start)
+            at = _to_line(file, block)
             data = file.read(max(0, block.stop - at))
             if data and not data.endswith(b"\n"):
-                data += file.readline()
+                data += file.readline(MAX_DOCUMENT_BYTES + 1)
     lines = (data.removeprefix(_BOM) if at == 0 else data).split(b"\n")
     return at, lines if lines[-1] else lines[:-1]
 
 
-def _to_line(file: Any, start: int) -> int:
-    """Go to the first line that begins at or after `start`; its offset."""
-    if start == 0:
-        return 0
-    file.seek(start - 1)
-    return start - 1 + len(file.readline())
+def _to_line(file: BinaryIO, block: Block) -> int:
+    """Go to the first line that begins in the block, or to its end or beyond; the offset there."""
+    at = max(block.start - 1, 0)
+    file.seek(at)
+    ended = block.start == 0
+    while not ended and at < block.stop and (line := file.readline(BLOCK_BYTES)):
+        at += len(line)
+        ended = line.endswith(b"\n")
+    return at
 
 
 def _paragraphs(block: Block) -> Iterator[tuple[int, bytes]]:
-    """Runs of lines between blank ones, with their offsets.
+    """Runs of lines between blank ones, with their offsets; a run that is too long is cut and still too long.
 
     A run is the block's in which the last blank line before it begins; the first of a file is its first's.
     """
     unpacked = isinstance(block.data, bytes)
     with io.BytesIO(block.data) if isinstance(block.data, bytes) else open(block.path, "rb") as file:
-        at = block.start if unpacked else _to_line(file, block.start)
+        at = block.start if unpacked else _to_line(file, block)
         mine = unpacked or block.start == 0
         begun, held = 0, bytearray()
-        for line in chain(file, [b""]):  # an empty line, and no line at all, end a run
+        lines = iter(partial(file.readline, BLOCK_BYTES), b"")
+        for line in chain(lines, [b""]):  # an empty line, and the end, end a run
             if line.strip():
                 if not mine and at >= block.stop:
                     return
                 if mine:
                     begun = begun if held else at
-                    held += line.removeprefix(_BOM) if at == 0 else line
+                    if len(held) <= MAX_DOCUMENT_BYTES:
+                        held += line.removeprefix(_BOM) if at == 0 else line
             else:
                 if held:
                     yield begun, _chomp(bytes(held))

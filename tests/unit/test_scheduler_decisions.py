@@ -377,6 +377,27 @@ BASES = [
         "refuse",
         "the LR that it ended with is not known",
     ),
+    (
+        "the base's optimizer",
+        base_after(100),
+        phase("x", mixture=LAW, keep_optimizer="true"),
+        "start",
+        "weights from runs/base",
+    ),
+    (
+        "no optimizer to keep",
+        None,
+        phase("x", keep_optimizer="true"),
+        "refuse",
+        "there is no optimizer to keep",
+    ),
+    (
+        "an export's optimizer",
+        BaseLineage.of(saved_after(recipe(phase("one", CONSTANT)), 9), "export", optimizer=False),
+        phase("x", CONSTANT, keep_optimizer="true"),
+        "refuse",
+        "there is no optimizer to keep",
+    ),
     ("new rows on the same data", base_after(100), phase("x", train="new_rows"), "start", "LR 0"),
 ]
 
@@ -389,6 +410,7 @@ def test_started_from_a_base(base, phase, kind, words):
     decision = decide(asked, data(asked), None, base)
     assert decision.kind == kind, decision.render()
     assert words in decision.render()
+    assert decision.keep_optimizer == asked.phases[0].keep_optimizer
     assert decision.state.step == decision.state.tokens == 0
     assert decision.diff == ()
 

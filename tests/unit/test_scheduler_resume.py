@@ -14,6 +14,7 @@ from tests.unit.scheduler_runs import (
     CONSTANT,
     COSINE,
     INFINITE,
+    LAW,
     STEP,
     WSD,
     begun,
@@ -26,7 +27,6 @@ from trainer.errors import Problems, UserError
 from trainer.mixer.mixture import Mixture, SourceSize
 from trainer.scheduler.resume import RunState, decide
 
-LAW = "{law: 3/4, en: 1/4}"
 STEPS = 20
 """Of each phase of the interrupted runs."""
 WARM = "{kind: cosine, max_lr: 2e-4, start_lr: reached, warmup: 5%, cycles: 2}"
@@ -209,8 +209,9 @@ def test_the_lr_of_the_whole_run_is_the_same_from_any_checkpoint():
 
 
 def test_after_a_skipped_step_the_lr_to_come_is_shifted_by_it():
-    run = recipe()
+    run = recipe(phase("one"), phase("two", CONSTANT, mixture=LAW))
     decision = decide(run, data(run), trained(begun(run), 50, skip={3}))
+    assert decision.lr_at([10_050])[0]["lr"] == 1.5e-4  # the next phase has its own clock
     assert decision.lr_at([5_000])[0]["lr"] == run_lr_at(run, 4_900)
     assert decision.lr_at([4_000])[0]["lr"] == run_lr_at(run, 4_000)  # the past is not told from two integers
 
@@ -223,6 +224,17 @@ def test_the_next_steps_are_shown():
         (9_900, ""),
         (10_000, "phase 'two' begins"),
         (20_000, "end"),
+    ]
+
+
+def test_the_first_steps_are_shown():
+    table = decide(recipe(phase("one", WSD)), data(recipe()), None).next_steps()
+    assert table == [
+        {"tokens": 0, "lr": 0.0, "what": "next step"},
+        {"tokens": 100, "lr": 3e-4, "what": "stable begins"},
+        {"tokens": 200, "lr": 3e-4, "what": ""},
+        {"tokens": 9_000, "lr": 3e-4, "what": "decay begins"},
+        {"tokens": 10_000, "lr": 3e-5, "what": "end"},
     ]
 
 

@@ -116,7 +116,7 @@ class Decision:
         rows[state.tokens] = "next step"
         for piece in ahead.curve.pieces:
             at = ahead.start + int(piece.start)
-            if at > state.tokens + step:
+            if at > state.tokens:
                 rows[at] = f"{piece.name} begins"
         for span in self.spans[self.phase + 1 :]:
             rows[span.start] = f"phase {span.name!r} begins"

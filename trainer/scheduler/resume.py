@@ -175,7 +175,7 @@ def _look_ahead(
                 seen=seen,
                 new_rows=base.new_rows if base is not None else 0,
             )
-            if warning.name not in recipe.allow and (refusal is None or warning.name != refusal.name)
+            if warning.name not in recipe.allow
         ]
         records.append(record)
         reached = record.curve.end

@@ -17,6 +17,10 @@ LOW = "{kind: constant, max_lr: 3e-5, warmup: 0}"
 """Goes on at the LR that the others end with: no re-warm."""
 
 
+LAW = "{law: 3/4, en: 1/4}"
+"""A mixture that is new to a run on zh and en, but for its replay."""
+
+
 def schedule(**fields):
     return Schedule.model_validate(fields)
 
@@ -82,4 +86,14 @@ def trained(state, steps, *, skip=()):
     batch = state.settings["global_batch_size"]
     for number in range(steps):
         state = state.after_step(batch, lr=state.next_lr, trained=number not in skip)
+    return state
+
+
+def saved_after(run, steps):
+    """The state after so many steps, through as many phases as that takes."""
+    state = begun(run)
+    for _ in range(steps):
+        if state.phase_done:
+            state = decide(run, data(run), state).state
+        state = trained(state, 1)
     return state

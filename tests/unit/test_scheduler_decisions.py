@@ -6,34 +6,22 @@ from tests.unit.scheduler_runs import (
     CONSTANT,
     COSINE,
     INFINITE,
+    LAW,
     LOW,
     WSD,
-    begun,
     data,
     phase,
     recipe,
-    trained,
+    saved_after,
 )
-from trainer.scheduler.resume import BaseLineage, decide
+from trainer.scheduler.resume import decide
 
-LAW = "{law: 3/4, en: 1/4}"
-"""A mixture that is new to a run on zh and en, but for its replay."""
 TWO = (phase("one"), phase("two", COSINE, mixture=LAW))
 """A cosine of 100 steps on zh and en, and another one on new data with the same replay."""
 
 
 def one(schedule, **fields):
     return (phase("one", schedule, **fields),)
-
-
-def saved_after(run, steps):
-    """The state after so many steps, through as many phases as that takes."""
-    state = begun(run)
-    for _ in range(steps):
-        if state.phase_done:
-            state = decide(run, data(run), state).state
-        state = trained(state, 1)
-    return state
 
 
 ANNEAL = "{{from_tokens: {}, tokens: 1000, end_lr: 0}}"
@@ -84,6 +72,14 @@ GOES_ON = [
         one(CONSTANT, tokens=100_000),
         5,
         ["phases.0.tokens=3e6"],
+        "restore",
+        0,
+    ),
+    (
+        "constant, longer, its warm-up now in tokens",
+        one(CONSTANT),
+        50,
+        ["phases.0.tokens=30_000", "phases.0.schedule.warmup=100"],
         "restore",
         0,
     ),
@@ -256,6 +252,8 @@ def test_refused(phases, steps, edits, words, lr):
     assert decision.diff
     assert decision.ways_on
     assert decision.state is state  # a refusal changes nothing
+    if len(asked.phases) == len(state.phases):  # and what it shows is the run as it is
+        assert decision.lr_at([state.tokens])[0]["lr"] == state.next_lr
     assert decision.next_steps() == []
     if lr is not None:
         assert decision.lr_asked == pytest.approx(lr)
@@ -316,97 +314,6 @@ def test_all_may_rewarm_on_the_data_of_an_embeddings_phase():
     assert decide(twice, data(twice), None).kind == "refuse"
     rows = recipe(phase("all", COSINE), phase("rows", COSINE, train="new_rows"))
     assert decide(rows, data(rows), None).kind == "start"
-
-
-# ---- the base is one of our own checkpoints
-
-
-def base_after(steps, schedule=COSINE, mixture="{zh: 3/4, en: 1/4}"):
-    run = recipe(phase("one", schedule, mixture=mixture))
-    return BaseLineage.of(saved_after(run, steps), "runs/base")
-
-
-BASES = [
-    # (case, base, the new run's only phase, the decision, what it says)
-    ("no lineage", None, phase("x"), "start", "weights from models/base"),
-    (
-        "decayed, re-warm, same data",
-        base_after(100),
-        phase("x"),
-        "refuse",
-        "100% of the new mixture is the base's",
-    ),
-    ("half decayed, re-warm, same data", base_after(50), phase("x"), "refuse", "from 0.000167 to 0.0003"),
-    ("decayed, no re-warm, same data", base_after(100), phase("x", LOW), "start", "LR 3e-05"),
-    ("not decayed, same data", base_after(50, CONSTANT), phase("x"), "start", "weights from runs/base"),
-    ("decayed, re-warm, other data", base_after(100), phase("x", mixture="{law: 1}"), "start", "no replay"),
-    (
-        "87 % the same",
-        base_after(100),
-        phase("x", mixture="{zh: 87%, law: 13%}"),
-        "refuse",
-        "87% of the new mixture",
-    ),
-    ("51 % the same", base_after(100), phase("x", mixture="{en: 51%, law: 49%}"), "refuse", "51% of the new"),
-    ("50 % replay", base_after(100), phase("x", mixture="{en: 1/2, law: 1/2}"), "start", "LR 0"),
-    (
-        "30 % the same, not declared",
-        base_after(100),
-        phase("x", mixture="{zh: 30%, law: 70%}"),
-        "start",
-        "30% of",
-    ),
-    (
-        "a trace of 2 % in the base",
-        base_after(100, mixture="{zh: 2%, en: 98%}"),
-        phase("x"),
-        "start",
-        "weights from runs/base",
-    ),
-    (
-        "reached, known",
-        base_after(100),
-        phase("x", "{kind: constant, max_lr: 3e-4, start_lr: reached}", mixture=LAW),
-        "start",
-        "LR 3e-05",
-    ),
-    (
-        "reached, unknown",
-        None,
-        phase("x", "{kind: constant, max_lr: 3e-4, start_lr: reached}"),
-        "refuse",
-        "the LR that it ended with is not known",
-    ),
-    ("new rows on the same data", base_after(100), phase("x", train="new_rows"), "start", "LR 0"),
-]
-
-
-@pytest.mark.parametrize(
-    ("base", "phase", "kind", "words"), [row[1:] for row in BASES], ids=[r[0] for r in BASES]
-)
-def test_started_from_a_base(base, phase, kind, words):
-    asked = recipe(phase)
-    decision = decide(asked, data(asked), None, base)
-    assert decision.kind == kind, decision.render()
-    assert words in decision.render()
-    assert decision.state.step == decision.state.tokens == 0
-    assert decision.diff == ()
-
-
-def test_the_base_of_a_base_is_remembered():
-    first = base_after(100)
-    second = recipe(phase("law", COSINE, mixture="{law: 1}"))
-    lineage = BaseLineage.of(trained(begun(second, first), 100), "runs/second")
-    assert lineage.seen == {"zh": 7500, "en": 2500, "law": 10_000}
-    third = recipe(phase("again", COSINE))
-    assert decide(third, data(third), None, lineage).kind == "refuse"
-
-
-def test_data_is_known_by_what_it_holds_and_not_by_name_or_place():
-    asked = recipe(phase("x", mixture="{law: 3/4, en: 1/4}"))
-    assert decide(asked, data(asked, law="zh"), None, base_after(100)).kind == "refuse"
-    same = recipe(phase("x"))
-    assert decide(same, data(same, zh="prepared again", en="too"), None, base_after(100)).kind == "start"
 
 
 def test_a_replaced_shard_under_the_same_name_is_refused():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.scheduler_runs import CONSTANT, COSINE, LOW, begun, data, phase, recipe, trained
+from tests.unit.scheduler_runs import CONSTANT, COSINE, LOW, WSD, begun, data, phase, recipe, trained
 from trainer.scheduler.guards import NAMES, published_peak
 from trainer.scheduler.resume import BaseLineage, decide
 
@@ -25,6 +25,13 @@ CASES = [
     ("new rows forget nothing", (phase("x", mixture="{zh: 1}", train="new_rows"),), OTHER, []),
     ("no warm-up, short, large", (phase("x", SUDDEN),), OTHER, ["short_budget_without_warmup"]),
     ("no warm-up at the reached LR", (phase("x", LOW),), OTHER, []),
+    (
+        "no warm-up at a reached LR that is high",
+        (phase("x", "{kind: constant, max_lr: 3e-4, warmup: 0}"),),
+        BaseLineage("base", lr=3e-4),
+        [],
+    ),
+    ("a schedule that holds before it falls", (phase("x", WSD),), OTHER, []),
     ("no warm-up, 100B tokens", (phase("x", SUDDEN, tokens="100e9"),), OTHER, []),
     (
         "no warm-up, one token less",
@@ -55,6 +62,12 @@ CASES = [
     (
         "an extension on 10k tokens",
         (phase("x"),),
+        BaseLineage("b", new_rows=23_296),
+        ["small_budget_for_vocabulary"],
+    ),
+    (
+        "an extension, told once",
+        (phase("x"), phase("y", LOW)),
         BaseLineage("b", new_rows=23_296),
         ["small_budget_for_vocabulary"],
     ),

@@ -14,6 +14,7 @@ from tests.unit.scheduler_runs import (
     CONSTANT,
     COSINE,
     INFINITE,
+    LAW,
     STEP,
     WSD,
     begun,
@@ -26,7 +27,6 @@ from trainer.errors import Problems, UserError
 from trainer.mixer.mixture import Mixture, SourceSize
 from trainer.scheduler.resume import RunState, decide
 
-LAW = "{law: 3/4, en: 1/4}"
 STEPS = 20
 """Of each phase of the interrupted runs."""
 WARM = "{kind: cosine, max_lr: 2e-4, start_lr: reached, warmup: 5%, cycles: 2}"
@@ -77,7 +77,7 @@ class Machine:
         return decision.kind
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     first=st.sampled_from([COSINE, CONSTANT, WSD, INFINITE]),
     later=st.lists(st.sampled_from([COSINE, CONSTANT, WSD, INFINITE, WARM]), max_size=2),
@@ -99,7 +99,7 @@ def test_any_interrupted_run_has_the_trace_of_the_uninterrupted_one(first, later
     assert json.loads(pieces.saved) == json.loads(whole.saved)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     crashes=st.lists(st.integers(1, 3 * STEPS), max_size=5),
     batches=st.lists(st.sampled_from([5, 10, 20, 30]), min_size=6, max_size=6),
@@ -139,6 +139,7 @@ def test_an_extended_budget_goes_on_at_the_lr_that_it_has_and_stays_extended():
     for _ in range(2):  # and again after a crash: the second start finds nothing that changed
         decision = decide(longer, data(longer), RunState.from_json(state.to_json()))
         assert decision.kind == "restore"
+        assert "stay those of the first budget, 10,000 tokens" in decision.reason
         state = trained(decision.state, 10)
         assert state.lr == 1.65e-4
     assert decide(longer, data(longer), state).diff == ()
@@ -208,8 +209,9 @@ def test_the_lr_of_the_whole_run_is_the_same_from_any_checkpoint():
 
 
 def test_after_a_skipped_step_the_lr_to_come_is_shifted_by_it():
-    run = recipe()
+    run = recipe(phase("one"), phase("two", CONSTANT, mixture=LAW))
     decision = decide(run, data(run), trained(begun(run), 50, skip={3}))
+    assert decision.lr_at([10_050])[0]["lr"] == 1.5e-4  # the next phase has its own clock
     assert decision.lr_at([5_000])[0]["lr"] == run_lr_at(run, 4_900)
     assert decision.lr_at([4_000])[0]["lr"] == run_lr_at(run, 4_000)  # the past is not told from two integers
 
@@ -220,9 +222,19 @@ def test_the_next_steps_are_shown():
     assert [(row["tokens"], row["what"]) for row in table] == [
         (9_800, "next step"),
         (9_900, ""),
-        (10_000, ""),
         (10_000, "phase 'two' begins"),
         (20_000, "end"),
+    ]
+
+
+def test_the_first_steps_are_shown():
+    table = decide(recipe(phase("one", WSD)), data(recipe()), None).next_steps()
+    assert table == [
+        {"tokens": 0, "lr": 0.0, "what": "next step"},
+        {"tokens": 100, "lr": 3e-4, "what": "stable begins"},
+        {"tokens": 200, "lr": 3e-4, "what": ""},
+        {"tokens": 9_000, "lr": 3e-4, "what": "decay begins"},
+        {"tokens": 10_000, "lr": 3e-5, "what": "end"},
     ]
 
 

@@ -112,13 +112,17 @@ class Decision:
             return []
         state, ahead = self.state, self.spans[self.phase]
         step = state.settings["seq_len"] * state.settings["global_batch_size"]
-        rows = [(state.tokens + number * step, "next step" if number == 0 else "") for number in range(3)]
-        joints = ((ahead.start + int(piece.start), f"{piece.name} begins") for piece in ahead.curve.pieces)
-        rows += [joint for joint in joints if joint[0] > rows[-1][0]]
-        rows += [(span.start, f"phase {span.name!r} begins") for span in self.spans[self.phase + 1 :]]
+        rows = {state.tokens + number * step: "" for number in range(3)}
+        rows[state.tokens] = "next step"
+        for piece in ahead.curve.pieces:
+            at = ahead.start + int(piece.start)
+            if at > state.tokens:
+                rows[at] = f"{piece.name} begins"
+        for span in self.spans[self.phase + 1 :]:
+            rows[span.start] = f"phase {span.name!r} begins"
         last = self.spans[-1].stop
-        rows = [row for row in rows if row[0] < last]
-        return [{"tokens": at, "lr": self._lr(at), "what": what} for at, what in [*rows, (last, "end")]]
+        rows = {at: what for at, what in sorted(rows.items()) if at < last} | {last: "end"}
+        return [{"tokens": at, "lr": self._lr(at), "what": what} for at, what in rows.items()]
 
     def to_json(self) -> dict[str, Any]:
         """The decision for programs."""

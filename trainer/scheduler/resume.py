@@ -74,11 +74,7 @@ def _go_on(recipe: Recipe, going: Decision, ahead: _Ahead) -> Decision:
         reason = f"stop_after {recipe.stop_after:,} tokens is reached; raise it and the run goes on"
         return replace(going, kind="finished", reason=reason, warnings=())
     if not state.phase_done:
-        changed = (
-            "with the changes below, which move no LR and no sample that is trained" if going.diff else ""
-        )
-        reason = f"the recipe asks for the same phase, data and schedule {changed}".strip()
-        return replace(going, kind="restore", reason=reason, keep_optimizer=True)
+        return replace(going, kind="restore", reason=_same(going), keep_optimizer=True)
     if state.phase + 1 == count:
         reason = f"all {count} phases are done" if count > 1 else "its one phase is done"
         return replace(going, kind="finished", reason=f"{reason}; add a phase to train on", warnings=())
@@ -98,6 +94,19 @@ def _go_on(recipe: Recipe, going: Decision, ahead: _Ahead) -> Decision:
     return replace(going, kind="new_phase", reason=reason, state=entered, keep_optimizer=phase.keep_optimizer)
 
 
+def _same(going: Decision) -> str:
+    """Why the run is restored."""
+    reason = "the recipe asks for the same phase, data and schedule"
+    if going.diff:
+        reason += ", with the changes below, which move no LR and no sample that is trained"
+    running = going.state.running
+    if running.horizon != running.tokens:
+        reason += (
+            f"; shares of warm-up and cooldown stay those of the first budget, {running.horizon:,} tokens"
+        )
+    return reason
+
+
 def _start(recipe: Recipe, data: Sequence[Mapping[str, Any]], base: BaseLineage) -> Decision:
     """The run directory is empty: phase 0, step 0."""
     known = base.peak if base.peak is not None else guards.published_peak(recipe.model.base)
@@ -114,6 +123,7 @@ def _start(recipe: Recipe, data: Sequence[Mapping[str, Any]], base: BaseLineage)
         _spans(state, replace(ahead, records=ahead.records[1:])),
         lifted=lifted,
         warnings=ahead.warnings,
+        keep_optimizer=recipe.phases[0].keep_optimizer,
     )
     if refusals:
         reason = "; ".join(refusal.what for refusal in refusals)
@@ -150,6 +160,8 @@ def _look_ahead(
         refusal = _same_data(number, record, reached, seen)
         if phase.schedule.start_lr == "reached" and reached is None:
             refusals.append(_unknown_reached(number))
+        if number == 0 and phase.keep_optimizer and not (base is not None and base.optimizer):
+            refusals.append(_no_optimizer())
         if refusal is not None:
             refusals.append(refusal)
         said += [
@@ -163,7 +175,7 @@ def _look_ahead(
                 seen=seen,
                 new_rows=base.new_rows if base is not None else 0,
             )
-            if warning.name not in recipe.allow and (refusal is None or warning.name != refusal.name)
+            if warning.name not in recipe.allow
         ]
         records.append(record)
         reached = record.curve.end
@@ -213,6 +225,14 @@ def _unknown_reached(number: int) -> Refusal:
         f"phases.{number}.schedule.start_lr is reached, but the base is not one of our checkpoints, so the "
         "LR that it ended with is not known",
         (f"give a number: phases.{number}.schedule.start_lr=3e-5, say",),
+    )
+
+
+def _no_optimizer() -> Refusal:
+    return Refusal(
+        "phases.0.keep_optimizer is true, but there is no optimizer to keep: the weights that the run starts "
+        "from come without one, or with another vocabulary",
+        ("leave it out, or start from one of our own checkpoints with the same vocabulary",),
     )
 
 

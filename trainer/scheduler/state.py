@@ -214,11 +214,13 @@ class BaseLineage:
     """Tokens by source fingerprint that they were trained on."""
     new_rows: int = 0
     """Rows of the embedding that were appended for the recipe's tokenizer."""
+    optimizer: bool = False
+    """Whether the optimizer's moments lie with them."""
 
     @classmethod
-    def of(cls, state: RunState, name: str, new_rows: int = 0) -> BaseLineage:
-        """The lineage of one of our own checkpoints or exports."""
-        return cls(name, lr=state.next_lr, peak=state.peak_lr, seen=state.seen(), new_rows=new_rows)
+    def of(cls, state: RunState, name: str, new_rows: int = 0, *, optimizer: bool = True) -> BaseLineage:
+        """The lineage of one of our own checkpoints, or of an export of one (`optimizer=False`)."""
+        return cls(name, state.next_lr, state.peak_lr, state.seen(), new_rows, optimizer and not new_rows)
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

@@ -67,3 +67,15 @@ def test_nothing_to_encode(tokenizer):
         ids, lengths = encoder.create(tokenizer, name).encode(["", "the", ""])
         assert lengths.tolist()[::2] == [0, 0]
         assert ids.size == lengths[1]
+
+
+def test_a_model_that_its_library_refuses_is_named(tokenizer, tmp_path):
+    twice = type(tokenizer.model)()
+    twice.CopyFrom(tokenizer.model)
+    twice.pieces.add(piece=tokenizer.pieces[-1])
+    (tmp_path / "twice.model").write_bytes(twice.SerializeToString())
+    (tmp_path / "none.model").write_bytes(b"not a model")
+    with pytest.raises(UserError, match=r"twice\.model: cannot be loaded .*already defined"):
+        encoder.reference(vocabulary.open_tokenizer(tmp_path / "twice.model"))
+    with pytest.raises(UserError, match=r"none\.model: is not a SentencePiece model"):
+        vocabulary.open_tokenizer(tmp_path / "none.model")

@@ -41,14 +41,15 @@ class Duplicates:
         return bits[first - 8 * low : first - 8 * low + count].astype(bool)
 
 
-def path(out: Path) -> Path:
-    """Where the duplicates of the corpus at the prefix `out` are written down."""
-    return beside(out, ".duplicates.npz")
+def forget(job: Job) -> None:
+    """Remove what was written down, when every part is finished."""
+    for ending in (".duplicates.npz", ".duplicates.npz.lock"):
+        beside(job.out, ending).unlink(missing_ok=True)
 
 
 def find(job: Job, identity: str, workers: int) -> Duplicates:
     """The duplicates of a corpus, found once for all parts and all processes of the job `identity`."""
-    file = path(job.out)
+    file = beside(job.out, ".duplicates.npz")
     with disk(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with _locked(file.with_name(f"{file.name}.lock")):

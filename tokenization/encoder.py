@@ -142,10 +142,17 @@ def create(tokenizer: Tokenizer, name: str) -> Engine:
 
 
 def reference(tokenizer: Tokenizer) -> Engine:
-    """The engine whose ids are right by definition."""
-    if tokenizer.model is not None:
-        return SentencePieceEngine(tokenizer.model)
-    return TokenizersEngine(_plain_json(tokenizer.json or {}))
+    """The engine whose ids are right by definition.
+
+    Raises:
+        UserError: its own library cannot read the tokenizer.
+    """
+    try:
+        if tokenizer.model is not None:
+            return SentencePieceEngine(tokenizer.model)
+        return TokenizersEngine(_plain_json(tokenizer.json or {}))
+    except Exception as error:  # SentencePiece raises RuntimeError, tokenizers Exception itself
+        raise UserError(f"cannot be loaded ({error})", file=tokenizer.path, mend="is it damaged?") from None
 
 
 def choose(tokenizer: Tokenizer, sample: Sequence[str], *, only: str | None = None) -> Choice:

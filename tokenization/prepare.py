@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -71,6 +73,9 @@ def prepare(
     job = Job(Path(out), opened, format, slices, parts, share, dedup)
     identity = job.identity
     wanted = [part[0] - 1] if part else list(range(parts))
+    if overwrite and part is None:
+        _clear(job.out)
+    _hold_apart(job)
     done = {} if overwrite else _finished(job, identity, wanted)
     result = Prepared(str(out), parts, finished_before=len(done))
     for counts in done.values():
@@ -85,8 +90,13 @@ def prepare(
         with Meter(weight, shown=progress) as meter:
             for index in todo:
                 result.add(_prepare_part(job, identity, index, encode, workers, drop, max_rejects, meter))
+    if dedup and part is None:
+        duplicates.forget(job)
     if len(wanted) == parts and not result.documents + result.validation_documents:
-        raise UserError("has no document", file=", ".join(map(str, inputs)), mend="is --text-field right?")
+        why = "".join(f" ({count:,}: {reason})" for reason, count in result.rejects.items())
+        raise UserError(
+            f"has no document{why}", file=", ".join(map(str, inputs)), mend="is --text-field right?"
+        )
     result.seconds = time.monotonic() - began
     return result
 
@@ -203,6 +213,38 @@ def _write_counts(job: Job, index: int, counts: PartCounts) -> None:
     with disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(asdict(counts), indent=2, ensure_ascii=False) + "\n")
+
+
+def _hold_apart(job: Job) -> None:
+    """Refuse to write beside shards of another number of parts.
+
+    Raises:
+        UserError: there are some at the prefix.
+    """
+    for name, parts in _shards_at(job.out):
+        if name.endswith((".bin", ".idx")) and parts != job.parts:
+            raise UserError(
+                f"holds {parts} part(s) where {job.parts} are to be written",
+                file=job.out,
+                mend="remove them, choose another --out, or give --overwrite",
+            )
+
+
+def _clear(out: Path) -> None:
+    """Remove every shard at the prefix, and at that of its validation documents."""
+    for prefix in (out, Path(f"{out}-validation")):
+        for name, _ in _shards_at(prefix):
+            (out.parent / name).unlink(missing_ok=True)
+
+
+def _shards_at(prefix: Path) -> list[tuple[str, int]]:
+    """The names of the files of shards at a prefix, and of how many parts each is."""
+    pattern = re.compile(
+        re.escape(prefix.name)
+        + r"(?:-\d{5}-of-(\d{5}))?(?:\.json|\.bin|\.idx|\.prepared\.json|\.rejects\.jsonl)"
+    )
+    names = sorted(os.listdir(prefix.parent)) if prefix.parent.is_dir() else []
+    return [(name, int(match[1] or 1)) for name in names if (match := pattern.fullmatch(name))]
 
 
 def _finished(job: Job, identity: str, wanted: Sequence[int]) -> dict[int, PartCounts]:

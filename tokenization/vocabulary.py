@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from tokenization.extension import Extension, extend
+from tokenization.report import Report, report
 from tokenization.tokenizer_files import Tokenizer, fingerprint, open_tokenizer
 from tokenization.training import Training, train
 
-__all__ = ["Extension", "Tokenizer", "Training", "extend", "fingerprint", "open_tokenizer", "train"]
+__all__ = [
+    "Extension",
+    "Report",
+    "Tokenizer",
+    "Training",
+    "extend",
+    "fingerprint",
+    "open_tokenizer",
+    "report",
+    "train",
+]

@@ -8,23 +8,30 @@ used; compressed and columnar ones, which have no place to begin in the middle, 
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import zstandard
-
 from tokenization.errors import UserError
 
 TxtDocuments = Literal["file", "blocks", "lines"]
 """What one document of a `.txt` is: the file, a run of lines between blank ones, or a line."""
 
-BLOCK_BYTES = 2 << 20
+BLOCK_BYTES = 4 << 20
+MAX_DOCUMENT_BYTES = 32 << 20
+"""A longer document is none: it is a corpus whose documents were not told apart."""
+_MARGIN = 64
+_BETWEEN = {
+    "file": re.compile(rb"(?!)"),
+    "blocks": re.compile(rb"(?<=\n)[ \t\r\v\f]*\n"),
+    "lines": re.compile(rb"\n"),
+}
+"""What ends a record of an unpacked stream."""
 _SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz", ".txt.zst", ".jsonl.zst", ".parquet")
 
 
@@ -55,7 +62,8 @@ class Block:
     """Some documents: a range of a plain file, or bytes or rows that were unpacked from another."""
 
     path: str
-    kind: Literal["txt", "jsonl", "rows"]
+    kind: Literal["txt", "jsonl", "rows", "long"]
+    """`long` stands for one record of more than `MAX_DOCUMENT_BYTES`."""
     start: int
     """Byte offset in the unpacked file, or number of the first row."""
     stop: int
@@ -83,7 +91,9 @@ def blocks(slices: Sequence[Slice], format: Format, block_bytes: int = BLOCK_BYT
         elif piece.packed:
             yield from _unpacked_blocks(piece, format, block_bytes)
         else:
-            yield Block(piece.path, piece.kind, piece.start, piece.stop, piece.size)  # type: ignore[arg-type]
+            whole = piece.kind == "txt" and format.txt == "file"
+            kind = "long" if whole and piece.size > MAX_DOCUMENT_BYTES else piece.kind
+            yield Block(piece.path, kind, piece.start, piece.stop, piece.size)  # type: ignore[arg-type]
 
 
 def beginning(block: Block, size: int) -> Block:
@@ -197,37 +207,36 @@ def _columns(piece: Slice, name: str) -> Iterator[Any]:
 def _unpacked_blocks(piece: Slice, format: Format, block_bytes: int) -> Iterator[Block]:
     """A compressed file as blocks of whole records."""
     kind: Literal["txt", "jsonl"] = "jsonl" if piece.kind == "jsonl" else "txt"
-    find_end = {"file": lambda held: 0, "blocks": _after_last_blank, "lines": _after_last_line}[
-        "lines" if kind == "jsonl" else format.txt
-    ]
-    at, held = 0, b""
+    between = _BETWEEN["lines" if kind == "jsonl" else format.txt]
+    at, held, dropped = 0, b"", 0
     try:
         with unpack(piece.path) as file:
             while chunk := file.read(block_bytes):
                 held += chunk
-                if cut := find_end(held):
+                if dropped and (first := between.search(held)):  # the record that is too long is over
+                    end = first.end()
+                    yield Block(piece.path, "long", at, at + dropped + end, 0)
+                    at, held, dropped = at + dropped + end, held[end:], 0
+                if not dropped and (cut := _last_end(between, held)):
                     yield Block(piece.path, kind, at, at + cut, 0, held[:cut])
                     at, held = at + cut, held[cut:]
-    except (EOFError, zlib.error, OSError, zstandard.ZstdError) as error:
+                if dropped or len(held) > MAX_DOCUMENT_BYTES:
+                    tail = held[-_MARGIN:]
+                    dropped, held = dropped + len(held) - len(tail), tail
+    except (EOFError, zlib.error, OSError) as error:
         raise UserError(f"is damaged or cut short ({error})", file=piece.path) from None
-    if held or not at:
+    if dropped:
+        yield Block(piece.path, "long", at, at + dropped, piece.size)
+    elif held or not at:
         yield Block(piece.path, kind, at, at + len(held), piece.size, held)
 
 
-def _after_last_line(held: bytes) -> int:
-    return held.rfind(b"\n") + 1
-
-
-def _after_last_blank(held: bytes) -> int:
-    """The end of the last blank line that follows a line, or 0."""
-    end = held.rfind(b"\n")
-    while end > 0:
-        before = held.rfind(b"\n", 0, end)
-        if before < 0:
-            return 0
-        if not held[before:end].strip():
-            return end + 1
-        end = before
+def _last_end(between: re.Pattern[bytes], held: bytes) -> int:
+    """Where the last record that is whole ends, looked for near the end first."""
+    for start in (max(0, len(held) - (1 << 16)), 0):
+        ends = [match.end() for match in between.finditer(held, start)]
+        if ends:
+            return ends[-1]
     return 0
 
 
@@ -236,7 +245,7 @@ def unpack(path: str) -> BinaryIO:
     if path.endswith(".gz"):
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.endswith(".zst"):
-        packed = open(path, "rb")  # noqa: SIM115 - the reader closes it
-        reader = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True, closefd=True)
-        return io.BufferedReader(reader)
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(path, "zstd")  # it notices a file that was cut short
     return open(path, "rb")

@@ -8,7 +8,6 @@ spells `</s>` is text. An engine that disagrees on one line is not used, and it 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -82,10 +81,9 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine to use, how fast each ran on the sample (MB/s), and why others are not used."""
+    """The engine to use, and a line for each faster one that is not used."""
 
     engine: Engine
-    speeds: dict[str, float]
     dropped: list[str]
 
 
@@ -138,6 +136,11 @@ class GigatokenEngine:
         return np.asarray(layout.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
 
 
+def create(tokenizer: Tokenizer, name: str) -> Engine:
+    """The engine `name`, whether it agrees or not."""
+    return _engines(tokenizer)[name]()
+
+
 def reference(tokenizer: Tokenizer) -> Engine:
     """The engine whose ids are right by definition."""
     if tokenizer.model is not None:
@@ -148,48 +151,34 @@ def reference(tokenizer: Tokenizer) -> Engine:
 def choose(tokenizer: Tokenizer, sample: Sequence[str], *, only: str | None = None) -> Choice:
     """The fastest engine that gives the reference's ids on `sample`, the hard lines and 1 MB lines.
 
-    `only` names the engine to take; it must agree as well.
+    Which is faster is known from `benchmarks/encode.py`, not timed anew: on a short sample a clock says
+    little, and one job should not choose otherwise than another. `only` names the engine to take; it must
+    agree as well.
 
     Raises:
         UserError: the engine asked for does not exist or does not agree.
     """
+    engines = _engines(tokenizer)
+    if only is not None and only not in engines:
+        raise UserError(f"is not one of {', '.join(engines)}", field="--engine", value=only)
     truth = reference(tokenizer)
-    others = _others(tokenizer, truth)
-    if only is not None and only not in (truth.name, *others):
-        raise UserError(f"is not one of {', '.join((truth.name, *others))}", field="--engine", value=only)
-    lines = [*HARD_LINES, *sample]
-    expected = split(truth.encode(lines))
-    engines: dict[str, Engine] = {truth.name: truth}
-    dropped: dict[str, str] = {}
-    for name, make in others.items():
-        try:
-            engine = make()
-            wrong = _first_difference(lines, expected, split(engine.encode(lines)))
-        except Exception as error:  # an engine may fail in any way that its own library knows
-            dropped[name] = f"{type(error).__name__}: {error}"
-            continue
-        engines[name] = engine
-        if wrong is not None:
-            dropped[name] = f"its ids differ from {truth.name}'s on {wrong[:60]!r}"
-    agreeing = [name for name in engines if name not in dropped]
-    speeds = {name: _speed(engines[name], sample or lines) for name in agreeing}
-    long = long_lines()
-    for name in [only] if only in agreeing else sorted(agreeing, key=lambda name: -speeds[name]):
+    lines = [*HARD_LINES, *long_lines(), *sample]
+    expected: list[np.ndarray] = []
+    dropped: list[str] = []
+    for name in engines if only is None else [only]:
         if name == truth.name:
-            break
-        if _first_difference(long, split(truth.encode(long)), split(engines[name].encode(long))) is None:
-            break
-        dropped[name] = f"its ids differ from {truth.name}'s on a line of 1 MB"
-    if only in dropped:
-        raise UserError(f"cannot be the engine: {dropped[only]}", field="--engine", value=only)
-    said = [f"{name} is not used: {why}" for name, why in dropped.items()]
-    return Choice(engines[name], speeds, said)
-
-
-def create(tokenizer: Tokenizer, name: str) -> Engine:
-    """The engine `name`, which `choose` has chosen before, for another process."""
-    truth = reference(tokenizer)
-    return truth if name == truth.name else _others(tokenizer, truth)[name]()
+            return Choice(truth, dropped)
+        expected = expected or split(truth.encode(lines))
+        try:
+            engine = engines[name]()
+            wrong = _first_difference(lines, expected, split(engine.encode(lines)))
+            why = f"its ids differ from {truth.name}'s on {wrong[:60]!r}" if wrong is not None else None
+        except Exception as error:  # an engine may fail in any way that its own library knows
+            why = f"{type(error).__name__}: {error}"
+        if why is None:
+            return Choice(engine, dropped)
+        dropped.append(f"{name} is not used: {why}")
+    raise UserError(f"cannot be the engine: {dropped[0]}", field="--engine", value=only)
 
 
 def disagreements(model: spm.ModelProto, lines: Sequence[str]) -> list[str]:
@@ -205,18 +194,18 @@ def split(encoded: Encoded) -> list[np.ndarray]:
     return np.split(ids, np.cumsum(lengths)[:-1]) if lengths.size else []
 
 
-def _others(tokenizer: Tokenizer, truth: Engine) -> dict[str, Callable[[], Engine]]:
+def _engines(tokenizer: Tokenizer) -> dict[str, Callable[[], Engine]]:
+    """How to make each engine that can serve the tokenizer, the fastest first."""
     if tokenizer.model is None:
         held = _plain_json(tokenizer.json or {})
-    elif tokenizer.model.trainer_spec.model_type == spm.TrainerSpec.BPE:
-        held = _plain_json(tokenizer_json.from_model(tokenizer.model))
-    else:
-        return {}
-    engines: dict[str, Callable[[], Engine]] = {
-        "tokenizers": lambda: TokenizersEngine(held),
-        "gigatoken": lambda: GigatokenEngine(held),
-    }
-    return {name: make for name, make in engines.items() if name != truth.name}
+        return {"gigatoken": lambda: GigatokenEngine(held), "tokenizers": lambda: TokenizersEngine(held)}
+    model = tokenizer.model
+    slow: dict[str, Callable[[], Engine]] = {"sentencepiece": lambda: SentencePieceEngine(model)}
+    if model.trainer_spec.model_type != spm.TrainerSpec.BPE:
+        return slow
+    same = _plain_json(tokenizer_json.from_model(model))
+    fast: dict[str, Callable[[], Engine]] = {"gigatoken": lambda: GigatokenEngine(same)}
+    return fast | slow | {"tokenizers": lambda: TokenizersEngine(same)}
 
 
 def _plain_json(held: Mapping[str, Any]) -> str:
@@ -226,13 +215,6 @@ def _plain_json(held: Mapping[str, Any]) -> str:
     return json.dumps(
         plain | {"post_processor": None, "truncation": None, "padding": None}, ensure_ascii=False
     )
-
-
-def _speed(engine: Engine, lines: Sequence[str]) -> float:
-    """MB/s of an engine that has met the lines before, as it will have met most words of a corpus."""
-    began = time.perf_counter()
-    engine.encode(lines)
-    return sum(len(line.encode()) for line in lines) / 1e6 / (time.perf_counter() - began)
 
 
 def _first_difference(

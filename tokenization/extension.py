@@ -76,7 +76,7 @@ def extend(
     _check_arguments(base, add, out, max_pieces, allow_scripts)
     base_tokenizer, add_tokenizer = open_tokenizer(base), open_tokenizer(add)
     notes: list[str] = []
-    base_model = _base_model(base_tokenizer, notes)
+    base_model = _base_model(base, base_tokenizer, notes)
     offered = _in_merge_order(_offered_model(add_tokenizer), notes)
     chosen, left_out = choose(base_model, offered, allow_scripts, max_pieces)
     model = append(base_model, chosen, base_tokenizer.path)
@@ -209,7 +209,7 @@ def _check_arguments(
         raise Problems(problems)
 
 
-def _base_model(tokenizer: Tokenizer, notes: list[str]) -> spm.ModelProto:
+def _base_model(base: str | Path, tokenizer: Tokenizer, notes: list[str]) -> spm.ModelProto:
     """The base as a SentencePiece model, rebuilt from `tokenizer.json` if need be."""
     if tokenizer.model is None:
         model = tokenizer_json.to_model(dict(tokenizer.json or {}), tokenizer.path)
@@ -219,7 +219,8 @@ def _base_model(tokenizer: Tokenizer, notes: list[str]) -> spm.ModelProto:
         )
     else:
         model = tokenizer.model
-        _refuse_tokens_outside(tokenizer)
+        if Path(base).is_dir():
+            _refuse_tokens_outside(tokenizer)
     rules = model.normalizer_spec
     kinds = {piece.type for piece in model.pieces}
     complaints = [
@@ -235,6 +236,10 @@ def _base_model(tokenizer: Tokenizer, notes: list[str]) -> spm.ModelProto:
         ),
         (bool(kinds & {Piece.USER_DEFINED, Piece.UNUSED}), "has user-defined or unused pieces"),
     ]
+    if tied := _tied(model):
+        complaints.append(
+            (True, f"gives {tied[0]!r} and {tied[1]!r} one score, so the place decides which merges")
+        )
     for wrong, why in complaints:
         if wrong:
             raise UserError(
@@ -246,10 +251,22 @@ def _base_model(tokenizer: Tokenizer, notes: list[str]) -> spm.ModelProto:
     return model
 
 
+def _tied(model: spm.ModelProto) -> list[str]:
+    """Two merged pieces of one score; LLaMA's runs of spaces share theirs without harm."""
+    holders: dict[float, str] = {}
+    for piece in model.pieces:
+        merged = piece.type == Piece.NORMAL and len(piece.piece) > 1
+        if merged and set(piece.piece) != {tokenizer_json.SPACE}:
+            if piece.score in holders:
+                return [holders[piece.score], piece.piece]
+            holders[piece.score] = piece.piece
+    return []
+
+
 def _refuse_tokens_outside(tokenizer: Tokenizer) -> None:
     """Added tokens of a directory that its `tokenizer.model` does not know would collide with new ids."""
     beside = tokenizer.path.parent / "tokenizer.json"
-    if tokenizer.path.name != "tokenizer.model" or not beside.is_file():
+    if not beside.is_file():
         return
     pieces, known = open_tokenizer(beside).pieces, set(tokenizer.pieces)
     outside = [piece for piece in pieces if piece not in known]
@@ -290,10 +307,10 @@ def _in_merge_order(model: spm.ModelProto, notes: list[str]) -> list[str]:
 
 
 def _prove(base: spm.ModelProto, grown: spm.ModelProto, file: object) -> None:
-    """Hold the product against its guarantees on hard lines and on every added piece in context.
+    """Hold the product's `tokenizer.json` against SentencePiece on hard lines and on the new pieces.
 
     Raises:
-        UserError: one is broken, so nothing is written.
+        UserError: they differ, so nothing is written.
     """
     pieces = [piece.piece for piece in grown.pieces[len(base.pieces) :]]
     runs = ["".join(pair).replace(tokenizer_json.SPACE, " ") for pair in itertools.pairwise(pieces)]
@@ -301,5 +318,5 @@ def _prove(base: spm.ModelProto, grown: spm.ModelProto, file: object) -> None:
         raise UserError(
             f"would not give the same ids through tokenizer.json, as on {broken[0][:60]!r}",
             file=file,
-            mend="pieces of one score are ambiguous: give every piece of the base its own",
+            mend="take another base, or report this",
         )

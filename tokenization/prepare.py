@@ -29,7 +29,7 @@ from tokenization.tokenizer_files import open_tokenizer
 
 PART_BYTES = 1 << 30
 MAX_PARTS = 128
-_SAMPLE_SLICES, _SAMPLE_BYTES = 32, 1 << 15
+_SAMPLE_SLICES, _SAMPLE_BYTES = 32, 1 << 18
 
 
 def prepare(
@@ -128,12 +128,16 @@ def _check(
 
 def _sample(slices: Sequence[documents.Slice], format: documents.Format) -> list[str]:
     """Texts from places spread over the corpus, for choosing the encoder."""
+    chosen = slices[:: max(1, len(slices) // _SAMPLE_SLICES)][:_SAMPLE_SLICES]
     found: list[str] = []
-    for piece in slices[:: max(1, len(slices) // _SAMPLE_SLICES)][:_SAMPLE_SLICES]:
-        block = next(documents.blocks([piece], format, _SAMPLE_BYTES), None)
+    for piece in chosen:
+        size = _SAMPLE_BYTES // len(chosen)
+        block = next(documents.blocks([piece], format, size), None)
         if block is not None:
-            texts = records.read(documents.beginning(block, _SAMPLE_BYTES), format).texts
-            found.extend(text[:_SAMPLE_BYTES] for text in texts[:1000])
+            for text in records.read(documents.beginning(block, size), format).texts:
+                if size > 0:
+                    found.append(text[:size])
+                    size -= len(text.encode())
     return found
 
 

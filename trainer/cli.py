@@ -127,9 +127,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
         help="held out by document hash, such as 0.5%%",
     )
     prepare.add_argument("--deduplicate", action="store_true", help="drop exact copies of documents")
-    prepare.add_argument(
-        "--max-rejects", default="0", help="malformed records that are borne, a number or 1%%"
-    )
+    prepare.add_argument("--max-rejects", type=int, default=1000, help="malformed records that are borne")
     inspect = _command(kinds, "inspect", commands.inspect_data, "what a shard holds", "data/zh")
     inspect.add_argument("prefix")
     simulate = _command(

@@ -149,7 +149,6 @@ def inspect_data(asked: argparse.Namespace) -> int:
 
 def extend_model(asked: argparse.Namespace) -> int:
     """`rewarm model extend`: grown embeddings, and what that did to the loss."""
-    from tokenization.documents import read_texts
 
     from trainer.model.extend import bits_per_byte, extend
 
@@ -161,7 +160,7 @@ def extend_model(asked: argparse.Namespace) -> int:
     ]
     losses = {}
     for path in asked.text:
-        text = "\n".join(read_texts(path, limit_bytes=100_000))
+        text = _beginning(path, 100_000)
         losses[path] = {
             name: bits_per_byte(model, text) for name, model in (("before", asked.base), ("after", asked.out))
         }
@@ -170,6 +169,19 @@ def extend_model(asked: argparse.Namespace) -> int:
         asked, {"rows": extension.rows, "pieces": extension.pieces, "bits_per_byte": losses}, "\n".join(lines)
     )
     return 0
+
+
+def _beginning(path: str, characters: int) -> str:
+    """The first documents of a file or folder, up to so many characters."""
+    from tokenization import documents, records
+
+    format = documents.Format()
+    texts: list[str] = []
+    for block in documents.blocks(documents.plan([path], format), format):
+        texts += records.read(block, format).texts
+        if sum(map(len, texts)) >= characters:
+            break
+    return "\n".join(texts)[:characters]
 
 
 def export(asked: argparse.Namespace) -> int:

@@ -185,8 +185,9 @@ class Engine:
     @property
     def loss_scale(self) -> dict[str, float]:
         """State of fp16's loss scaler (numbers only); empty in other precisions."""
-        scaler = getattr(self.optimizer, "loss_scaler", None)
-        numbers = {} if scaler is None else vars(scaler)
+        if not self.engine.fp16_enabled():
+            return {}
+        numbers = vars(self.optimizer.loss_scaler)
         return {name: value for name, value in numbers.items() if type(value) in (int, float)}
 
     def fragments(self) -> Iterator[Fragment]:
@@ -201,9 +202,9 @@ class Engine:
         for state in self._adam().state.values():
             step = state["step"]
             state["step"] = torch.full_like(step, adam_step) if torch.is_tensor(step) else adam_step
-        scaler = getattr(self.optimizer, "loss_scaler", None)
-        for name, value in loss_scale.items():
-            setattr(scaler, name, value)
+        if self.engine.fp16_enabled():
+            for name, value in loss_scale.items():
+                setattr(self.optimizer.loss_scaler, name, value)
         if self.stage in (1, 2):
             self.optimizer.update_lp_params()
         if self.stage == 3:

@@ -224,7 +224,7 @@ def _layout(recipe: Recipe, memory: Memory, world_size: int) -> sharding.Layout:
 
 
 def available_bytes(world_size: int) -> int:
-    """Memory of this rank's device that a run may plan with: nine tenths of the GPU, or a share of the host."""
+    """Memory that a rank may plan with: nine tenths of its GPU, else its share of half of the host."""
     import torch
 
     if torch.cuda.is_available():

@@ -69,10 +69,10 @@ def _sizes(plan: Plan) -> list[str]:
         f" x {layout.gradient_accumulation_steps} gradient_accumulation_steps x {layout.world_size} ranks;"
         f" {recipe.tokens_per_step:,} tokens per step",
         f"model    {parameters(plan.model_config):,} parameters; the run takes {_flops(plan):.3g} FLOPs",
-        f"memory   about {memory.states / GIB:.2f} GiB of states and {activations / GIB:.2f} GiB of activations"
+        f"memory   about {memory.states / GIB:.2f} GiB of states, {activations / GIB:.2f} GiB of activations"
         f" per rank; {memory.host / GIB:.2f} GiB of offload on the host",
         f"disk     {checkpoint / GIB:.2f} GiB per checkpoint,"
-        f" {recipe.checkpoint.keep_last * checkpoint / GIB:.2f} GiB for the last {recipe.checkpoint.keep_last}",
+        f" {recipe.checkpoint.keep_last * checkpoint / GIB:.2f} GiB for those kept",
     ]
 
 

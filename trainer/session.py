@@ -111,9 +111,7 @@ class Session:
                     self.noted[f"loss/{name}"] = nats[number] / targets[number]
             self.noted |= self.throughput.read()
             if (height := self.spikes.seen(self.noted["loss/train"])) is not None:
-                self.say(
-                    f"step {self.state.step}: loss/train spikes, {height:.0f} deviations above its recent past"
-                )
+                self.say(f"step {self.state.step}: loss/train is {height:.0f} deviations too high")
         self.metrics.log(self.state.step, self.state.tokens, self.noted)
         self.noted, self.sums = {}, None
 

@@ -32,8 +32,8 @@ checkpoint: {every_tokens: 1e5}
 
 
 def recipe(*overrides: str, **init: Any) -> Recipe:
-    """A recipe with random weights of shape `init` (a LLaMA's by default)."""
-    fields = ", ".join(f"{name}: {value}" for name, value in (init or INIT["llama"]).items())
+    """A recipe with random weights; `init` changes or completes SHAPE (a LLaMA with GQA by default)."""
+    fields = ", ".join(f"{name}: {value}" for name, value in {**SHAPE, **(init or INIT["llama"])}.items())
     return parse(RECIPE, [f"model.init={{{fields}}}", *overrides])
 
 

@@ -130,6 +130,15 @@ def test_a_restore_is_compared_with_what_it_did_again(two, tmp_path):
     assert "differed by up to" in text_of(written(two, tmp_path))
 
 
+def test_a_restore_between_two_records_is_marked_at_the_one_before(tmp_path):
+    directory = run(tmp_path / "run", restored=5)
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    rare = [line for line in lines if json.loads(line).get("step", 0) % 4 == 0]
+    (directory / "metrics.jsonl").write_text("\n".join([*rare, ""]))
+    (arm,) = gather([directory])
+    assert arm.restored_at == [(5, 4 * TOKENS)]
+
+
 # -------------------------------------------------------------------------------------------------- page
 
 

@@ -99,10 +99,13 @@ class Arm:
 
     @property
     def restored_at(self) -> list[tuple[int, int]]:
-        """(step, tokens) of each checkpoint that the run was restored from."""
-        tokens = {record["step"]: int(record["tokens"]) for record in self.records}
+        """(step, tokens) of each checkpoint that the run was restored from.
+
+        The tokens are those of the last record up to that step: not every step need be recorded.
+        """
         steps = [attempt.restored_step for attempt in self.attempts if attempt.restored_step is not None]
-        return [(step, tokens[step]) for step in steps if step in tokens]
+        before = [[r["tokens"] for r in self.records if r["step"] <= step] for step in steps]
+        return [(step, int(tokens[-1])) for step, tokens in zip(steps, before, strict=True) if tokens]
 
     @property
     def restore_error(self) -> float:

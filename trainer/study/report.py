@@ -119,7 +119,7 @@ def _summary_row(arm: Arm, worst: float) -> str:
     size = f"width:{90 * max(share, 0):.0f}px;background:{_colour(arm)}"
     rates = arm.series("lr").values
     numbers = [
-        f"{100 * arm.replay:.3g} %" if arm.replay is not None else "–",
+        "–" if arm.replay is None or arm.from_scratch else f"{100 * arm.replay:.3g} %",
         rate(max(rates)) if rates else "–",
         tokens,
         upstream,

@@ -22,7 +22,7 @@ tbody th { font-weight: 600; white-space: nowrap; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .strong { font-weight: 700; }
 .key { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 8px; }
-.amount { display: inline-block; height: 10px; border-radius: 2px; min-width: 1px; }
+.amount { display: inline-block; height: 10px; border-radius: 2px; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 18px; }
 figure { margin: 0; background: var(--paper); border: 1px solid var(--rule); border-radius: 10px;
   padding: 16px 18px 8px; }

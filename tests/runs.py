@@ -14,9 +14,9 @@ import yaml
 from tokenization.shards import ShardWriter
 from tokenization.vocabulary import open_tokenizer, train
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
-WORDS = "the law of a people is what it keeps while its rulers change and every year adds to it".split()
+WORDS = "the law of a people is what it keeps while its rulers change and every year adds to it"
 SIGNS = "国家为了维护人民的权利制定本法任何组织和个人都应当遵守"
 
 
@@ -24,7 +24,7 @@ def text(kind: str, documents: int, seed: int) -> list[str]:
     """Text with something to learn: English words or Chinese signs in a seeded order."""
     random = np.random.default_rng(seed)
     if kind == "en":
-        return [" ".join(random.choice(WORDS, size=40)) + "." for _ in range(documents)]
+        return [" ".join(random.choice(WORDS.split(" "), size=40)) + "." for _ in range(documents)]
     return ["".join(random.choice(list(SIGNS), size=60)) + "。" for _ in range(documents)]
 
 
@@ -92,7 +92,7 @@ def recipe(data: Path, run: Path, stage: int = 2, phases: int = 1, **changes) ->
             "downstream": str(data / "zh-val"),
         },
         "checkpoint": {"every_tokens": 4 * step, "keep_last": 2},
-        "allow": [],
+        "allow": ["rewarm_on_same_data"],
     }
     tree.update(changes)
     return tree
@@ -164,8 +164,9 @@ def trace(run: Path) -> list[dict]:
     """The history of a run as it stands: what must be equal between two runs, step by step."""
     from trainer.metrics import read
 
-    kept = ("step", "tokens", "lr", "loss/train", "loss/zh", "loss/en", "grad_norm", "tokens/zh", "tokens/en",
-            "eval/upstream/bits_per_byte", "eval/downstream/bits_per_byte", "eval/upstream/forgetting")  # fmt: skip
+    streams = ("eval/upstream/bits_per_byte", "eval/downstream/bits_per_byte", "eval/upstream/forgetting")
+    losses = ("loss/train", "loss/zh", "loss/en", "grad_norm")
+    kept = ("step", "tokens", "lr", *losses, "tokens/zh", "tokens/en", *streams)
     return [{name: record[name] for name in kept if name in record} for record in read(run)]
 
 

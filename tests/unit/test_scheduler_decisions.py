@@ -87,6 +87,7 @@ GOES_ON = [
     ("constant, shorter", one(CONSTANT), 50, ["phases.0.tokens=6_000"], "restore", 0),
     ("constant, ended here", one(CONSTANT), 50, ["phases.0.tokens=5_000"], "finished", 0),
     ("constant, ended before here", one(CONSTANT), 50, ["phases.0.tokens=4_000"], "finished", 0),
+    ("constant, longer, an anneal ahead", one(ANNEALED), 50, ["phases.0.tokens=30_000"], "restore", 0),
     ("wsd, longer", one(WSD), 50, ["phases.0.tokens=30_000"], "restore", 0),
     ("wsd, longer, where its decay begins", one(WSD), 90, ["phases.0.tokens=30_000"], "restore", 0),
     ("wsd, shorter, its decay begins here", one(WSD), 45, ["phases.0.tokens=5_000"], "restore", 0),

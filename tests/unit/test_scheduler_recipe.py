@@ -189,3 +189,17 @@ def test_a_stages_lr_is_absolute_or_a_share_of_max_lr():
     assert Level.read("3e-5").of(3e-4) == 3e-5
     for written in ("10%", "1/3", "3e-5", "0"):
         assert Level.read(str(Level.read(written))) == Level.read(written)
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ("embedings", "'embedings' is nothing to train; did you mean 'embeddings'?"),
+        ("mlp", "'mlp' is nothing to train; write all, embeddings, new_rows, or a list of name patterns"),
+        ("[]", "an empty list trains nothing; write all, or name patterns"),
+    ],
+)
+def test_what_is_trained_is_named_or_matched(train, words):
+    with pytest.raises(Problems) as raised:
+        recipe(phase("x", train=train))
+    assert str(raised.value) == f"recipe: phases.0.train: {words}"

@@ -115,12 +115,16 @@ def _past(name: str, number: int) -> Refusal:
     )
 
 
+def _whereabouts(state: RunState) -> str:
+    return f"phase {state.phase_name!r} {'is done' if state.phase_done else 'runs'}"
+
+
 def _refuse_running(
     recipe: Recipe, data: Sequence[Mapping[str, Any]], state: RunState, diff: Sequence[Difference]
 ) -> Iterator[Refusal]:
     """Edits of the phase that runs, by the part that they concern."""
     parts = {_part(d) for d in diff}
-    where = f"phase {state.phase_name!r} runs"
+    where = _whereabouts(state)
     cut = f"end it here (phases.{state.phase}.schedule.anneal), and write what you want as a phase after it"
     if "data" in parts and recipe.seq_len == state.settings["seq_len"]:
         yield Refusal(
@@ -137,7 +141,7 @@ def _refuse_running(
 
 def _refuse_curve(recipe: Recipe, state: RunState, diff: Sequence[Difference], cut: str) -> Iterator[Refusal]:
     """Edits of the running phase's budget and schedule that would move the LR that is already trained."""
-    where, now = f"phase {state.phase_name!r} runs", state.phase_trained_tokens
+    where, now = _whereabouts(state), state.phase_trained_tokens
     saved = state.running.curve
     phase = recipe.phases[state.phase]
     asked = replace(saved, schedule=phase.schedule, tokens=phase.tokens)
@@ -146,11 +150,10 @@ def _refuse_curve(recipe: Recipe, state: RunState, diff: Sequence[Difference], c
     old, new = saved.schedule, asked.schedule
     fields = [d.field for d in diff if _part(d) == "schedule" and ".schedule.anneal" not in d.field]
     if fields and not _same_but_for_anneal(saved, asked):
-        ways = (UNDO, cut)
         yield Refusal(
             f"{where}, and its schedule was edited ({', '.join(fields)}): the LR would leave its curve at "
             f"{now:,} tokens",
-            ways,
+            (UNDO, cut),
             REWARM,
         )
         return
@@ -174,10 +177,13 @@ def _refuse_curve(recipe: Recipe, state: RunState, diff: Sequence[Difference], c
 
 def _same_but_for_anneal(saved: Curve, asked: Curve) -> bool:
     """Whether the schedules say the same, lengths compared in tokens, apart from `anneal`."""
-    plain = {"anneal": None}
-    old, new = saved.schedule.model_copy(update=plain), asked.schedule.model_copy(update=plain)
-    same_curve = replace(saved, schedule=old).pieces == replace(saved, schedule=new).pieces
-    return same_curve and old.lr_scale == new.lr_scale
+    then, now = _unannealed(saved), _unannealed(replace(asked, tokens=saved.tokens))
+    return then.pieces == now.pieces and saved.schedule.lr_scale == asked.schedule.lr_scale
+
+
+def _unannealed(curve: Curve) -> Curve:
+    """The curve that an anneal leaves."""
+    return replace(curve, schedule=curve.schedule.model_copy(update={"anneal": None}))
 
 
 def _refuse_budget(saved: Curve, asked: Curve, now: int, number: int) -> Iterator[Refusal]:
@@ -209,7 +215,7 @@ def _refuse_budget(saved: Curve, asked: Curve, now: int, number: int) -> Iterato
             ),
             REWARM,
         )
-    elif any(one.stop != two.start for one, two in pairwise(asked.pieces)):
+    elif any(one.stop != two.start for one, two in pairwise(_unannealed(asked).pieces)):
         yield Refusal(
             f"{change}, which leaves no room for the warm-up and the cooldown that have begun",
             (UNDO, f"end earlier by an anneal: anneal.from_tokens of {now} or more"),
@@ -230,8 +236,7 @@ def _decay_begins(curve: Curve) -> float | None:
         return math.inf
     if curve.schedule.kind not in ("wsd", "infinite"):
         return None
-    plain = replace(curve, schedule=curve.schedule.model_copy(update={"anneal": None}))
-    last = plain.pieces[-1]
+    last = _unannealed(curve).pieces[-1]
     return float(last.start if last.name in ("decay", "anneal") else last.stop)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -18,6 +19,8 @@ from trainer.errors import Problems, UserError
 from trainer.model.architecture import check, resolve
 from trainer.model.loss import CausalLM
 from trainer.recipe import Recipe
+
+transformers.utils.logging.disable_progress_bar()  # one bar per rank and load says nothing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

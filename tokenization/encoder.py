@@ -63,10 +63,10 @@ HARD_LINES: tuple[str, ...] = (
 """Lines that have told tokenizers apart. A long line without a break comes from `long_lines`."""
 
 
-def long_lines(size: int = 1 << 20) -> list[str]:
-    """Single lines of `size` bytes: words, Chinese, one character."""
-    seeds = ["The quick brown fox jumps over the lazy dog ", "全国人民代表大会常务委员会，", "a"]
-    return [seed * (size // len(seed.encode())) for seed in seeds]
+def long_lines() -> list[str]:
+    """Single lines of 1 MB of Chinese, and of a quarter of that of English and of one character."""
+    seeds = {"全国人民代表大会常务委员会，": 20, "The quick brown fox jumps over the lazy dog ": 18, "a": 18}
+    return [seed * ((1 << size) // len(seed.encode())) for seed, size in seeds.items()]
 
 
 class Engine(Protocol):
@@ -156,7 +156,7 @@ def reference(tokenizer: Tokenizer) -> Engine:
 
 
 def choose(tokenizer: Tokenizer, sample: Sequence[str], *, only: str | None = None) -> Choice:
-    """The fastest engine that gives the reference's ids on `sample`, the hard lines and 1 MB lines.
+    """The fastest engine that gives the reference's ids on `sample`, the hard lines and the long ones.
 
     Which is faster is known from `benchmarks/encode.py`, not timed anew: on a short sample a clock says
     little, and one job should not choose otherwise than another. `only` names the engine to take; it must

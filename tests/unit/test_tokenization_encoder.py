@@ -38,7 +38,7 @@ def test_one_wrong_line_is_enough(tokenizer, monkeypatch, wrong_on):
 
     def wrong(self, texts):
         rows = encoder.split(real(self, texts))
-        spoilt = [row[::-1] if text == wrong_on or (wrong_on == "long" and len(text) > 1e6) else row
+        spoilt = [row[::-1] if text == wrong_on or (wrong_on == "long" and len(text) > 200000) else row
                   for text, row in zip(texts, rows, strict=True)]  # fmt: skip
         return np.concatenate(spoilt), np.array([len(row) for row in spoilt])
 

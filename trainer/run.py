@@ -122,11 +122,6 @@ class _Runner:
             asynchronous=self.recipe.checkpoint.asynchronous,
             say=self.say,
         )
-        device_peak = peak_flops(distributed.device_name(), self.recipe.model.dtype)
-        self.throughput = Throughput(
-            flops_per_token=flops_per_token(plan.model_config, self.recipe.seq_len),
-            peak_flops=device_peak and device_peak * here.world_size,
-        )
 
     def train(self) -> None:
         """Phase after phase, from where the run stands; after each one the plan is made anew."""
@@ -178,7 +173,7 @@ class _Runner:
             micro_batch_size=layout.micro_batch_size,
             saver=self.saver,
             metrics=self.metrics,
-            throughput=self.throughput,
+            throughput=self._throughput(),
             signals=self.signals,
             watchdog=self.watchdog,
             say=self.say,
@@ -194,6 +189,14 @@ class _Runner:
             session.evaluate()
             session.log()
         return session
+
+    def _throughput(self) -> Throughput:
+        """A meter that starts now."""
+        device_peak = peak_flops(distributed.device_name(), self.recipe.model.dtype)
+        return Throughput(
+            flops_per_token=flops_per_token(self.plan.model_config, self.recipe.seq_len),
+            peak_flops=device_peak and device_peak * self.here.world_size,
+        )
 
     def _load(self, engine: Engine, checkpoint: commit.Checkpoint, keep_optimizer: bool) -> None:
         """Fills the engine from a checkpoint of any topology and proves that the weights arrived.

@@ -120,7 +120,7 @@ def command(recipe: Path, ranks: int, *overrides: str) -> list[str]:
         "--num_accelerators",
         str(ranks),
         "--master_port",
-        str(_port()),
+        str(free_port()),
         train,
         str(recipe),
         *overrides,
@@ -170,9 +170,21 @@ def trace(run: Path) -> list[dict]:
     return [{name: record[name] for name in kept if name in record} for record in read(run)]
 
 
-def _port() -> int:
+def free_port() -> int:
+    """A port that nobody listens to just now."""
     import socket
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def long_recipe(data: Path, run: Path, steps: int) -> dict:
+    """One phase of so many steps, saved every third."""
+    tree = recipe(data, run, name="long")
+    step = 8 * 32
+    tree["phases"][0]["tokens"] = steps * step
+    tree["checkpoint"]["every_tokens"] = 3 * step
+    for source in tree["sources"].values():
+        source["max_epochs"] = None
+    return tree

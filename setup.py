@@ -18,7 +18,7 @@ setup(
     else "",
     long_description_content_type="text/markdown",
     license="MIT",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["trainer*", "tokenization*"]),
     install_requires=[
         "torch>=2.6",

@@ -11,6 +11,9 @@ from pathlib import Path
 from trainer.metrics import attempts, done_twice
 
 
+COMPARED = ("loss/train", "lr", "grad_norm")
+
+
 def main(run: Path) -> int:
     """0 if the losses, LRs and gradient norms of every step done twice are equal to the last digit."""
     pairs = done_twice(run)
@@ -20,14 +23,12 @@ def main(run: Path) -> int:
     )
     same = True
     for before, after in pairs:
-        for metric in ("loss/train", "lr", "grad_norm"):
-            equal = before[metric] == after[metric]
-            same &= equal
-            if metric != "grad_norm" or not equal:
-                print(
-                    f"  step {before['step']:>5} {metric:<10} {before[metric]!r:<24} {after[metric]!r:<24} "
-                    f"{'equal' if equal else 'DIFFERENT'}"
-                )
+        equal = all(before[metric] == after[metric] for metric in COMPARED)
+        same &= equal
+        shown = "  ".join(
+            f"{metric} {before[metric]!r} / {after[metric]!r}" for metric in ("loss/train", "lr")
+        )
+        print(f"  step {before['step']:>5}  {shown}  {'equal' if equal else 'DIFFERENT'}")
     print("all equal to the last digit" if same and pairs else "NOT EQUAL" if pairs else "nothing to compare")
     return 0 if same else 1
 

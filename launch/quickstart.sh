@@ -3,7 +3,7 @@
 #
 #   bash launch/quickstart.sh [--out DIR] [--nproc N] [--fast] [--english DIR] [--chinese DIR]
 #
-# --out DIR       where everything goes (default: quickstart)
+# --out DIR       where everything goes (default: runs/quickstart)
 # --nproc N       ranks (default: 2)
 # --fast          half the training budget
 # --english DIR, --chinese DIR   your own text (folders of .txt or .jsonl files) in place of the downloaded one
@@ -12,24 +12,24 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-out=quickstart
+out=runs/quickstart
 nproc=2
-scale=1
+shorter=1
 texts=()
 
 while (($#)); do
     case $1 in
         --out) out=${2:?--out needs a folder}; shift 2 ;;
         --nproc) nproc=${2:?--nproc needs a number}; shift 2 ;;
-        --fast) scale=0.5; shift ;;
+        --fast) shorter=2; shift ;;
         --english | --chinese) texts+=("$1" "$(realpath "${2:?$1 needs a folder}")"); shift 2 ;;
         -h | --help) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
         *) printf 'quickstart: unknown option %s; see --help\n' "$1" >&2; exit 2 ;;
     esac
 done
 [[ $nproc =~ ^(1|2|4|8|16)$ ]] || { printf 'quickstart: --nproc %s: take 1, 2, 4, 8 or 16\n' "$nproc" >&2; exit 2; }
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
+[[ $out != *[[:space:]]* ]] || { printf 'quickstart: --out %s: give a path without spaces\n' "$out" >&2; exit 2; }
+mkdir -p "$out" && out=$(cd "$out" && pwd)
 
 step=0
 headline() { step=$((step + 1)); printf '\n[%d/9] %s\n' "$step" "$*"; }
@@ -43,7 +43,6 @@ if ! nvidia-smi >/dev/null 2>&1; then
 fi
 threads=$(($(nproc) / nproc))
 export OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) TOKENIZERS_PARALLELISM=false
-quiet=(--log_level error)
 
 headline "real text"
 python launch/texts.py --out "$out" ${texts[@]+"${texts[@]}"}
@@ -52,54 +51,54 @@ text=$out/text
 headline "vocabulary: English, Chinese, English extended with Chinese"
 tokenizers=$out/tokenizers
 [[ -d $tokenizers/english ]] || rewarm vocab train --input "$text/english-train.jsonl" --size 4096 --out "$tokenizers/english"
-[[ -d $tokenizers/chinese ]] || rewarm vocab train --input "$text/chinese-train.jsonl" --size 3072 --out "$tokenizers/chinese"
+[[ -d $tokenizers/chinese ]] || rewarm vocab train --input "$text/chinese-train.jsonl" --size 5120 --out "$tokenizers/chinese"
 [[ -d $tokenizers/extended ]] || rewarm vocab extend --base "$tokenizers/english" --add "$tokenizers/chinese" --out "$tokenizers/extended"
 rewarm vocab report --tokenizer "$tokenizers/extended" --against "$tokenizers/english" \
     --text "$text/english-validation.jsonl" "$text/chinese-validation.jsonl"
 
 headline "token shards for both tokenizers"
-for pair in base:english extended:extended; do
+for tokenizer in english extended; do
     for corpus in english-train english-validation chinese-train chinese-validation; do
-        prefix=$out/data/${pair%:*}/$corpus
-        [[ -e $prefix.json ]] || rewarm data prepare --input "$text/$corpus.jsonl" --tokenizer "$tokenizers/${pair#*:}" --out "$prefix"
+        prefix=$out/tokens/$tokenizer/$corpus
+        [[ -e $prefix.json ]] || rewarm data prepare --input "$text/$corpus.jsonl" --tokenizer "$tokenizers/$tokenizer" --out "$prefix"
     done
 done
 
-# Trains a recipe on all ranks; every later argument overrides a field of it.
-train() {
-    deepspeed "${quiet[@]}" --num_accelerators "$nproc" launch/train.py "$@"
+# Overrides that point a recipe to the shards of one tokenizer.
+data() {
+    echo "model.tokenizer=$tokenizers/$1" \
+        "sources.english.path=$out/tokens/$1/english-train" "sources.chinese.path=$out/tokens/$1/chinese-train" \
+        "validation.upstream=$out/tokens/$1/english-validation" \
+        "validation.downstream=$out/tokens/$1/chinese-validation"
 }
-tokens() { python -c "import sys; print(round($1 * $scale))"; }
+# A recipe on all ranks, with overrides.
+train() { deepspeed --log_level error --num_accelerators "$nproc" launch/train.py "$@"; }
 
 headline "the English base, from random weights (98 % English, 2 % Chinese)"
-base=(launch/recipes/quickstart-base.yaml "run_dir=$out/base" "model.tokenizer=$tokenizers/english"
-    "sources.english.path=$out/data/base/english-train" "sources.chinese.path=$out/data/base/chinese-train"
-    "validation.upstream=$out/data/base/english-validation" "validation.downstream=$out/data/base/chinese-validation"
-    "phases.0.tokens=$(tokens 1.6e6)")
-train "${base[@]}"
+# shellcheck disable=SC2046 # the paths of an output folder with spaces in it are refused above
+train launch/recipes/quickstart-base.yaml "run_dir=$out/base" $(data english) "phases.0.tokens=$((1228800 / shorter))"
 [[ -d $out/models/base ]] || rewarm export "$out/base" --out "$out/models/base" --dtype fp32
-[[ -d $out/models/extended ]] || rewarm model extend --base "$out/models/base" --tokenizer "$tokenizers/extended" \
-    --out "$out/models/extended" --text "$text/english-validation.jsonl" "$text/chinese-validation.jsonl"
+[[ -d $out/models/base-extended ]] || rewarm model extend --base "$out/models/base" \
+    --tokenizer "$tokenizers/extended" --out "$out/models/base-extended" \
+    --text "$text/english-validation.jsonl" "$text/chinese-validation.jsonl"
 
 headline "continued pretraining on Chinese, without replay and with 25 % English"
-budget=$(tokens 6e5)
-# The overrides of one arm, in `arm`.
-arm_of() {
-    arm=(launch/recipes/quickstart.yaml "name=quickstart-replay-$1" "run_dir=$out/replay-$1"
-        "model.tokenizer=$tokenizers/extended" "model.base=$out/models/extended"
-        "sources.english.path=$out/data/extended/english-train" "sources.chinese.path=$out/data/extended/chinese-train"
-        "validation.upstream=$out/data/extended/english-validation"
-        "validation.downstream=$out/data/extended/chinese-validation"
-        "phases.0.mixture.replay_ratio=$1%" "phases.0.tokens=$budget" "allow=[no_replay]")
+# The recipe and overrides of the arm that replays so many per cent.
+arm() {
+    echo launch/recipes/quickstart.yaml "name=quickstart-replay-$1" "run_dir=$out/replay-$1" $(data extended) \
+        "model.base=$out/models/base-extended" "phases.0.mixture.replay_ratio=$1%" \
+        "phases.0.tokens=$((tokens / shorter))"
 }
-arm_of 0
-train "${arm[@]}"
+tokens=409600
+# shellcheck disable=SC2046
+train $(arm 0)
 
 headline "the second arm is killed half-way and started again with the same command"
-arm_of 25
-python launch/kill_halfway.py --run "$out/replay-25" --tokens "$((budget / 2))" -- \
-    deepspeed "${quiet[@]}" --num_accelerators "$nproc" launch/train.py "${arm[@]}"
-train "${arm[@]}"
+# shellcheck disable=SC2046
+python launch/kill_halfway.py --run "$out/replay-25" --tokens "$((tokens / shorter / 2))" -- \
+    deepspeed --log_level error --num_accelerators "$nproc" launch/train.py $(arm 25)
+# shellcheck disable=SC2046
+train $(arm 25)
 python launch/done_twice.py "$out/replay-25"
 
 headline "export to Hugging Face, loaded and compared"

@@ -52,8 +52,9 @@ is_ready() {
         "$venv/bin/python" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null
 }
 
+# Python compiles what it imports; compiling all that is installed would take half a minute more.
 install() {
-    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input "$@" ||
+    "$venv/bin/python" -m pip install -qq --no-compile --disable-pip-version-check --no-input "$@" ||
         fail "pip install $* failed (its reason is above); once that is mended, run this again: it goes on from here"
 }
 

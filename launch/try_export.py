@@ -40,9 +40,8 @@ def main() -> int:
     with torch.no_grad():
         difference = (exported(ids).logits - trained.hf(ids).logits[..., : len(tokenizer)]).abs().max().item()
     written = exported.generate(ids, max_new_tokens=60, do_sample=False, repetition_penalty=1.2)
-    print(
-        f"largest difference of logits between {asked.model.name} and step {checkpoint.manifest.step}: {difference:g}"
-    )
+    step = checkpoint.manifest.step
+    print(f"largest difference of logits between {asked.model.name} and step {step}: {difference:g}")
     print(f"it writes: {tokenizer.decode(written[0], skip_special_tokens=True)}")
     return 0 if difference < 1e-4 else 1
 

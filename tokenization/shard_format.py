@@ -129,16 +129,19 @@ def checksum(path: Path) -> str:
 
 def write_meta(prefix: Path, meta: ShardMeta) -> None:
     """Write the side file, which makes the shard count, after all else is on the disk."""
-    path = beside(prefix, ".json")
-    partial = beside(prefix, ".json.partial")
     _sync_directory(prefix.parent)
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(asdict(meta), file, indent=2)
-        file.write("\n")
+    write_atomically(beside(prefix, ".json"), json.dumps(asdict(meta), indent=2) + "\n")
+
+
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """Write a file that holds either what it held before or all of `text`, whatever happens."""
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, "wb") as file:
+        file.write(text.encode() if isinstance(text, str) else text)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    _sync_directory(prefix.parent)
+    _sync_directory(path.parent)
 
 
 def _sync_directory(directory: Path) -> None:

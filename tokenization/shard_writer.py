@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -26,6 +27,8 @@ from tokenization.shard_format import (
     token_dtype,
     write_meta,
 )
+
+_LOCK_TRIES = 30
 
 
 class ShardWriter:
@@ -159,16 +162,24 @@ class ShardWriter:
 
 
 def _exclusive(path: Path) -> BinaryIO:
-    """Open `path` for writing, unless another process has it; a dead process holds nothing."""
+    """Open `path` for writing, unless another process has it.
+
+    A process that was killed holds nothing, but the workers that it forked may, for the second that they
+    take to notice.
+    """
     file = open(path, "ab")  # noqa: SIM115 - the caller keeps it open
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UserError(
-            "is being written by another process", file=path, mend="wait for it, or end it"
-        ) from None
-    except OSError:
-        pass  # a file system without locks: the names alone must do
+    for left in range(_LOCK_TRIES, -1, -1):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if left == 0:
+                file.close()
+                raise UserError(
+                    "is being written by another process", file=path, mend="wait for it, or end it"
+                ) from None
+            time.sleep(0.1)
+        except OSError:
+            break  # a file system without locks: the names alone must do
     file.truncate(0)
     return file

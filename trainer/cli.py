@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from fractions import Fraction
 from typing import Any
 
-from trainer.errors import RewarmError, UserError
+from trainer import commands
+from trainer.errors import RewarmError
+from trainer.numbers import exact
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -58,7 +60,7 @@ def _vocab(parser: argparse.ArgumentParser) -> None:
     train = _command(
         kinds,
         "train",
-        vocab_train,
+        commands.train_vocabulary,
         "a SentencePiece BPE vocabulary from text",
         "--input zh.jsonl --size 8000 --out zh",
     )
@@ -70,7 +72,7 @@ def _vocab(parser: argparse.ArgumentParser) -> None:
     extend = _command(
         kinds,
         "extend",
-        vocab_extend,
+        commands.extend_vocabulary,
         "a base vocabulary with new pieces",
         "--base llama2 --add zh --out llama2-zh",
     )
@@ -79,12 +81,15 @@ def _vocab(parser: argparse.ArgumentParser) -> None:
     extend.add_argument("--out", required=True, metavar="DIR")
     extend.add_argument("--max-pieces", type=int, help="add at most so many")
     extend.add_argument(
-        "--allow-scripts", nargs="+", help="only pieces of these Unicode scripts, such as Han"
+        "--allow-scripts",
+        nargs="+",
+        default=["han"],
+        help="only pieces of these Unicode scripts (default: han)",
     )
     report = _command(
         kinds,
         "report",
-        vocab_report,
+        commands.report_vocabulary,
         "what a vocabulary does to text",
         "--tokenizer llama2-zh --text held-out.txt",
     )
@@ -99,28 +104,34 @@ def _data(parser: argparse.ArgumentParser) -> None:
     prepare = _command(
         kinds,
         "prepare",
-        data_prepare,
+        commands.prepare_data,
         "text to token shards",
         "--input zh/ --tokenizer llama2-zh --out data/zh",
     )
     prepare.add_argument("--input", nargs="+", required=True, metavar="PATH")
     prepare.add_argument("--tokenizer", required=True)
     prepare.add_argument("--out", required=True, metavar="PREFIX")
-    prepare.add_argument("--workers", type=int, help="processes; default: one per core")
-    prepare.add_argument("--part", help="I/N: only the I-th of N parts, for job arrays")
+    prepare.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes; default: one per core"
+    )
+    prepare.add_argument("--part", type=_part, metavar="I/N", help="only the I-th of N parts, for job arrays")
     prepare.add_argument("--text-field", default="text")
     prepare.add_argument(
-        "--documents", choices=("file", "paragraph"), default="file", help="what a .txt file holds"
+        "--documents", choices=("file", "blocks", "lines"), default="file", help="what a .txt file holds"
     )
-    prepare.add_argument("--validation", default="0", help="share held out by document hash, such as 0.5%%")
-    prepare.add_argument("--deduplicate", action="store_true", help="drop exact copies of documents")
     prepare.add_argument(
-        "--max-rejects", default="0", help="malformed records that are borne, a number or 1%%"
+        "--validation",
+        type=_exact,
+        default=0,
+        metavar="SHARE",
+        help="held out by document hash, such as 0.5%%",
     )
-    inspect = _command(kinds, "inspect", data_inspect, "what a shard holds", "data/zh")
+    prepare.add_argument("--deduplicate", action="store_true", help="drop exact copies of documents")
+    prepare.add_argument("--max-rejects", type=int, default=1000, help="malformed records that are borne")
+    inspect = _command(kinds, "inspect", commands.inspect_data, "what a shard holds", "data/zh")
     inspect.add_argument("prefix")
     simulate = _command(
-        kinds, "simulate", data_simulate, "the samples that a recipe draws", "recipe.yaml --samples 0:100"
+        kinds, "simulate", commands.simulate, "the samples that a recipe draws", "recipe.yaml --samples 0:100"
     )
     simulate.add_argument("recipe")
     simulate.add_argument("overrides", nargs="*", metavar="field=value")
@@ -132,7 +143,7 @@ def _model(parser: argparse.ArgumentParser) -> None:
     extend = _command(
         kinds,
         "extend",
-        model_extend,
+        commands.extend_model,
         "grow embeddings",
         "--base llama2-7b --tokenizer llama2-zh --out llama2-7b-zh",
     )
@@ -146,22 +157,30 @@ def _model(parser: argparse.ArgumentParser) -> None:
 
 def _runs(rooms: Any) -> None:
     plan = _command(
-        rooms, "plan", plan_run, "what a recipe will do, before it does it", "recipe.yaml --lr-at 0,1e9"
+        rooms, "plan", commands.plan, "what a recipe will do, before it does it", "recipe.yaml --lr-at 0,1e9"
     )
     _recipe_arguments(plan)
     plan.add_argument("--lr-at", metavar="T,…", help="learning rate after so many tokens of the run")
-    plan.add_argument("--world-size", type=int, default=None, help="ranks to plan for")
-    train = _command(rooms, "train", train_run, "train a recipe", "launch/recipes/llama2-7b-zh.yaml")
+    plan.add_argument("--world-size", type=int, default=1, help="ranks to plan for (default: 1)")
+    train = _command(rooms, "train", commands.train, "train a recipe", "launch/recipes/llama2-7b-zh.yaml")
     _recipe_arguments(train)
     score = _command(
-        rooms, "eval", score_model, "losses of a model", "runs/x/checkpoints/step-00001000 --data data/en"
+        rooms,
+        "eval",
+        commands.evaluate,
+        "losses of a model",
+        "runs/x/checkpoints/step-00001000 --data data/en",
     )
     score.add_argument("model", metavar="MODEL|CHECKPOINT")
     score.add_argument("--data", nargs="+", required=True, metavar="PREFIX")
     score.add_argument("--seq-len", type=int, default=None)
     score.add_argument("--max-tokens", type=int, default=None)
     export = _command(
-        rooms, "export", export_model, "a checkpoint as a Hugging Face model", "runs/x --out models/llama2-zh"
+        rooms,
+        "export",
+        commands.export,
+        "a checkpoint as a Hugging Face model",
+        "runs/x --out models/llama2-zh",
     )
     export.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run directory for its newest"
@@ -170,7 +189,7 @@ def _runs(rooms: Any) -> None:
     export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
     export.add_argument("--shard-size", default="5e9", help="bytes per file at most")
     report = _command(
-        rooms, "report", report_runs, "one HTML page about runs", "runs/a runs/b --out report.html"
+        rooms, "report", commands.report, "one HTML page about runs", "runs/a runs/b --out report.html"
     )
     report.add_argument("runs", nargs="+", metavar="RUN")
     report.add_argument("--out", required=True, metavar="FILE.html")
@@ -183,13 +202,23 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _exact(text: str) -> Fraction:
+    try:
+        return exact(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, slash, parts = text.partition("/")
+    if not (slash and number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 1 <= I <= N")
+    return int(number), int(parts)
+
+
 def _command(kinds: Any, name: str, run: Command, what: str, example: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = kinds.add_parser(name, help=what, description=what)
     parser.epilog = f"example: {parser.prog} {example}"
     parser.add_argument("--json", action="store_true", help="the answer as JSON")
     parser.set_defaults(command=run)
     return parser
-
-
-def _answer(asked: argparse.Namespace, data: Any, text: str) -> None:
-    print(json.dumps(data, ensure_ascii=False) if asked.json else text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -11,14 +12,17 @@ from typing import Any
 from trainer import recipe as recipes
 from trainer.errors import UserError
 from trainer.launcher import world
+from trainer.numbers import count
 
 
 def answer(asked: argparse.Namespace, data: Any, text: str) -> None:
     """The answer as JSON or as text, on standard output."""
-    print(json.dumps(data, ensure_ascii=False) if asked.json else text)
+    if dataclasses.is_dataclass(data) and not isinstance(data, type):
+        data = dataclasses.asdict(data)
+    print(json.dumps(data, ensure_ascii=False, default=str) if asked.json else text)
 
 
-def train_run(asked: argparse.Namespace) -> int:
+def train(asked: argparse.Namespace) -> int:
     """`rewarm train`: everything that can fail cheaply fails before the ranks are joined."""
     from trainer.plan import prepare
 
@@ -26,10 +30,195 @@ def train_run(asked: argparse.Namespace) -> int:
     plan = prepare(recipes.load(asked.recipe, asked.overrides), here.world_size)
     if here.rank == 0:
         for line in [*plan.broken, *plan.decision.render().splitlines()]:
-            print(f"rewarm: {line}", file=sys.stderr)
-    plan.decision.raise_if_refused()
+            print(f"rewarm: {line}", file=sys.stderr, flush=True)
+    if plan.decision.kind == "refuse":
+        return UserError.exit_code
     if plan.decision.kind == "finished":
         return 0
     from trainer.run import run
 
     return run(plan, here)
+
+
+def plan(asked: argparse.Namespace) -> int:
+    """`rewarm plan`: the run before the run."""
+    import trainer.preview as preview
+    from trainer.plan import prepare
+
+    found = prepare(recipes.load(asked.recipe, asked.overrides), asked.world_size)
+    tokens = None if asked.lr_at is None else [count(text) for text in asked.lr_at.split(",")]
+    answer(asked, preview.to_json(found, tokens), preview.render(found, tokens))
+    return UserError.exit_code if found.decision.kind == "refuse" else 0
+
+
+def simulate(asked: argparse.Namespace) -> int:
+    """`rewarm data simulate`: a window of the run's samples, without a model."""
+    from trainer.mixer import simulate as simulation
+    from trainer.mixer.mixture import Mixture, SourceSize
+    from trainer.mixer.sources import open_sources
+
+    recipe = recipes.load(asked.recipe, asked.overrides)
+    sizes = {name: SourceSize.of(store, recipe.seq_len) for name, store in open_sources(recipe).items()}
+    mixture = Mixture.from_recipe(recipe, sizes)
+    try:
+        start, stop = (count(part) for part in asked.samples.split(":"))
+    except ValueError as error:
+        raise UserError("is no window", field="--samples", value=asked.samples, mend="give A:B") from error
+    for row in simulation.rows(mixture, start, stop):
+        line = dataclasses.asdict(row)
+        print(json.dumps(line) if asked.json else "\t".join(str(value) for value in line.values()))
+    shares = simulation.shares(mixture, start, stop)
+    if not asked.json:
+        print("source\tsamples\tshare\ttarget\toff by\tcoverage")
+        for share in shares:
+            print(
+                f"{share.source}\t{share.samples}\t{share.share:.6f}\t{float(share.target):.6f}\t"
+                f"{share.off_by:+.3f}\t{share.coverage:.4%}"
+            )
+    return 0
+
+
+def train_vocabulary(asked: argparse.Namespace) -> int:
+    """`rewarm vocab train`."""
+    from tokenization import vocabulary
+
+    told = vocabulary.train(asked.input, asked.size, asked.out, text_field=asked.text_field, seed=asked.seed)
+    answer(asked, told.to_json(), told.to_text())
+    return 0
+
+
+def extend_vocabulary(asked: argparse.Namespace) -> int:
+    """`rewarm vocab extend`."""
+    from tokenization import vocabulary
+
+    told = vocabulary.extend(
+        asked.base, asked.add, asked.out, max_pieces=asked.max_pieces, allow_scripts=asked.allow_scripts
+    )
+    answer(asked, told.to_json(), told.to_text())
+    return 0
+
+
+def report_vocabulary(asked: argparse.Namespace) -> int:
+    """`rewarm vocab report`: 1 when a guarantee is broken."""
+    from tokenization import vocabulary
+
+    told = vocabulary.report(asked.tokenizer, asked.text, against=asked.against, text_field=asked.text_field)
+    answer(asked, told.to_json(), told.to_text())
+    return 1 if told.broken else 0
+
+
+def prepare_data(asked: argparse.Namespace) -> int:
+    """`rewarm data prepare`."""
+    from tokenization.prepare import prepare
+
+    told = prepare(
+        asked.input,
+        asked.tokenizer,
+        asked.out,
+        text_field=asked.text_field,
+        txt=asked.documents,
+        workers=asked.workers,
+        part=asked.part,
+        validation=asked.validation,
+        dedup=asked.deduplicate,
+        max_rejects=asked.max_rejects,
+    )
+    answer(asked, told.to_json(), told.to_text())
+    return 0
+
+
+def inspect_data(asked: argparse.Namespace) -> int:
+    """`rewarm data inspect`: reads every byte of the shards and holds it against their checksums."""
+    from tokenization import shards
+
+    shards.verify(asked.prefix)
+    store = shards.open_tokens(asked.prefix)
+    told = {
+        "prefix": asked.prefix,
+        "documents": store.documents,
+        "tokens": store.tokens,
+        "utf8_bytes": store.utf8_bytes,
+        "bytes_per_token": store.utf8_bytes / max(store.tokens, 1),
+        "vocab_size": store.vocab_size,
+        "tokenizer": store.tokenizer,
+        "fingerprint": store.fingerprint,
+    }
+    answer(asked, told, "\n".join(f"{name:<16} {value}" for name, value in told.items()))
+    return 0
+
+
+def extend_model(asked: argparse.Namespace) -> int:
+    """`rewarm model extend`: grown embeddings, and what that did to the loss."""
+
+    from trainer.model.extend import bits_per_byte, extend
+
+    extension = extend(asked.base, asked.tokenizer, asked.out, asked.new_rows, asked.seed)
+    added = extension.pieces - extension.base_pieces
+    lines = [
+        f"{asked.out}: {extension.base_pieces:,} + {added:,} pieces in {extension.rows:,} rows; a new piece "
+        f"was {extension.mean_split:.2f} base tokens on average"
+    ]
+    losses = {}
+    for path in asked.text:
+        text = _beginning(path, 100_000)
+        losses[path] = {
+            name: bits_per_byte(model, text) for name, model in (("before", asked.base), ("after", asked.out))
+        }
+        lines.append("{}: {before:.4f} bits/byte before, {after:.4f} after".format(path, **losses[path]))
+    answer(
+        asked, {"rows": extension.rows, "pieces": extension.pieces, "bits_per_byte": losses}, "\n".join(lines)
+    )
+    return 0
+
+
+def _beginning(path: str, characters: int) -> str:
+    """The first documents of a file or folder, up to so many characters."""
+    from tokenization import documents, records
+
+    format = documents.Format()
+    texts: list[str] = []
+    for block in documents.blocks(documents.plan([path], format), format):
+        texts += records.read(block, format).texts
+        if sum(map(len, texts)) >= characters:
+            break
+    return "\n".join(texts)[:characters]
+
+
+def export(asked: argparse.Namespace) -> int:
+    """`rewarm export`: a checkpoint as a Hugging Face model directory."""
+    from trainer.checkpoint.take import export_checkpoint, find
+
+    checkpoint = find(Path(asked.checkpoint))
+    export_checkpoint(checkpoint, Path(asked.out), asked.dtype, int(count(asked.shard_size)))
+    told = {"checkpoint": str(checkpoint.path), "out": asked.out, "dtype": asked.dtype}
+    answer(asked, told, f"{asked.out}: {checkpoint.path.name} in {asked.dtype}")
+    return 0
+
+
+def evaluate(asked: argparse.Namespace) -> int:
+    """`rewarm eval`: nats per token and bits per byte of a model or checkpoint on token shards."""
+    from trainer.score import score_model
+
+    scores = score_model(asked.model, asked.data, asked.seq_len, asked.max_tokens)
+    rows = {
+        prefix: {"bits_per_byte": s.bits_per_byte, "nats_per_token": s.nats_per_token, "tokens": s.tokens}
+        for prefix, s in scores.items()
+    }
+    lines = [
+        f"{prefix}: {row['bits_per_byte']:.4f} bits/byte, {row['nats_per_token']:.4f} nats/token, "
+        f"{row['tokens']:,} tokens"
+        for prefix, row in rows.items()
+    ]
+    answer(asked, rows, "\n".join(lines))
+    return 0
+
+
+def report(asked: argparse.Namespace) -> int:
+    """`rewarm report`: one HTML page about runs, and their table."""
+    from trainer.study.report import report as write_report
+    from trainer.study.report import table
+
+    runs = [Path(run) for run in asked.runs]
+    write_report(runs, Path(asked.out))
+    answer(asked, {"out": asked.out}, f"{table(runs)}\n\n{asked.out}")
+    return 0

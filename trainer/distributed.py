@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import warnings
 from typing import Any
 
 import deepspeed
@@ -16,6 +17,8 @@ from trainer.launcher import World, announce
 def start(here: World, timeout_minutes: float = 60.0) -> None:
     """Joins the process group; the time-out covers the slowest save or load, not a step."""
     announce(here)
+    # DeepSpeed calls collectives by names that torch renames; a user can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     get_accelerator().set_device(here.local_rank)
     deepspeed.init_distributed(
         dist_backend=get_accelerator().communication_backend_name(),

@@ -28,12 +28,23 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class MicroBatch(Protocol):
-    """Numpy arrays of one forward pass, as the mixer's loader gives them."""
+    """Numpy arrays of one forward pass, as the mixer's loader and the evaluation give them."""
 
-    input_ids: np.ndarray  # [micro, seq]
-    targets: np.ndarray  # [micro, seq], -100 where nothing is to be learnt
-    source: np.ndarray  # [micro]
-    positions: np.ndarray | None  # [micro, seq], from 0 in each document
+    @property
+    def input_ids(self) -> np.ndarray:
+        """[micro, seq]."""
+
+    @property
+    def targets(self) -> np.ndarray:
+        """[micro, seq], -100 where nothing is to be learnt."""
+
+    @property
+    def source(self) -> np.ndarray:
+        """[micro]."""
+
+    @property
+    def positions(self) -> np.ndarray | None:
+        """[micro, seq], from 0 in each document; None: attention crosses documents."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class Fragment:
     owned: bool
     """Whether this rank saves it; where several ranks hold a whole parameter, one of them does."""
     tensors: dict[str, torch.Tensor]
-    """`weight` and, where the parameter is trained, the moments: one-dimensional, fp32 (frozen: any dtype)."""
+    """`weight` and, if trained, the moments: one-dimensional, fp32 (frozen weights: any dtype)."""
 
 
 @contextmanager
@@ -174,8 +185,9 @@ class Engine:
     @property
     def loss_scale(self) -> dict[str, float]:
         """State of fp16's loss scaler (numbers only); empty in other precisions."""
-        scaler = getattr(self.optimizer, "loss_scaler", None)
-        numbers = {} if scaler is None else vars(scaler)
+        if not self.engine.fp16_enabled():
+            return {}
+        numbers = vars(self.optimizer.loss_scaler)
         return {name: value for name, value in numbers.items() if type(value) in (int, float)}
 
     def fragments(self) -> Iterator[Fragment]:
@@ -190,9 +202,9 @@ class Engine:
         for state in self._adam().state.values():
             step = state["step"]
             state["step"] = torch.full_like(step, adam_step) if torch.is_tensor(step) else adam_step
-        scaler = getattr(self.optimizer, "loss_scaler", None)
-        for name, value in loss_scale.items():
-            setattr(scaler, name, value)
+        if self.engine.fp16_enabled():
+            for name, value in loss_scale.items():
+                setattr(self.optimizer.loss_scaler, name, value)
         if self.stage in (1, 2):
             self.optimizer.update_lp_params()
         if self.stage == 3:

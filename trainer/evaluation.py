@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
-
-from trainer import distributed
 
 
 class Store(Protocol):
@@ -62,26 +61,33 @@ class Score:
 
 
 def evaluate(
-    scorer: Scorer, store: Store, *, seq_len: int, micro_batch_size: int, max_tokens: int | None
+    scorer: Scorer,
+    store: Store,
+    *,
+    seq_len: int,
+    micro_batch_size: int,
+    max_tokens: int | None,
+    rank: int = 0,
+    world_size: int = 1,
+    total: Callable[[torch.Tensor], torch.Tensor] = lambda alone: alone,
 ) -> Score:
     """Scores every token of `store` but the first (or the first `max_tokens`, with their share of the bytes).
 
     The text is cut into windows of `seq_len`, the last one padded; ranks take windows in turn, and all
-    make the same number of forward passes, as sharded weights demand.
+    make the same number of forward passes, as sharded weights demand. `total` adds up over the ranks.
     """
     tokens = min(store.tokens, max_tokens + 1) if max_tokens else store.tokens
     windows = -(-(tokens - 1) // seq_len)
-    here, ranks = distributed.rank(), distributed.world_size()
-    rounds = -(-windows // (ranks * micro_batch_size))
-    total = torch.zeros(2, dtype=torch.float64, device=distributed.device())
+    rounds = -(-windows // (world_size * micro_batch_size))
+    sums = torch.zeros(2, dtype=torch.float64)
     for number in range(rounds):
-        first = (number * ranks + here) * micro_batch_size
+        first = (number * world_size + rank) * micro_batch_size
         rows = _rows(store, range(first, first + micro_batch_size), windows, seq_len, tokens)
         nats, targets = scorer.score(rows)
-        total += torch.stack([nats.sum(), targets.sum()]).to(total)
-    total = distributed.total(total)
+        sums = sums.to(nats.device) + torch.stack([nats.sum(), targets.sum()])
+    sums = total(sums)
     share = (tokens - 1) / max(store.tokens - 1, 1)
-    return Score(float(total[0]), int(total[1]), store.utf8_bytes * share)
+    return Score(float(sums[0]), int(sums[1]), store.utf8_bytes * share)
 
 
 def _rows(store: Store, numbers: range, windows: int, seq_len: int, tokens: int) -> Rows:

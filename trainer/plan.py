@@ -53,6 +53,9 @@ class Plan:
     """The newest good one in the run directory."""
     broken: tuple[str, ...]
     """A line for each checkpoint that is not good."""
+    data: list[dict[str, Any]]
+    """Per phase what the mixer takes its samples from."""
+    base: BaseLineage | None
     decision: Decision
 
 
@@ -75,8 +78,11 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
     state = RunState.from_json(checkpoint.manifest.state) if checkpoint else None
     together = _Together()
     preset = together(lambda: sharding.read_preset(recipe.deepspeed))
-    vocab_size = together(lambda: vocabulary.size(recipe.model.tokenizer))
-    stores = together(lambda: open_sources(recipe, state.running.data if state else None))
+    vocab_size = together(lambda: vocabulary.open_tokenizer(recipe.model.tokenizer).size)
+    described = {
+        field: value for record in (state.phases if state else ()) for field, value in record.data.items()
+    }
+    stores = together(lambda: open_sources(recipe, described))
     validation = together(lambda: _open_validation(recipe))
     together(lambda: check_logging(recipe.logging))
     if stores is not None and validation is not None and vocab_size is not None:
@@ -96,7 +102,7 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
     if together.problems:
         raise Problems(together.problems)
     data = [mixture.describe(phase) for phase in range(len(recipe.phases))]
-    decision = decide(recipe, data, state, base_lineage(recipe, config))
+    base = base_lineage(recipe, config)
     return Plan(
         recipe=recipe,
         preset=preset,
@@ -109,7 +115,9 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
         memory=memory,
         checkpoint=checkpoint,
         broken=tuple(broken),
-        decision=decision,
+        data=data,
+        base=base,
+        decision=decide(recipe, data, state, base),
     )
 
 
@@ -216,7 +224,7 @@ def _layout(recipe: Recipe, memory: Memory, world_size: int) -> sharding.Layout:
 
 
 def available_bytes(world_size: int) -> int:
-    """Memory of this rank's device that a run may plan with: nine tenths of the GPU, or a share of the host."""
+    """Memory that a rank may plan with: nine tenths of its GPU, else its share of half of the host."""
     import torch
 
     if torch.cuda.is_available():
@@ -227,10 +235,10 @@ def available_bytes(world_size: int) -> int:
 def _mixture(recipe: Recipe, stores: Mapping[str, TokenStore], state: RunState | None) -> Mixture:
     """The mixture, whose past is what the checkpoint recorded and not what the recipe now says of it."""
     sizes = {name: SourceSize.of(store, recipe.seq_len) for name, store in stores.items()}
-    taken = {}
-    for number, record in enumerate(state.phases if state else ()):
-        taken[number] = {name: int(record.data.get(f"sources.{name}.taken_before", 0)) for name in stores}
-    return Mixture.from_recipe(recipe, sizes, taken)
+    if state is None:
+        return Mixture.from_recipe(recipe, sizes)
+    done = [*(record.samples for record in state.phases[:-1]), state.samples]
+    return Mixture.from_recipe(recipe, sizes, taken=state.taken(), done=done)
 
 
 def base_lineage(recipe: Recipe, config: Mapping[str, Any]) -> BaseLineage | None:

@@ -14,26 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_v
 from trainer.errors import Problems, UserError, nearest
 from trainer.fields import Count, Exact, Positive, Rate, Section
 from trainer.numbers import count
-from trainer.recipe_schedule import Anneal, Schedule, Stage
-
-__all__ = [
-    "Anneal",
-    "Checkpointing",
-    "Logging",
-    "Model",
-    "Optimizer",
-    "Phase",
-    "Recipe",
-    "Schedule",
-    "Section",
-    "Segment",
-    "Source",
-    "Stage",
-    "Validation",
-    "dump",
-    "load",
-    "parse",
-]
+from trainer.recipe_schedule import Schedule
 
 
 class Model(Section):
@@ -111,6 +92,9 @@ class Segment(Section):
         return {**fields, "weights": rest}
 
 
+_TRAINED = ("all", "embeddings", "new_rows")
+
+
 class Phase(Section):
     """A mixture, a schedule, a token budget, and what may be trained."""
 
@@ -128,6 +112,16 @@ class Phase(Section):
     @classmethod
     def _segments(cls, written: Any) -> Any:
         return [written] if isinstance(written, Mapping) else written
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _trained(cls, written: Any) -> Any:
+        if isinstance(written, str) and written not in _TRAINED:
+            mend = nearest(written, _TRAINED) or f"write {', '.join(_TRAINED)}, or a list of name patterns"
+            raise ValueError(f"{written!r} is nothing to train; {mend}")
+        if written == []:
+            raise ValueError("an empty list trains nothing; write all, or name patterns")
+        return written
 
     @property
     def length(self) -> int:
@@ -356,6 +350,8 @@ def _problems(error: ValidationError, file: object) -> list[UserError]:
         ]
         field = ".".join(path)
         kind, value = item["type"], item["input"]
+        if kind == "too_short" and value:
+            continue  # not empty: its items are wrong, and are told themselves
         if kind == "extra_forbidden":
             mend = nearest(path[-1], _fields_at(path[:-1]))
             problem = UserError("is not a known field", file=file, field=field, mend=mend)

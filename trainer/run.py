@@ -14,7 +14,7 @@ import torch
 from trainer import distributed, loop
 from trainer.checkpoint import commit, portable
 from trainer.engine import Engine, sharded_loading
-from trainer.errors import InfrastructureError
+from trainer.errors import InfrastructureError, UserError
 from trainer.health import NonFinite, Signals, Spikes, Watchdog, clear_stale_locks
 from trainer.launcher import World
 from trainer.metrics import Metrics, Throughput
@@ -24,8 +24,6 @@ from trainer.model.flops import flops_per_token, peak_flops
 from trainer.model.trainable import parameter_groups
 from trainer.plan import RESOLVED, Plan, checkpoints, prepare
 from trainer.recipe import dump
-from trainer.scheduler.resume import begin
-from trainer.scheduler.state import RunState
 from trainer.session import Session
 from trainer.sharding import complete
 
@@ -46,7 +44,8 @@ def run(plan: Plan, here: World) -> int:
     distributed.start(here)
     plan = _verified(plan, here, say)
     if plan.decision.kind in ("finished", "refuse"):
-        return 0
+        distributed.stop()
+        return 0 if plan.decision.kind == "finished" else UserError.exit_code
     with Signals() as signals, Watchdog() as watchdog:
         runner = _Runner(plan, here, signals, watchdog, say)
         try:
@@ -64,21 +63,31 @@ def _verified(plan: Plan, here: World, say: Any) -> Plan:
         InfrastructureError: no checkpoint is good.
     """
     bad: set[Path] = set()
-    while plan.checkpoint is not None:
+    while True:
+        _agreed(plan)
+        if plan.checkpoint is None:
+            return plan
         shares = distributed.from_all(commit.verify(plan.checkpoint, here.rank, here.world_size))
         damaged = [line for share in shares for line in share]
         if not damaged:
-            break
+            return plan
         for line in damaged:
             say(f"{line}; this checkpoint is passed over")
         bad.add(plan.checkpoint.path)
         plan = prepare(plan.recipe, here.world_size, skip=bad)
-        say(plan.decision.to_text())
-    # Ranks that saw different checkpoints would train different runs.
-    places = distributed.from_all(str(plan.checkpoint.path) if plan.checkpoint else "the beginning")
-    if len(set(places)) > 1:
-        raise InfrastructureError(f"ranks see different checkpoints: {sorted(set(places))}; is run_dir shared?")
-    return plan
+        say(plan.decision.render())
+
+
+def _agreed(plan: Plan) -> None:
+    """Ranks that see different checkpoints would train different runs.
+
+    Raises:
+        InfrastructureError: they do.
+    """
+    seen = str(plan.checkpoint.path) if plan.checkpoint else "none"
+    places = sorted(set(distributed.from_all(seen)))
+    if len(places) > 1:
+        raise InfrastructureError(f"ranks see different checkpoints: {places}; is run_dir on a shared disk?")
 
 
 class _Runner:
@@ -89,17 +98,6 @@ class _Runner:
         self.signals, self.watchdog, self.say = signals, watchdog, say
         checkpoint = plan.checkpoint
         self.versions = versions()
-        if here.rank == 0:
-            self._record_start()
-        self.saver = commit.Saver(
-            checkpoints(self.recipe),
-            rank=here.rank,
-            world_size=here.world_size,
-            keep_last=self.recipe.checkpoint.keep_last,
-            keep_every=self.recipe.checkpoint.keep_every,
-            asynchronous=self.recipe.checkpoint.asynchronous,
-            say=say,
-        )
         self.metrics = Metrics(
             self.recipe.directory,
             self.recipe.logging,
@@ -113,47 +111,37 @@ class _Runner:
             restored_step=checkpoint.manifest.step if checkpoint else None,
             config=json.loads(self.recipe.model_dump_json()),
         )
-        peak = peak_flops(distributed.device_name(), self.recipe.model.dtype)
-        self.throughput = Throughput(
-            flops_per_token=flops_per_token(plan.model_config, self.recipe.seq_len),
-            peak_flops=peak and peak * here.world_size,
+        if here.rank == 0:
+            self.say = self.metrics.say  # lines above the progress bar, not across it
+        self.saver = commit.Saver(
+            checkpoints(self.recipe),
+            rank=here.rank,
+            world_size=here.world_size,
+            keep_last=self.recipe.checkpoint.keep_last,
+            keep_every=self.recipe.checkpoint.keep_every,
+            asynchronous=self.recipe.checkpoint.asynchronous,
+            say=self.say,
         )
 
     def train(self) -> None:
-        """Phase after phase, from where the run stands."""
-        checkpoint = self.plan.checkpoint
-        state = self.plan.decision.state
-        assert state is not None
-        baseline = dict(checkpoint.manifest.baseline) if checkpoint else {}
-        fresh_optimizer = self.plan.decision.kind == "new_phase"
-        while True:
-            session = self._open(state, checkpoint, baseline, fresh_optimizer)
+        """Phase after phase, from where the run stands; after each one the plan is made anew."""
+        while self.plan.decision.kind in ("start", "restore", "new_phase"):
+            self._record()
+            session = self._open()
             ending = loop.train(session)
             session.finish_save()
             session.close()
-            number = session.state.phase + 1
-            if ending == "stopped" or number == len(self.recipe.phases):
+            if ending == "stopped":
                 return
-            checkpoint = commit.read(checkpoints(self.recipe) / commit.name_of(session.state.step))
-            state, baseline, fresh_optimizer = self._next(session.state, number), session.baseline, True
+            self.plan = prepare(self.recipe, self.here.world_size)
+            self.say(self.plan.decision.render())
 
-    def _next(self, state: RunState, number: int) -> RunState:
-        data = [self.plan.mixture.describe(phase) for phase in range(len(self.recipe.phases))]
-        after = begin(self.recipe, data, number, state)
-        phase = self.recipe.phases[number]
-        kept = "kept" if phase.keep_optimizer else "reset"
-        self.say(f"phase {phase.name} begins at {state.tokens:,} tokens; optimizer {kept}")
-        return after
-
-    def _open(
-        self,
-        state: RunState,
-        checkpoint: commit.Checkpoint | None,
-        baseline: dict[str, float],
-        new_phase: bool,
-    ) -> Session:
+    def _open(self) -> Session:
         """The engine with its weights, and everything else that a phase is trained with."""
         started = time.perf_counter()
+        decision, checkpoint = self.plan.decision, self.plan.checkpoint
+        state = decision.state
+        baseline = dict(checkpoint.manifest.baseline) if checkpoint else {}
         phase = self.recipe.phases[state.phase]
         layout = self.plan.layout
         config = complete(self.plan.preset, self.recipe, layout, int(self.plan.model_config["hidden_size"]))
@@ -164,8 +152,7 @@ class _Runner:
         groups = parameter_groups(model, phase, self.recipe.optimizer.weight_decay)
         engine = Engine(model, groups, config, self.recipe.optimizer)
         if weights is not None:
-            keep = checkpoint is not None and (not new_phase or phase.keep_optimizer)
-            self._load(engine, weights, keep_optimizer=keep)
+            self._load(engine, weights, decision.keep_optimizer)
         loader = Loader(
             self.plan.mixture,
             self.plan.stores,
@@ -186,7 +173,7 @@ class _Runner:
             micro_batch_size=layout.micro_batch_size,
             saver=self.saver,
             metrics=self.metrics,
-            throughput=self.throughput,
+            throughput=self._throughput(),
             signals=self.signals,
             watchdog=self.watchdog,
             say=self.say,
@@ -202,6 +189,14 @@ class _Runner:
             session.evaluate()
             session.log()
         return session
+
+    def _throughput(self) -> Throughput:
+        """A meter that starts now."""
+        device_peak = peak_flops(distributed.device_name(), self.recipe.model.dtype)
+        return Throughput(
+            flops_per_token=flops_per_token(self.plan.model_config, self.recipe.seq_len),
+            peak_flops=device_peak and device_peak * self.here.world_size,
+        )
 
     def _load(self, engine: Engine, checkpoint: commit.Checkpoint, keep_optimizer: bool) -> None:
         """Fills the engine from a checkpoint of any topology and proves that the weights arrived.
@@ -224,15 +219,17 @@ class _Runner:
                     f"{manifest.weights[name]}; this is a defect, do not go on"
                 )
 
-    def _record_start(self) -> None:
+    def _record(self) -> None:
         """The resolved recipe, and a line of lineage: what was decided at this start, and why."""
+        if self.here.rank != 0:
+            return
         directory = self.recipe.directory
         directory.mkdir(parents=True, exist_ok=True)
         (directory / RESOLVED).write_text(dump(self.recipe), encoding="utf-8")
         checkpoint = self.plan.checkpoint
         line = {
             "time": time.time(),
-            **self.plan.decision.record(),
+            **self.plan.decision.lineage(),
             "checkpoint": str(checkpoint.path) if checkpoint else None,
             "passed_over": list(self.plan.broken),
             "world_size": self.here.world_size,

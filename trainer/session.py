@@ -86,6 +86,9 @@ class Session:
                     seq_len=self.recipe.seq_len,
                     micro_batch_size=self.micro_batch_size,
                     max_tokens=self.recipe.validation.max_tokens,
+                    rank=self.saver.rank,
+                    world_size=self.saver.world_size,
+                    total=distributed.total,
                 )
                 base = self.baseline.setdefault(name, score.bits_per_byte)
                 self.noted[f"eval/{name}/bits_per_byte"] = score.bits_per_byte
@@ -108,7 +111,7 @@ class Session:
                     self.noted[f"loss/{name}"] = nats[number] / targets[number]
             self.noted |= self.throughput.read()
             if (height := self.spikes.seen(self.noted["loss/train"])) is not None:
-                self.say(f"step {self.state.step}: loss/train spikes, {height:.0f} deviations above its recent past")
+                self.say(f"step {self.state.step}: loss/train is {height:.0f} deviations too high")
         self.metrics.log(self.state.step, self.state.tokens, self.noted)
         self.noted, self.sums = {}, None
 

@@ -46,8 +46,8 @@ def sizes_of(sizes, seq_len=16):
     }
 
 
-def mixture_of(sizes, mixtures, *, samples, seq_len=16, roles=None, taken=None, **others):
+def mixture_of(sizes, mixtures, *, samples, seq_len=16, roles=None, taken=None, done=(), **others):
     """A mixture over sources {name: samples}; roles are `new` unless given."""
     roles = dict.fromkeys(sizes, "new") | (roles or {})
     recipe = recipe_of(roles, mixtures, samples=samples, seq_len=seq_len, **others)
-    return Mixture.from_recipe(recipe, sizes_of(sizes, seq_len), taken)
+    return Mixture.from_recipe(recipe, sizes_of(sizes, seq_len), taken, done)

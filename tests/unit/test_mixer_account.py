@@ -37,6 +37,17 @@ def test_every_source_at_the_end_of_every_phase(mixture):
     assert [row.max_epochs for row in account(mixture)] == [None, Fraction(2)] * 2
 
 
+def test_a_phase_that_is_over_is_told_as_it_was_recorded():
+    mixture = mixture_of({"a": 90, "b": 90}, ["b: 1", "a: 1"], samples=[30, 10], taken={0: {}, 1: {"a": 32}})
+    told = [(row.phase, row.source, row.phase_tokens // 16, row.samples) for row in account(mixture)]
+    assert told == [
+        ("phase0", "a", 32, 32),
+        ("phase0", "b", 0, 0),
+        ("phase1", "a", 10, 42),
+        ("phase1", "b", 0, 0),
+    ]
+
+
 def test_targets_follow_the_segments(mixture):
     assert target_shares(mixture, 1, 0, 10) == {"zh": 1, "en": 0}
     assert target_shares(mixture, 1, 8, 12) == {"zh": Fraction(3, 4), "en": Fraction(1, 4)}
@@ -51,7 +62,7 @@ def test_a_window_over_a_phase_boundary_goes_on_counting(mixture):
 
 
 def test_shares_of_a_window_are_those_of_its_rows(mixture):
-    for start, stop in ((0, 60), (3, 17), (30, 55), (50, 51)):
+    for start, stop in ((0, 60), (3, 17), (30, 55), (41, 43), (55, 57)):
         window = list(rows(mixture, start, stop))
         for share in shares(mixture, start, stop):
             drawn = [row for row in window if row.source == share.source]

@@ -1,8 +1,12 @@
 """Which sample is number i: whole epochs, exact shares, phases that go on, and a fingerprint that tells."""
 
+import subprocess
+import sys
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -171,13 +175,55 @@ def test_a_later_phase_goes_on_and_a_new_source_starts_at_0():
 
 
 def test_the_recorded_past_stands_whatever_the_recipe_now_says_of_it():
-    edited = mixture_of(
-        {"a": 50, "b": 50, "c": 50}, ["c: 1", "a: 1"], samples=[30, 10], taken={1: {"a": 7, "gone": 9}}
-    )
+    edited = mixture_of({"a": 50, "b": 50, "c": 50}, ["c: 1", "a: 1"], samples=[30, 10], taken={1: {"a": 7}})
     planned = mixture_of({"a": 50, "b": 50, "c": 50}, ["a: 1", "a: 1"], samples=[7, 10])
     assert drawn(edited, 1, 0, 10) == drawn(planned, 1, 0, 10)
     assert edited.consumed(1, 0) == {"a": 7, "b": 0, "c": 0}
     assert edited.fingerprint(1) == planned.fingerprint(1)
+    # a's 51st use is the 44th of phase 1, and c, which the recipe now puts into phase 0, was never used
+    longer = mixture_of({"a": 50, "c": 20}, ["c: 1", "a: 1"], samples=[30, 60], taken={1: {"a": 7}})
+    assert longer.find_use("a", 50) == (1, 43)
+    assert longer.find_use("c", 0) is None
+    assert longer.first_repeat() == ("a", (30 + 43) * 16)
+
+
+def described(sizes, mixtures, record=None):
+    """Phases' descriptions, and what a run that stands at the start of the last one would record."""
+    taken = None if record is None else {len(mixtures) - 1: record}
+    mixture = mixture_of(sizes, mixtures, samples=[20] * len(mixtures), taken=taken)
+    data = mixture.describe(len(mixtures) - 1)
+    end = ".taken_before"
+    return data, {key[8 : -len(end)]: value for key, value in data.items() if key.endswith(end)}
+
+
+def test_a_source_that_rests_for_a_phase_is_remembered():
+    sizes = {"a": 50, "b": 50}
+    data, record = described(sizes, ["a: 1", "b: 1"])
+    assert record == {"a": 20}
+    assert "mixture.0.a" not in data
+    # gone from the recipe while it rests, and back for the third phase: it goes on where it was
+    gone, record = described({"b": 50}, ["b: 1", "b: 1"], record)
+    assert gone == data
+    again = mixture_of(sizes, ["a: 1", "b: 1", "a: 1"], samples=[9, 20, 20], taken={1: record})
+    assert again.consumed(2, 0) == {"a": 20, "b": 20}
+
+
+@pytest.mark.parametrize(
+    ("batch", "done", "ends"),
+    [
+        (8, [16], 104),  # as planned: 100 samples are 13 batches of 8
+        (30, [16], 106),  # 84 are left: 3 batches of 30 from sample 16 on
+        (30, [104], 104),  # it was over before the batch changed
+        (30, [104, 30], 104),
+    ],
+)
+def test_a_batch_size_that_changes_in_a_phase_moves_its_end_and_the_next_goes_on_there(batch, done, ends):
+    sizes, phases = {"a": 900}, ["a: 1", "a: 1"]
+    mixture = mixture_of(sizes, phases, samples=[100, 100], global_batch_size=batch, done=done)
+    assert mixture.phase_samples[0] == ends
+    assert mixture.consumed(1, 0) == {"a": ends}
+    last, first = mixture.batch(0, ends - batch, batch), mixture.batch(1, 0, batch)
+    assert not set(last.index.tolist()) & set(first.index.tolist())
 
 
 @settings(deadline=None, max_examples=40)
@@ -206,6 +252,26 @@ def test_no_source_keeps_to_the_same_rows_of_the_batch():
     rows = np.array([mixture.batch(0, 16 * k, 16).source for k in range(4000)])
     assert (rows.sum(axis=1) == 4).all()  # each batch has its share
     assert abs(rows.mean(axis=0) - 1 / 4).max() < 0.03  # and so has each row over time
+
+
+def test_ten_trillion_tokens_take_no_more_memory_than_ten_thousand():
+    sizes = {f"s{k}": 10**8 * (k + 1) for k in range(20)}
+    tracemalloc.start()
+    mixture = mixture_of(
+        sizes, ["replay_ratio: 1%"], samples=[2 * 10**9], roles={"s3": "replay"}, seq_len=4096
+    )
+    mixture.batch(0, 10**12, 1024)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50 * 2**20
+
+
+def test_the_mixer_needs_no_torch():
+    code = (
+        "import sys, trainer.mixer.simulate, trainer.mixer.sources, trainer.mixer.loader as loader;"
+        "sys.exit(bool({'torch', 'deepspeed', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 
 # ---- the fingerprint

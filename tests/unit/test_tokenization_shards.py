@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenization import shard_writer
 from tokenization.errors import InfrastructureError, UserError
 from tokenization.shards import ShardWriter, find_parts, open_tokens, part_prefix, verify
 
@@ -210,7 +211,8 @@ def test_an_unfinished_shard_does_not_open(tmp_path):
     assert open_tokens(tmp_path / "a").tokens == 2
 
 
-def test_a_second_writer_of_one_shard_is_refused(tmp_path):
+def test_a_second_writer_of_one_shard_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_writer, "_LOCK_TRIES", 1)
     writer = ShardWriter(tmp_path / "a", vocab_size=100, tokenizer="tok", eos_id=EOS)
     with pytest.raises(UserError, match="being written by another process"):
         ShardWriter(tmp_path / "a", vocab_size=100, tokenizer="tok", eos_id=EOS)

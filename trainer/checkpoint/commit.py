@@ -26,7 +26,7 @@ MARKER = "COMMITTED"
 """The manifest's file; a checkpoint without it does not count."""
 
 HIGHEST = "highest.json"
-"""Beside the checkpoints: the highest step ever committed. With it and no good checkpoint, something is lost."""
+"""Beside the checkpoints: the newest committed step. With it and no good checkpoint, something is lost."""
 
 
 @dataclass(frozen=True)

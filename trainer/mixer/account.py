@@ -32,7 +32,9 @@ def account(mixture: Mixture) -> list[Usage]:
     """Every source at the end of every phase, in the recipe's order."""
     rows = []
     for phase, samples in enumerate(mixture.phase_samples):
-        counts, consumed = mixture.counts(phase, samples), mixture.consumed(phase, samples)
+        began = mixture.consumed(phase, 0)
+        last = phase + 1 == len(mixture.phase_samples)
+        ended = mixture.consumed(phase, samples) if last else mixture.consumed(phase + 1, 0)
         targets = target_shares(mixture, phase, 0, samples)
         for name, source, size in zip(mixture.names, mixture.sources, mixture.sizes, strict=True):
             rows.append(
@@ -41,10 +43,10 @@ def account(mixture: Mixture) -> list[Usage]:
                     source=name,
                     role=source.role,
                     share=targets[name],
-                    phase_tokens=counts[name] * mixture.seq_len,
-                    tokens=consumed[name] * mixture.seq_len,
-                    samples=consumed[name],
-                    epochs=consumed[name] / size.samples,
+                    phase_tokens=(ended[name] - began[name]) * mixture.seq_len,
+                    tokens=ended[name] * mixture.seq_len,
+                    samples=ended[name],
+                    epochs=ended[name] / size.samples,
                     max_epochs=source.max_epochs,
                 )
             )

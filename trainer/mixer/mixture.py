@@ -89,6 +89,7 @@ class Mixture:
         sizes: Mapping[str, SourceSize],
         spans: Sequence[Sequence[Span]],
         taken: Mapping[int, Mapping[str, int]],
+        done: Sequence[int],
     ) -> None:
         self.names: tuple[str, ...] = tuple(recipe.sources)
         self.sources: tuple[Source, ...] = tuple(recipe.sources.values())
@@ -96,9 +97,7 @@ class Mixture:
         self.seed, self.seq_len = recipe.seed, recipe.seq_len
         self.phase_names: tuple[str, ...] = tuple(phase.name for phase in recipe.phases)
         self.spans: tuple[tuple[Span, ...], ...] = tuple(map(tuple, spans))
-        self.phase_samples: tuple[int, ...] = tuple(
-            recipe.phase_steps(phase) * recipe.global_batch_size for phase in range(len(self.spans))
-        )
+        self.phase_samples: tuple[int, ...] = tuple(_lengths(recipe, done))
         self._taken = {phase: dict(taken[phase]) for phase in taken}
         self._samples: Ints = np.array([size.samples for size in self.sizes], np.int64)
         self._keys = np.array([key_of("source", self.seed, name) for name in self.names], np.uint64)
@@ -118,12 +117,15 @@ class Mixture:
         recipe: Recipe,
         sizes: Mapping[str, SourceSize],
         taken: Mapping[int, Mapping[str, int]] | None = None,
+        done: Sequence[int] = (),
     ) -> Mixture:
         """The mixture of a recipe over sources of these sizes.
 
-        `taken[p]` holds the samples of each source that a run had used when its phase p began, as its
-        checkpoint recorded them: the past stays as it was, whatever the recipe now says about it. Phases
-        that have not begun go on where the planned ones before them leave each source.
+        `taken[p]` holds the samples of each source that a run had used when its phase p began (the
+        `consumed(p, 0)` of then), as its checkpoint recorded it for every phase that has begun: the past
+        stays as it was, whatever the recipe now says about it. Phases that have not begun go on where the
+        planned ones before them leave each source. `done[p]` holds the samples that phase p has consumed,
+        for every phase that has begun: a batch size that changed on the way moves its end.
 
         Raises:
             Problems: everything that is wrong with sources and mixtures, at once.
@@ -134,10 +136,10 @@ class Mixture:
         for number, phase in enumerate(recipe.phases if not problems else ()):
             for place, segment in enumerate(phase.mixture):
                 field = f"phases.{number}.mixture.{place}"
-                if segment.start >= phase.tokens:
+                if segment.start >= phase.length:
                     problems.append(
                         UserError(
-                            f"is not reached: the phase ends after {phase.tokens:,} tokens",
+                            f"is not reached: the phase ends after {phase.length:,} tokens",
                             field=f"{field}.from",
                             value=segment.start,
                             mend="lower it or remove the segment",
@@ -150,7 +152,7 @@ class Mixture:
                     problems.append(error)
         if problems:
             raise Problems(problems)
-        return cls(recipe, sizes, spans, taken or {})
+        return cls(recipe, sizes, spans, taken or {}, done)
 
     def sample(self, phase: int, i: int) -> SampleRef:
         """Sample i of a phase."""
@@ -201,7 +203,6 @@ class Mixture:
                 if weight:
                     used.add(number)
                     told[f"mixture.{place}.{self.names[number]}"] = str(weight)
-        base = self._bases(phase)[0]
         for number in sorted(used):
             field, source, size = f"sources.{self.names[number]}", self.sources[number], self.sizes[number]
             told[f"{field}.fingerprint"] = size.fingerprint
@@ -212,7 +213,7 @@ class Mixture:
                 told[f"{field}.block"] = source.block
             if source.order == "sequential":
                 told[f"{field}.offset"] = source.offset
-            told[f"{field}.taken_before"] = int(base[number])
+        told |= {f"sources.{name}.taken_before": used for name, used in self._began(phase).items()}
         return told
 
     def fingerprint(self, phase: int) -> str:
@@ -232,8 +233,9 @@ class Mixture:
         None when it is not taken as often.
         """
         number = self.names.index(name)
-        for phase, samples in enumerate(self.phase_samples):
-            if self._used(phase, samples)[number] <= use:
+        running = max(self._taken, default=0)  # what came before is recorded, not planned
+        for phase in range(running, len(self.phase_samples)):
+            if self._used(phase, self.phase_samples[phase])[number] <= use:
                 continue
             for span, base, end in self._stretches(phase):
                 if use < base[number]:  # only if a run's record says that it was used before
@@ -289,6 +291,12 @@ class Mixture:
         ends = [span.start for span in spans[1:]]
         return zip(spans, self._bases(phase), [*ends, None], strict=True)
 
+    def _began(self, phase: int) -> dict[str, int]:
+        """Samples of each source that was used before a phase; of sources that left the recipe, too."""
+        recorded = self._taken.get(min(phase, max(self._taken, default=0)), {})
+        gone = {name: used for name, used in recorded.items() if name not in self.names}
+        return {name: used for name, used in (gone | self.consumed(phase, 0)).items() if used}
+
     def _bases(self, phase: int) -> list[Ints]:
         """Uses of every source in the run before each span of a phase: [spans] of [sources]."""
         if phase not in self._known_bases:
@@ -337,6 +345,15 @@ class Mixture:
             else:
                 index[at] = permute(place[at], sizes[at], keys[at])
         return Samples(source, index, epoch)
+
+
+def _lengths(recipe: Recipe, done: Sequence[int]) -> Iterator[int]:
+    """Samples of each phase: its tokens in whole global batches, counted from where the phase stands."""
+    for number, phase in enumerate(recipe.phases):
+        stands = done[number] if number < len(done) else 0
+        over = number < len(done) - 1
+        left = 0 if over else max(0, -(-phase.length // recipe.seq_len) - stands)
+        yield stands + -(-left // recipe.global_batch_size) * recipe.global_batch_size
 
 
 def _source_problems(recipe: Recipe, sizes: Mapping[str, SourceSize]) -> Iterator[UserError]:

@@ -19,8 +19,11 @@ Words = NDArray[np.uint64]
 _ROUNDS = 16
 """Four are enough for large n (Luby and Rackoff 1988); with sixteen even the 120 permutations of five points
 are equally frequent, and a batch may have as few rows."""
-_GOLDEN = 0x9E3779B97F4A7C15
-_WORD = 2**64
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_STEPS = [np.uint64(number * int(_GOLDEN) % 2**64) for number in range(_ROUNDS)]
+_SHIFTS = [np.uint64(shift) for shift in (30, 27, 31)]
+_FACTORS = [np.uint64(factor) for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)]
+_HALF, _ONE = np.uint64(32), np.uint64(1)
 
 
 def key_of(*parts: object) -> int:
@@ -31,7 +34,7 @@ def key_of(*parts: object) -> int:
 
 def subkeys(keys: Words, numbers: Ints) -> Words:
     """Keys of the `numbers`-th member (epoch, window) of the families that `keys` name."""
-    return _mix(keys + _words(numbers) * np.uint64(_GOLDEN))
+    return _mix(keys + _words(numbers) * _GOLDEN)
 
 
 def permute(points: Ints, sizes: Ints, keys: Words) -> Ints:
@@ -64,26 +67,26 @@ def permute_blocks(points: Ints, sizes: Ints, keys: Words, blocks: Ints) -> Ints
 def _feistel(points: Words, sizes: Words, keys: Words) -> Words:
     """One pass of the network over the domain [0, a * b), in place of rounds that swap halves."""
     a = np.ceil(np.sqrt(sizes.astype(np.float64))).astype(np.uint64)
-    b = (sizes + a - np.uint64(1)) // a
+    a += a * a < sizes  # floating point loses the 1 of k * k + 1
+    b = (sizes + a - _ONE) // a
     left, right = np.divmod(points, b)
     for number in range(0, _ROUNDS, 2):
-        left = _add(left, right, keys, number, a)
-        right = _add(right, left, keys, number + 1, b)
+        left = _add(left, right, keys + _STEPS[number], a)
+        right = _add(right, left, keys + _STEPS[number + 1], b)
     return left * b + right
 
 
-def _add(half: Words, other: Words, keys: Words, number: int, modulus: Words) -> Words:
+def _add(half: Words, other: Words, keys: Words, modulus: Words) -> Words:
     """(half + hash(other)) mod modulus, without a division: moduli are below 2**32."""
-    word = _mix(other + keys + np.uint64(number * _GOLDEN % _WORD))
-    total = half + ((word >> np.uint64(32)) * modulus >> np.uint64(32))
-    return total - modulus * (total >= modulus)
+    total = half + ((_mix(other + keys) >> _HALF) * modulus >> _HALF)
+    return np.minimum(total, total - modulus)  # below 0 wraps to a huge number
 
 
 def _mix(word: Words) -> Words:
     """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every bit depends on every bit."""
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return word ^ (word >> np.uint64(31))
+    word = (word ^ (word >> _SHIFTS[0])) * _FACTORS[0]
+    word = (word ^ (word >> _SHIFTS[1])) * _FACTORS[1]
+    return word ^ (word >> _SHIFTS[2])
 
 
 def _words(numbers: Ints) -> Words:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -18,6 +19,8 @@ from trainer.errors import Problems, UserError
 from trainer.model.architecture import check, resolve
 from trainer.model.loss import CausalLM
 from trainer.recipe import Recipe
+
+transformers.utils.logging.disable_progress_bar()  # one bar per rank and load says nothing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,6 +53,17 @@ def build(recipe: Recipe, vocab_size: int, *, weights: bool = True) -> CausalLM:
     if recipe.model.activation_checkpointing == "full":
         hf.activation_checkpointing_enable({"use_reentrant": False})
     return CausalLM(hf.train(), vocab_size)
+
+
+def load(model: str, vocab_size: int) -> CausalLM:
+    """An existing model in fp32, for scoring.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    hf = _pretrained(model, {"dtype": torch.float32})
+    hf.config.use_cache = False
+    return CausalLM(hf.eval(), vocab_size)
 
 
 def _pretrained(base: str, how: dict[str, Any]) -> Any:

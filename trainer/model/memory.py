@@ -54,10 +54,10 @@ def estimate(
     et al. 2022 (arXiv 2205.05198), both without the parts that memory-efficient attention does away with.
     """
     count, width = parameters(config), BYTES[dtype]
-    split = {part: world_size if stage >= first else 1 for first, part in enumerate(("o", "g", "w"), start=1)}
-    weights = count * width // split["w"]
-    gradients = count * width // split["g"]
-    optimizer = count * (12 if dtype != "fp32" or stage else 8) // split["o"]
+    weights = count * width // (world_size if stage >= 3 else 1)
+    gradients = count * width // (world_size if stage >= 2 else 1)
+    # Without sharding, fp32 weights are their own master copy.
+    optimizer = count * (12 if stage else 8) // (world_size if stage >= 1 else 1)
     host = 0
     if offload_optimizer:
         host, optimizer, gradients = optimizer + gradients, 0, gradients // 4

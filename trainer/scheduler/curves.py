@@ -10,7 +10,8 @@ beyond the end hold the last value. All arithmetic is float64; pieces meet exact
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -42,8 +43,9 @@ class Piece:
 
     def at(self, tokens: Floats) -> Floats:
         """The learning rate at tokens of the phase that lie in this piece (or after it: `last`)."""
-        origin = self.start if self.origin is None else self.origin
-        share = np.clip((tokens - float(origin)) / float(self.stop - origin), 0.0, 1.0)
+        begin = float(self.start if self.origin is None else self.origin)
+        end = float(self.stop)  # rounded like `tokens` are, so that the share is exactly 1 there
+        share = np.clip((tokens - begin) / (end - begin), 0.0, 1.0)
         return bend(self.shape, self.first, self.last, share)
 
 
@@ -57,26 +59,30 @@ def bend(shape: str, first: float, last: float, share: Floats) -> Floats:
     if shape == "constant":
         return np.full_like(share, first)
     if shape == "exponential":
-        inner = first * (last / first) ** share
-        return np.where(share == 1.0, last, inner)
+        return np.where(share == 1.0, last, first * _each(lambda part: (last / first) ** part, share))
     if shape == "cosine_clamped":
-        return np.maximum(first * _remaining("cosine", share), last)
-    left = _remaining(shape, share)
-    return first * left + last * (1.0 - left)
+        return np.maximum(first * (1.0 - _gone("cosine", share)), last)
+    gone = _gone(shape, share)
+    return first * (1.0 - gone) + last * gone
 
 
-def _remaining(shape: str, share: Floats) -> Floats:
-    """How much of the way is left, from 1 to 0."""
+def _gone(shape: str, share: Floats) -> Floats:
+    """How much of the fall or rise is done, from 0 to 1."""
     if shape == "linear":
-        return 1.0 - share
+        return share
     if shape == "cosine":
-        return 0.5 * (1.0 + np.cos(np.pi * share))
+        return 0.5 * (1.0 - _each(math.cos, np.pi * share))
     if shape == "1-sqrt":
-        return 1.0 - np.sqrt(share)
+        return np.sqrt(share)
     if shape == "inverse_sqrt":
-        drop = 1.0 / np.sqrt(1.0 + SHARPNESS * share) - 1.0
-        return 1.0 - drop / (1.0 / np.sqrt(1.0 + SHARPNESS) - 1.0)
+        return (1.0 / np.sqrt(1.0 + SHARPNESS * share) - 1.0) / (1.0 / np.sqrt(1.0 + SHARPNESS) - 1.0)
     raise AssertionError(f"unknown shape {shape}")
+
+
+def _each(function: Callable[[float], float], values: Floats) -> Floats:
+    """Element by element: numpy's own cos and power differ in the last bit with the array's length."""
+    flat = [function(float(value)) for value in values.ravel()]
+    return np.array(flat, dtype=np.float64).reshape(values.shape)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,16 @@ class PhaseRecord:
         """The learning rate of the phase."""
         return Curve(Schedule.model_validate(self.schedule), self.tokens, self.reached, self.horizon)
 
+    def seen(self, samples: int, seq_len: int) -> dict[str, int]:
+        """Tokens by source fingerprint in the first `samples` samples of the phase."""
+        found: dict[str, int] = {}
+        for source, share in shares(self.data, samples).items():
+            tokens = round(share * samples * seq_len)
+            if tokens:
+                fingerprint = fingerprint_of(self.data, source)
+                found[fingerprint] = found.get(fingerprint, 0) + tokens
+        return found
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -145,18 +155,17 @@ class RunState:
         )
 
     def seen(self) -> dict[str, int]:
-        """Tokens by source fingerprint that these weights were trained on, the base's included."""
+        """Tokens by source fingerprint that all weights were trained on, the base's included."""
         found = dict(self.seen_before)
         for number, record in enumerate(self.phases):
-            samples = self.samples if number == self.phase else record.samples
-            for source, share in shares(record.data, samples).items():
-                fingerprint = fingerprint_of(record.data, source)
-                tokens = round(share * samples * self.settings["seq_len"])
-                found[fingerprint] = found.get(fingerprint, 0) + tokens
-        return {fingerprint: tokens for fingerprint, tokens in found.items() if tokens}
+            if record.train == "all":
+                samples = self.samples if number == self.phase else record.samples
+                for fingerprint, tokens in record.seen(samples, self.settings["seq_len"]).items():
+                    found[fingerprint] = found.get(fingerprint, 0) + tokens
+        return found
 
     def taken(self) -> dict[int, dict[str, int]]:
-        """By phase, the samples of each source that the run had used when it began: `Mixture.from_recipe`'s."""
+        """By phase, the samples of each source that the run had used when it began, for the mixer."""
         end = ".taken_before"
         return {
             number: {
@@ -205,11 +214,13 @@ class BaseLineage:
     """Tokens by source fingerprint that they were trained on."""
     new_rows: int = 0
     """Rows of the embedding that were appended for the recipe's tokenizer."""
+    optimizer: bool = False
+    """Whether the optimizer's moments lie with them."""
 
     @classmethod
-    def of(cls, state: RunState, name: str, new_rows: int = 0) -> BaseLineage:
-        """The lineage of one of our own checkpoints or exports."""
-        return cls(name, lr=state.next_lr, peak=state.peak_lr, seen=state.seen(), new_rows=new_rows)
+    def of(cls, state: RunState, name: str, new_rows: int = 0, *, optimizer: bool = True) -> BaseLineage:
+        """The lineage of one of our own checkpoints, or of an export of one (`optimizer=False`)."""
+        return cls(name, state.next_lr, state.peak_lr, state.seen(), new_rows, optimizer and not new_rows)
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

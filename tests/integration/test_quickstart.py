@@ -1,0 +1,73 @@
+"""The README's first command, from text to report, on a user's own text and with its flags."""
+
+import json
+import re
+import subprocess
+
+import pytest
+import runs
+
+QUICKSTART = runs.ROOT / "launch" / "quickstart.sh"
+
+
+def quickstart(*flags: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(QUICKSTART), *flags],
+        env=runs.environment(), capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--nonsense",), "unknown option --nonsense"),
+        (("--nproc", "3"), "--nproc 3: take 1, 2, 4, 8 or 16"),
+        (("--out", "a b"), "give a path without spaces"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(flags, said):
+    done = quickstart(*flags)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_names_every_flag():
+    done = quickstart("--help")
+    assert done.returncode == 0
+    for flag in ("--out", "--nproc", "--fast", "--english", "--chinese"):
+        assert flag in done.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A whole quickstart on generated text: as many documents as its budget needs."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    for language, kind, documents in (("english", "en", 9000), ("chinese", "zh", 16000)):
+        (folder / language).mkdir()
+        lines = (json.dumps({"text": text}) for text in runs.text(kind, documents, seed=7))
+        (folder / language / "text.jsonl").write_text("\n".join(lines))
+    flags = ("--english", str(folder / "english"), "--chinese", str(folder / "chinese"))
+    out = folder / "out"
+    done = quickstart("--out", str(out), "--nproc", "2", "--fast", *flags, timeout=1500)
+    return done, out, flags
+
+
+@pytest.mark.slow
+def test_it_ends_with_a_table_and_a_report(demo):
+    done, out, _ = demo
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "all equal to the last digit" in done.stdout
+    assert re.search(r"(?m)^replay-0 .*\n.*replay-25 ", done.stdout)
+    page = (out / "report.html").read_text()
+    assert "<svg" in page
+    assert "http" not in re.sub(r"http://www\.w3\.org/\S+", "", page).replace("https://arxiv.org", "")
+
+
+@pytest.mark.slow
+def test_a_second_call_does_nothing_twice(demo):
+    _, out, flags = demo
+    before = {path: path.stat().st_mtime for path in out.rglob("*.safetensors")}
+    again = quickstart("--out", str(out), "--nproc", "2", "--fast", *flags, timeout=600)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert {path: path.stat().st_mtime for path in out.rglob("*.safetensors")} == before

@@ -1,0 +1,65 @@
+"""A killed run, started again with the same command, is the run that was never killed: to the bit."""
+
+import json
+
+import pytest
+import runs
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return runs.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_killed_in_the_second_phase_the_run_goes_on_exactly(data, tmp_path, stage):
+    undisturbed = runs.write(runs.recipe(data, tmp_path / "run", stage, phases=2), tmp_path / "a.yaml")
+    done = runs.launch(undisturbed, 2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = runs.trace(tmp_path / "run")
+    assert [record["step"] for record in expected] == list(range(25))
+
+    killed = runs.write(
+        runs.recipe(data, tmp_path / "killed", stage, phases=2, name="run"), tmp_path / "b.yaml"
+    )
+    assert runs.kill_after(killed, tmp_path / "killed", 2, step=18) >= 18
+    again = runs.launch(killed, 2)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert runs.trace(tmp_path / "killed") == expected
+
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "killed" / "lineage.jsonl").open()]
+    assert kinds == ["start", "new_phase", "restore"]
+
+
+def test_one_and_two_ranks_and_any_cut_of_the_batch_train_the_same(data, tmp_path):
+    traces = []
+    for ranks, micro in ((1, 8), (1, 2), (2, 2)):
+        run = tmp_path / f"{ranks}-{micro}"
+        tree = runs.recipe(data, run, name="same", micro_batch_size=micro)
+        done = runs.launch(runs.write(tree, tmp_path / f"{run.name}.yaml"), ranks)
+        assert done.returncode == 0, done.stderr[-2000:]
+        traces.append(runs.trace(run))
+    for other in traces[1:]:
+        for left, right in zip(traces[0], other, strict=True):
+            assert left.keys() == right.keys()
+            assert right == pytest.approx(left, abs=1e-6, rel=1e-6)
+            assert left.get("lr") == right.get("lr")
+
+
+def test_a_checkpoint_goes_on_at_any_stage_and_world_size(data, tmp_path):
+    reference = runs.write(runs.recipe(data, tmp_path / "reference", 2, name="any"), tmp_path / "r.yaml")
+    assert runs.launch(reference, 2).returncode == 0
+    expected = runs.trace(tmp_path / "reference")
+    run = tmp_path / "moving"
+    # Every start stops four steps on, and the next one finds another topology.
+    for stop, (stage, ranks) in ((4, (2, 2)), (8, (3, 1)), (12, (0, 4))):
+        tree = runs.recipe(data, run, stage, name="any", stop_after=stop * 256)
+        done = runs.launch(runs.write(tree, tmp_path / f"{stop}.yaml"), ranks)
+        assert done.returncode == 0, done.stderr[-2000:]
+    for left, right in zip(expected, runs.trace(run), strict=True):
+        shared = left.keys() & right.keys()
+        assert {name: right[name] for name in shared} == pytest.approx(
+            {name: left[name] for name in shared}, abs=1e-6, rel=1e-5
+        )

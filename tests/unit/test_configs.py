@@ -1,0 +1,205 @@
+"""Everything that ships is read by what will read it: recipes, DeepSpeed presets, scripts."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import UserError
+from trainer.recipe import dump, load, parse
+from trainer.scheduler.curves import Curve
+from trainer.sharding import Layout, complete, read_preset, stage
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
+PRESETS = sorted((ROOT / "ds_configs").glob("*.json"))
+SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/slurm/*.sbatch"), ROOT / ".ci" / "run"])
+
+
+def by_name(paths):
+    return pytest.mark.parametrize("path", paths, ids=lambda path: path.name)
+
+
+def test_what_ships_is_what_the_house_promises():
+    assert {path.stem for path in RECIPES} >= {
+        "quickstart-base",
+        "quickstart",
+        "llama2-7b-zh",
+        "llama2-13b-zh",
+        "llama2-70b-zh",
+        "pythia-410m-slimpajama",
+    }
+    assert {path.stem for path in PRESETS} == {
+        "zero0",
+        "zero1",
+        "zero2",
+        "zero3",
+        "zero2-offload",
+        "zero3-offload",
+        "zero3-nvme",
+        "zeropp",
+    }
+
+
+@by_name(RECIPES)
+def test_every_recipe_is_read_and_its_resolved_copy_is_the_same_recipe(path):
+    recipe = load(path)
+    assert parse(dump(recipe)) == recipe
+    assert (ROOT / recipe.deepspeed).is_file()
+    assert recipe.validation.upstream
+    assert recipe.validation.downstream
+    assert {source.role for source in recipe.sources.values()} >= {"new"}
+
+
+@by_name(RECIPES)
+def test_every_recipe_takes_whole_steps_with_a_curve_from_nothing_over_max_lr(path):
+    recipe = load(path)
+    for number, phase in enumerate(recipe.phases):
+        curve = Curve(phase.schedule, phase.tokens)
+        steps = recipe.phase_steps(number)
+        rates = [float(curve(tokens)) for tokens in range(0, phase.tokens, -(-phase.tokens // 2000))]
+        assert rates[0] == 0
+        assert max(rates) == pytest.approx(phase.schedule.max_lr, rel=1e-2)
+        assert rates[-1] == pytest.approx(phase.schedule.max_lr / 10, rel=0.02)
+        assert steps > 100
+        assert recipe.global_batch_size % 8 == 0
+
+
+def test_guptas_setting_has_their_steps():
+    recipe = load(ROOT / "launch" / "recipes" / "pythia-410m-slimpajama.yaml")
+    assert recipe.tokens_per_step * 131_296 == recipe.phases[0].tokens
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["phases.0.schedule.max_lr=6e-4", "phases.0.schedule.min_lr=6e-5", "phases.0.schedule.warmup=0.5%"],
+        ["phases.0.schedule={kind: constant, max_lr: 3e-5, warmup: 0%}"],
+    ],
+)
+def test_the_overrides_that_the_pythia_recipe_names_are_read(overrides):
+    load(ROOT / "launch" / "recipes" / "pythia-410m-slimpajama.yaml", overrides)
+
+
+def test_the_arm_without_replay_is_an_override_of_the_quickstart():
+    arm = ["name=quickstart-replay-0", "run_dir=runs/quickstart/replay-0", "phases.0.mixture.replay_ratio=0"]
+    with_replay = load(ROOT / "launch" / "recipes" / "quickstart.yaml")
+    without = load(ROOT / "launch" / "recipes" / "quickstart.yaml", arm)
+    assert without.phases[0].mixture[0].replay_ratio == 0
+    assert with_replay.phases[0].mixture[0].replay_ratio == pytest.approx(0.25)
+    assert without.phases[0].schedule == with_replay.phases[0].schedule
+
+
+@by_name(PRESETS)
+def test_every_preset_holds_only_how_memory_is_split(path):
+    assert set(read_preset(path)) <= {"zero_optimization", "aio"}
+
+
+@by_name(PRESETS)
+def test_deepspeeds_own_parser_takes_every_preset_as_the_trainer_completes_it(path, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    runtime = pytest.importorskip("deepspeed.runtime.config")
+    recipe = load(ROOT / "launch" / "recipes" / "quickstart.yaml")
+    if path.stem != "zero0":
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "bf16"})})
+    written = complete(read_preset(path), recipe, Layout(1, 4, 2), hidden_size=4096)
+
+    read = runtime.DeepSpeedConfig(json.loads(json.dumps(written)))
+
+    assert read.zero_config.stage == stage(written)
+    assert (read.train_micro_batch_size_per_gpu, read.gradient_accumulation_steps) == (4, 2)
+    offload = read.zero_config.offload_optimizer
+    assert (str(offload.device) if offload else "none") == {
+        "zero2-offload": "cpu",
+        "zero3-offload": "cpu",
+        "zero3-nvme": "nvme",
+    }.get(path.stem, "none")
+    if "aio" in written:
+        assert read.aio_config.items() >= written["aio"].items()
+    # Every key is one that DeepSpeed knows: it forbids others, and this is the proof that it still does.
+    zero = {**written["zero_optimization"], "no_such_key": 1}
+    with pytest.raises(ValueError, match="no_such_key"):
+        runtime.DeepSpeedConfig({**written, "zero_optimization": zero})
+
+
+def test_a_preset_with_a_learning_rate_is_refused(tmp_path):
+    path = tmp_path / "zero2.json"
+    path.write_text('{"zero_optimization": {"stage": 2}, "optimizer": {"params": {"lr": 1e-4}}}')
+    with pytest.raises(UserError, match="optimizer"):
+        read_preset(path)
+
+
+@by_name(SCRIPTS)
+def test_every_script_is_bash(path):
+    assert path.read_text().startswith("#!/usr/bin/env bash\n")
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+# ------------------------------------------------------------------------------------------ batch scripts
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A folder like the repository's root, where `srun` and `scontrol` note how they are called."""
+    for name, status in (("srun", "${SRUN_STATUS:-0}"), ("scontrol", "0")):
+        tool = tmp_path / "bin" / name
+        tool.parent.mkdir(exist_ok=True)
+        tool.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >>"{tmp_path}/calls"\nexit {status}\n')
+        tool.chmod(0o755)
+
+    def submit(script, *arguments, **environment):
+        (tmp_path / "calls").write_text("")
+        done = subprocess.run(
+            ["bash", str(ROOT / "launch" / "slurm" / script), *arguments],
+            cwd=tmp_path,
+            env={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, (tmp_path / "calls").read_text().splitlines()
+
+    return submit
+
+
+@pytest.mark.parametrize(
+    ("status", "restarts", "requeued"),
+    [
+        (0, 0, False),
+        (1, 0, False),
+        (2, 0, False),  # the user's mistake: running it again changes nothing
+        (75, 0, True),  # stopped by a signal after its save
+        (75, 50, False),
+        (130, 0, False),  # Ctrl-C
+    ],
+)
+def test_a_run_is_requeued_when_that_helps(cluster, status, restarts, requeued):
+    code, calls = cluster(
+        "train.sbatch", "recipe.yaml", "seed=1", SRUN_STATUS=str(status), SLURM_RESTART_COUNT=str(restarts)
+    )
+    assert code == status
+    assert calls[0] == "srun --kill-on-bad-exit=1 .venv/bin/python launch/train.py recipe.yaml seed=1"
+    assert calls[1:] == (["scontrol requeue 7"] if requeued else [])
+
+
+def test_an_array_task_prepares_its_part(cluster):
+    slurm = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MAX": "8", "SLURM_CPUS_PER_TASK": "16"}
+    _, calls = cluster("prepare.sbatch", "--out", "data/zh", **slurm)
+    assert calls == ["srun .venv/bin/rewarm data prepare --out data/zh --workers 16 --part 3/8"]
+    _, calls = cluster("prepare.sbatch", "--out", "data/zh", **slurm, REWARM_PARTS="32")
+    assert calls[0].endswith("--part 3/32")
+
+
+def test_an_array_task_trains_its_arm(cluster, tmp_path):
+    (tmp_path / "arms.txt").write_text("name=a seed=1\nname=b seed=2\n")
+    slurm = {"SLURM_ARRAY_JOB_ID": "9", "SRUN_STATUS": "75"}
+    code, calls = cluster("study.sbatch", "r.yaml", "arms.txt", **slurm, SLURM_ARRAY_TASK_ID="2")
+    assert code == 75
+    assert calls == [
+        "srun --kill-on-bad-exit=1 .venv/bin/python launch/train.py r.yaml name=b seed=2",
+        "scontrol requeue 9_2",
+    ]
+    code, calls = cluster("study.sbatch", "r.yaml", "arms.txt", **slurm, SLURM_ARRAY_TASK_ID="3")
+    assert (code, calls) == (2, [])

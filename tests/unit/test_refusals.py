@@ -1,0 +1,125 @@
+"""Bad input: a line that names file, field, value and mend; status 2; no process group, no traceback."""
+
+import os
+
+import pytest
+import runs
+
+from trainer.cli import main
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return runs.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def train(data, tmp_path, capsys, monkeypatch):
+    """Starts a run whose recipe was changed; the lines of standard error."""
+
+    def start(*overrides, ranks=1, text=None, **changes):
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", str(ranks))
+        file = runs.write(runs.recipe(data, tmp_path / "run", **changes), tmp_path / "recipe.yaml")
+        if text is not None:
+            file.write_text(text(file.read_text()))
+        assert main(["train", str(file), *overrides]) == 2
+        return capsys.readouterr().err.strip().splitlines()
+
+    return start
+
+
+def test_unknown_field_with_the_nearest_known_one(train):
+    (line,) = train("phases.0.schedule.max_lrr=1e-4")
+    assert "recipe.yaml: phases.0.schedule.max_lrr: is not a known field" in line
+    assert "did you mean 'max_lr'?" in line
+
+
+def test_duplicate_key(train):
+    (line,) = train(text=lambda text: text + "seq_len: 64\n")
+    assert "recipe.yaml: line" in line
+    assert "'seq_len' appears twice" in line
+
+
+def test_missing_shard(train, data):
+    (line,) = train(f"sources.zh.path={data}/nothing")
+    assert "sources.zh.path" in line
+    assert f"{data}/nothing" in line
+
+
+def test_shards_of_another_tokenizer(train, data):
+    other = data / "other"
+    if not other.exists():
+        runs.train([data / "corpus.txt"], 400, other)
+    lines = train(f"model.tokenizer={other}")
+    assert len(lines) == 4  # two sources, two validation sets
+    assert all("was prepared with tokenizer" in line for line in lines)
+    assert any("sources.zh.path" in line for line in lines)
+
+
+def test_indivisible_batch(train):
+    (line,) = train("micro_batch_size=3")
+    assert "micro_batch_size: 3 does not divide the 8 samples" in line
+    assert "[1, 2, 4, 8]" in line
+
+
+def test_more_ranks_than_samples(train):
+    (line,) = train(ranks=16)
+    assert "global_batch_size: 8 does not divide evenly among 16 ranks" in line
+    assert "take 16" in line
+
+
+def test_run_directory_of_another_run(train, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.resolved.yaml").write_text("name: somebody-else\n")
+    (line,) = train()
+    assert "run_dir" in line
+    assert "'somebody-else'" in line
+
+
+def test_run_directory_of_something_else(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    (line,) = train()
+    assert "is not empty and holds no run" in line
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "precious"
+
+
+def test_no_such_recipe(capsys):
+    assert main(["train", "nowhere.yaml"]) == 2
+    assert "nowhere.yaml: cannot be read" in capsys.readouterr().err
+
+
+def test_a_source_that_runs_out(train):
+    (line,) = train("sources.zh.max_epochs=1/100")
+    assert "sources.zh.max_epochs" in line
+    assert "run out at token" in line
+
+
+def test_a_field_of_the_recipe_in_the_ds_config(train, tmp_path):
+    preset = tmp_path / "mine.json"
+    preset.write_text('{"zero_optimization": {"stage": 2}, "fp16": {"enabled": true}, "train_batch_size": 8}')
+    lines = train(f"deepspeed={preset}")
+    assert any("fp16: belongs into the recipe; set model.dtype there" in line for line in lines)
+    assert any("train_batch_size: belongs into the recipe" in line for line in lines)
+
+
+def test_model_of_another_size_than_the_tokenizer(train):
+    (line,) = train("model.init.vocab_size=100")
+    assert "model.init.vocab_size" in line
+
+
+def test_all_problems_are_told_at_once(train, data):
+    lines = train(
+        f"sources.zh.path={data}/nothing", "deepspeed=nowhere.json", f"validation.upstream={data}/none"
+    )
+    assert len(lines) == 3
+
+
+def test_only_the_first_rank_complains(data, tmp_path, capsys, monkeypatch):
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setitem(os.environ, name, value)
+    assert main(["train", str(tmp_path / "nowhere.yaml")]) == 2
+    assert capsys.readouterr().err == ""

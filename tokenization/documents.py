@@ -1,0 +1,251 @@
+"""Documents out of files: .txt, .jsonl (.gz, .zst), .parquet, and directories that `datasets` saved.
+
+`plan` cuts the inputs into slices from names and sizes alone; `blocks` turns slices into blocks of bounded
+size, in order, which other processes can read with `records.read`. Plain files are read where the block is
+used; compressed and columnar ones, which have no place to begin in the middle, are unpacked on the way.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from tokenization.errors import UserError
+
+TxtDocuments = Literal["file", "blocks", "lines"]
+"""What one document of a `.txt` is: the file, a run of lines between blank ones, or a line."""
+
+BLOCK_BYTES = 4 << 20
+MAX_DOCUMENT_BYTES = 32 << 20
+"""A longer document is none: it is a corpus whose documents were not told apart."""
+_MARGIN = 64
+_BETWEEN = {
+    "file": re.compile(rb"(?!)"),
+    "blocks": re.compile(rb"(?<=\n)[ \t\r\v\f]*\n"),
+    "lines": re.compile(rb"\n"),
+}
+"""What ends a record of an unpacked stream."""
+_SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz", ".txt.zst", ".jsonl.zst", ".parquet")
+
+
+@dataclass(frozen=True)
+class Format:
+    """How documents are found in files."""
+
+    text_field: str = "text"
+    """The field (jsonl) or column (parquet, datasets) that holds the text."""
+    txt: TxtDocuments = "file"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A stretch of one file: bytes [start, stop) of a plain one, row groups of a parquet, else the whole."""
+
+    path: str
+    kind: Literal["txt", "jsonl", "parquet", "arrow"]
+    start: int
+    stop: int
+    size: int
+    """Its weight when work is divided: bytes on disk."""
+    packed: Literal["", "gz", "zst"] = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some documents: a range of a plain file, or bytes or rows that were unpacked from another."""
+
+    path: str
+    kind: Literal["txt", "jsonl", "rows", "long"]
+    """`long` stands for one record of more than `MAX_DOCUMENT_BYTES`."""
+    start: int
+    """Byte offset in the unpacked file, or number of the first row."""
+    stop: int
+    weight: int
+    """Bytes on disk that are done with this block; an unpacked file's come with its last."""
+    data: bytes | list[Any] | None = None
+
+
+def plan(inputs: Sequence[str | Path], format: Format, block_bytes: int = BLOCK_BYTES) -> list[Slice]:
+    """The slices of all `inputs`, in the order given, directories in the order of their names.
+
+    Raises:
+        UserError: an input is missing, is of an unknown kind, or lacks the column of the text.
+    """
+    return [
+        piece for path in inputs for file in _files(Path(path)) for piece in _cut(file, format, block_bytes)
+    ]
+
+
+def blocks(slices: Sequence[Slice], format: Format, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """The documents of `slices`, in order, in blocks whose size does not depend on the size of the files."""
+    for piece in slices:
+        if piece.kind in ("parquet", "arrow"):
+            yield from _row_blocks(piece, format, block_bytes)
+        elif piece.packed:
+            yield from _unpacked_blocks(piece, format, block_bytes)
+        else:
+            whole = piece.kind == "txt" and format.txt == "file"
+            kind = "long" if whole and piece.size > MAX_DOCUMENT_BYTES else piece.kind
+            yield Block(piece.path, kind, piece.start, piece.stop, piece.size)  # type: ignore[arg-type]
+
+
+def beginning(block: Block, size: int) -> Block:
+    """The part of a block that begins within its first `size` bytes, or the whole if it cannot be cut."""
+    plain = block.data is None and block.start < block.stop
+    return replace(block, stop=min(block.stop, block.start + size)) if plain else block
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        if (path / "dataset_dict.json").is_file():
+            splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+            raise UserError("holds several splits", file=path, mend=f"name one: {path / splits[0]}")
+        if (path / "state.json").is_file():
+            state = json.loads((path / "state.json").read_text())
+            yield from (path / data["filename"] for data in state["_data_files"])
+            return
+        found = [
+            Path(top) / name for top, _, names in os.walk(path) for name in names if name.endswith(_SUFFIXES)
+        ]
+        if not found:
+            raise UserError(f"has no {' '.join(_SUFFIXES)} file", file=path)
+        yield from sorted(found, key=lambda file: file.relative_to(path).parts)
+    elif not path.exists():
+        raise UserError("is not there", file=path, mend="name a file or a directory of texts")
+    elif not path.name.endswith((*_SUFFIXES, ".arrow")):
+        raise UserError("is of no known kind", file=path, mend=f"convert it to one of {' '.join(_SUFFIXES)}")
+    else:
+        yield path
+
+
+def _cut(path: Path, format: Format, block_bytes: int) -> Iterator[Slice]:
+    name, size = str(path), path.stat().st_size
+    if path.suffix in (".parquet", ".arrow"):
+        yield from _cut_columns(path, size, format)
+        return
+    packed = path.suffix[1:] if path.suffix in (".gz", ".zst") else ""
+    kind = Path(path.stem).suffix[1:] if packed else path.suffix[1:]
+    if packed or (kind == "txt" and format.txt == "file"):
+        yield Slice(name, kind, 0, size, size, packed)  # type: ignore[arg-type]
+        return
+    for start in range(0, size, block_bytes):
+        stop = min(start + block_bytes, size)
+        yield Slice(name, kind, start, stop, stop - start)  # type: ignore[arg-type]
+
+
+def _cut_columns(path: Path, size: int, format: Format) -> Iterator[Slice]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if path.suffix == ".arrow":
+            with pa.memory_map(str(path)) as source:
+                names, groups = pa.ipc.open_stream(source).schema.names, 1
+        else:
+            with pq.ParquetFile(path) as file:
+                names, groups = file.schema_arrow.names, file.num_row_groups
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"cannot be read ({error})", file=path) from None
+    if format.text_field not in names:
+        raise UserError(
+            f"is not a column; there are {', '.join(names)}",
+            file=path,
+            field="--text-field",
+            value=format.text_field,
+        )
+    for group in range(groups):
+        kind: Literal["arrow", "parquet"] = "arrow" if path.suffix == ".arrow" else "parquet"
+        yield Slice(str(path), kind, group, group + 1, size // groups)
+
+
+def _row_blocks(piece: Slice, format: Format, block_bytes: int) -> Iterator[Block]:
+    """The text column of a parquet's row groups, or of an Arrow stream, as blocks of rows."""
+    row, held, size = _first_row(piece), [], 0
+    first = row
+    for column in _columns(piece, format.text_field):
+        for value in column.to_pylist():
+            held.append(value)
+            size += len(value) if isinstance(value, (str, bytes)) else 0
+            row += 1
+            if size >= block_bytes:
+                yield Block(piece.path, "rows", first, row, 0, held)
+                first, held, size = row, [], 0
+    yield Block(piece.path, "rows", first, row, piece.size, held)
+
+
+def _first_row(piece: Slice) -> int:
+    if piece.kind == "arrow" or piece.start == 0:
+        return 0
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(piece.path) as file:
+        return sum(file.metadata.row_group(group).num_rows for group in range(piece.start))
+
+
+def _columns(piece: Slice, name: str) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if piece.kind == "arrow":
+        with pa.memory_map(piece.path) as source:
+            for batch in pa.ipc.open_stream(source):
+                yield batch.column(name)
+        return
+    with pq.ParquetFile(piece.path) as file:
+        groups = list(range(piece.start, piece.stop))
+        for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=[name], use_threads=False):
+            yield batch.column(0)
+
+
+def _unpacked_blocks(piece: Slice, format: Format, block_bytes: int) -> Iterator[Block]:
+    """A compressed file as blocks of whole records."""
+    kind: Literal["txt", "jsonl"] = "jsonl" if piece.kind == "jsonl" else "txt"
+    between = _BETWEEN["lines" if kind == "jsonl" else format.txt]
+    at, held, dropped = 0, b"", 0
+    try:
+        with unpack(piece.path) as file:
+            while chunk := file.read(block_bytes):
+                held += chunk
+                if dropped and (first := between.search(held)):  # the record that is too long is over
+                    end = first.end()
+                    yield Block(piece.path, "long", at, at + dropped + end, 0)
+                    at, held, dropped = at + dropped + end, held[end:], 0
+                if not dropped and (cut := _last_end(between, held)):
+                    yield Block(piece.path, kind, at, at + cut, 0, held[:cut])
+                    at, held = at + cut, held[cut:]
+                if dropped or len(held) > MAX_DOCUMENT_BYTES:
+                    tail = held[-_MARGIN:]
+                    dropped, held = dropped + len(held) - len(tail), tail
+    except (EOFError, zlib.error, OSError) as error:
+        raise UserError(f"is damaged or cut short ({error})", file=piece.path) from None
+    if dropped:
+        yield Block(piece.path, "long", at, at + dropped, piece.size)
+    elif held or not at:
+        yield Block(piece.path, kind, at, at + len(held), piece.size, held)
+
+
+def _last_end(between: re.Pattern[bytes], held: bytes) -> int:
+    """Where the last record that is whole ends, looked for near the end first."""
+    for start in (max(0, len(held) - (1 << 16)), 0):
+        ends = [match.end() for match in between.finditer(held, start)]
+        if ends:
+            return ends[-1]
+    return 0
+
+
+def unpack(path: str) -> BinaryIO:
+    """Open a file to read what it holds when unpacked."""
+    if path.endswith(".gz"):
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.endswith(".zst"):
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(path, "zstd")  # it notices a file that was cut short
+    return open(path, "rb")

@@ -1,0 +1,239 @@
+"""Text becomes ids: exactly the reference's, by the fastest engine that proves to agree with it.
+
+The reference is SentencePiece on `tokenizer.model`, or `tokenizers` on `tokenizer.json` where that is all
+there is. Other engines read the equivalent `tokenizer.json`, without its special tokens, so that a text that
+spells `</s>` is text. An engine that disagrees on one line is not used, and it is said why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as spm
+
+from tokenization import tokenizer_json
+from tokenization.errors import UserError
+from tokenization.tokenizer_files import Tokenizer
+
+Encoded = tuple[np.ndarray, np.ndarray]
+"""Ids of several texts end to end, and how many belong to each text."""
+
+HARD_LINES: tuple[str, ...] = (
+    "",
+    " ",
+    "\n",
+    " leading space",
+    "   three leading",
+    "trailing  ",
+    "two  spaces   three    four",
+    *(" " * count + "x" for count in range(4, 40)),
+    "tab\tand\t\ttabs\t",
+    "CRLF line\r\nanother\r\n",
+    "line\n\n\nlines\u2028\u2029\x85\x0b\x0c",
+    "NUL \x00 inside\x00",
+    "controls \x01\x02\x1b[0m\x7f",
+    "<s>special</s> <unk> <pad> <0x0A> [INST]",
+    "▁lower one eighth ▁▁ block",
+    "ＦＵＬＬ　ｗｉｄｔｈ １２３，。！？：；（）",
+    "“curly” ‘quotes’ — dash – … ellipsis · ¥ €",
+    "👨‍👩‍👧‍👦 👩🏽‍🚀 🏳️‍🌈 🇨🇳 ☎️ 1️⃣",
+    "e\u0301 é ﬁ ﬃ Å Å ½ ² Ⅳ ㈠ ㎏",
+    "\ufeffBOM \ufffd replaced \u200b\u200c\u200d\u2060 zero width \xad",
+    "private \ue000\uf8ff\U000f0000 last \U0010ffff before surrogates \ud7ff",
+    "繁體字：臺灣、憂鬱的龜、龍鳳",
+    "生僻字：𠮷𡃁𪚥𫝆𬺰𱁬䶮㐀龘靐",
+    "第十二条 第一百二十三条 二〇二四年",
+    "中英 mixed 文本 with 数字 3.14 和 URL https://a.b/c?d=e&f=g",
+    "日本語のテキスト 한국어 текст العربية עברית हिन्दी ไทย",
+    "def f(x):\n\treturn {'a': [x ** 2 for _ in range(10)]}\n",
+    "0123456789 1,000,000 1e-4 0x1F 2024-01-01",
+    *(
+        char * count
+        for char in ("a", "-", "=", "中", "。", "哈", "😀", "\n", "\t")
+        for count in (2, 3, 7, 64, 1001)
+    ),
+    "ab" * 500,
+    "的了" * 500,
+)
+"""Lines that have told tokenizers apart. A long line without a break comes from `long_lines`."""
+
+
+def long_lines() -> list[str]:
+    """Single lines of 1 MB of Chinese, and of a quarter of that of English and of one character."""
+    seeds = {"全国人民代表大会常务委员会，": 20, "The quick brown fox jumps over the lazy dog ": 18, "a": 18}
+    return [seed * ((1 << size) // len(seed.encode())) for seed, size in seeds.items()]
+
+
+class Engine(Protocol):
+    """One way to encode; each process has its own."""
+
+    name: str
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """The ids of `texts`, without BOS or EOS, on this thread."""
+        ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine to use, and a line for each faster one that is not used."""
+
+    engine: Engine
+    dropped: list[str]
+
+
+class SentencePieceEngine:
+    """The reference where there is a `tokenizer.model`."""
+
+    name = "sentencepiece"
+
+    def __init__(self, model: spm.ModelProto) -> None:
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """See `Engine`."""
+        return _joined(self._processor.encode(list(texts), num_threads=1))
+
+
+class TokenizersEngine:
+    """Hugging Face's Rust library; the reference where there is only a `tokenizer.json`."""
+
+    name = "tokenizers"
+
+    def __init__(self, text: str) -> None:
+        import tokenizers
+
+        self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        self._tokenizer.encode_special_tokens = True
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """See `Engine`."""
+        # One by one: the batch call starts threads, which a forked worker must not.
+        return _joined([self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts])
+
+
+class GigatokenEngine:
+    """gigatoken's Rust library, which remembers what it has encoded."""
+
+    name = "gigatoken"
+
+    def __init__(self, text: str) -> None:
+        import gigatoken
+
+        self._tokenizer = gigatoken.Tokenizer.from_json(text)
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """See `Engine`."""
+        if not texts:
+            return _joined([])
+        layout = self._tokenizer.encode_batch(list(texts), parallel=False).layout
+        offsets = np.asarray(layout.offsets.data)
+        return np.asarray(layout.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
+
+
+def create(tokenizer: Tokenizer, name: str) -> Engine:
+    """The engine `name`, whether it agrees or not."""
+    return _engines(tokenizer)[name]()
+
+
+def reference(tokenizer: Tokenizer) -> Engine:
+    """The engine whose ids are right by definition.
+
+    Raises:
+        UserError: its own library cannot read the tokenizer.
+    """
+    try:
+        if tokenizer.model is not None:
+            return SentencePieceEngine(tokenizer.model)
+        return TokenizersEngine(_plain_json(tokenizer.json or {}))
+    except Exception as error:  # SentencePiece raises RuntimeError, tokenizers Exception itself
+        raise UserError(f"cannot be loaded ({error})", file=tokenizer.path, mend="is it damaged?") from None
+
+
+def choose(tokenizer: Tokenizer, sample: Sequence[str], *, only: str | None = None) -> Choice:
+    """The fastest engine that gives the reference's ids on `sample`, the hard lines and the long ones.
+
+    Which is faster is known from `benchmarks/encode.py`, not timed anew: on a short sample a clock says
+    little, and one job should not choose otherwise than another. `only` names the engine to take; it must
+    agree as well.
+
+    Raises:
+        UserError: the engine asked for does not exist or does not agree.
+    """
+    engines = _engines(tokenizer)
+    if only is not None and only not in engines:
+        raise UserError(f"is not one of {', '.join(engines)}", field="--engine", value=only)
+    truth = reference(tokenizer)
+    lines = [*HARD_LINES, *long_lines(), *sample]
+    expected: list[np.ndarray] = []
+    dropped: list[str] = []
+    for name in engines if only is None else [only]:
+        if name == truth.name:
+            return Choice(truth, dropped)
+        expected = expected or split(truth.encode(lines))
+        try:
+            engine = engines[name]()
+            wrong = _first_difference(lines, expected, split(engine.encode(lines)))
+            why = f"its ids differ from {truth.name}'s on {wrong[:60]!r}" if wrong is not None else None
+        except Exception as error:  # an engine may fail in any way that its own library knows
+            why = f"{type(error).__name__}: {error}"
+        if why is None:
+            return Choice(engine, dropped)
+        dropped.append(f"{name} is not used: {why}")
+    raise UserError(f"cannot be the engine: {dropped[0]}", field="--engine", value=only)
+
+
+def disagreements(model: spm.ModelProto, lines: Sequence[str]) -> list[str]:
+    """The `lines` on which `tokenizers`, reading the `tokenizer.json` of `model`, is not SentencePiece."""
+    engines = (SentencePieceEngine(model), TokenizersEngine(_plain_json(tokenizer_json.from_model(model))))
+    left, right = (split(engine.encode(lines)) for engine in engines)
+    return [line for line, a, b in zip(lines, left, right, strict=True) if not np.array_equal(a, b)]
+
+
+def split(encoded: Encoded) -> list[np.ndarray]:
+    """The ids of each text on its own."""
+    ids, lengths = encoded
+    return np.split(ids, np.cumsum(lengths)[:-1]) if lengths.size else []
+
+
+def _engines(tokenizer: Tokenizer) -> dict[str, Callable[[], Engine]]:
+    """How to make each engine that can serve the tokenizer, the fastest first."""
+    if tokenizer.model is None:
+        held = _plain_json(tokenizer.json or {})
+        return {"gigatoken": lambda: GigatokenEngine(held), "tokenizers": lambda: TokenizersEngine(held)}
+    model = tokenizer.model
+    slow: dict[str, Callable[[], Engine]] = {"sentencepiece": lambda: SentencePieceEngine(model)}
+    if model.trainer_spec.model_type != spm.TrainerSpec.BPE:
+        return slow
+    same = _plain_json(tokenizer_json.from_model(model))
+    fast: dict[str, Callable[[], Engine]] = {"gigatoken": lambda: GigatokenEngine(same)}
+    return fast | slow | {"tokenizers": lambda: TokenizersEngine(same)}
+
+
+def _plain_json(held: Mapping[str, Any]) -> str:
+    """A `tokenizer.json` to which special tokens in a text are text; others keep their ids."""
+    added = held.get("added_tokens") or ()
+    plain = dict(held) | {"added_tokens": [token for token in added if not token.get("special")]}
+    return json.dumps(
+        plain | {"post_processor": None, "truncation": None, "padding": None}, ensure_ascii=False
+    )
+
+
+def _first_difference(
+    lines: Sequence[str], left: Sequence[np.ndarray], right: Sequence[np.ndarray]
+) -> str | None:
+    for line, a, b in zip(lines, left, right, strict=True):
+        if not np.array_equal(a, b):
+            return line
+    return None
+
+
+def _joined(rows: Sequence[Sequence[int]]) -> Encoded:
+    lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
+    ids = np.fromiter((index for row in rows for index in row), np.int32, int(lengths.sum()))
+    return ids, lengths

@@ -1,0 +1,271 @@
+"""A corpus becomes token shards: in parallel, in parts that a restart does not redo, all records counted.
+
+The bytes of a part depend on the inputs and the options alone: not on the number of workers, on which parts
+run where, or on how often the job was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from tokenization import documents, duplicates, encoder, records
+from tokenization.encoding import Encoding, Tokens, run, tasks
+from tokenization.errors import Problems, UserError
+from tokenization.jobs import Job, PartCounts, Prepared
+from tokenization.progress import Meter
+from tokenization.rejects import Rejects
+from tokenization.shard_format import beside, disk, write_atomically
+from tokenization.shards import ShardWriter, token_dtype
+from tokenization.tokenizer_files import open_tokenizer
+
+PART_BYTES = 1 << 30
+MAX_PARTS = 128
+_SAMPLE_SLICES, _SAMPLE_BYTES = 32, 1 << 18
+
+
+def prepare(
+    inputs: Sequence[str | Path],
+    tokenizer: str | Path,
+    out: str | Path,
+    *,
+    text_field: str = "text",
+    txt: documents.TxtDocuments = "file",
+    workers: int = 1,
+    part: tuple[int, int] | None = None,
+    validation: Fraction | float = 0,
+    dedup: bool = False,
+    max_rejects: int = 1000,
+    engine: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Prepared:
+    """Write the documents of `inputs` as token shards at the prefix `out`.
+
+    `part` is (I, N), I from 1: do the I-th of N parts, for job arrays. Without it all parts are done, and
+    their number follows from the size of the inputs. `validation` is the share of documents, chosen by their
+    hash, that go to the prefix `out`-validation instead. `dedup` keeps the first of equal documents. `txt`
+    says what a document of a `.txt` is. More than `max_rejects` bad records in a part end the job. A part
+    that was finished before is kept, unless `overwrite`.
+
+    Raises:
+        UserError: an input or an option is wrong, or `out` holds the shards of another job.
+        InfrastructureError: the disk failed or a worker was killed.
+    """
+    began = time.monotonic()
+    _check(workers, part, validation, max_rejects)
+    opened = open_tokenizer(tokenizer)
+    format = documents.Format(text_field, txt)
+    slices = documents.plan(inputs, format)
+    total = sum(piece.size for piece in slices)
+    parts = part[1] if part else min(max(1, math.ceil(total / PART_BYTES)), MAX_PARTS)
+    share = Fraction(str(validation)) if isinstance(validation, float) else Fraction(validation)
+    job = Job(Path(out), opened, format, slices, parts, share, dedup)
+    identity = job.identity
+    wanted = [part[0] - 1] if part else list(range(parts))
+    if overwrite and part is None:
+        _clear(job.out)
+    _hold_apart(job)
+    done = {} if overwrite else _finished(job, identity, wanted)
+    result = Prepared(str(out), parts, finished_before=len(done))
+    for counts in done.values():
+        result.add(counts)
+    todo = [index for index in wanted if index not in done]
+    if todo:
+        choice = encoder.choose(opened, _sample(slices, format), only=engine)
+        result.engine, result.notes = choice.engine.name, choice.dropped
+        encode = Encoding(format, choice.engine, opened.eos_id, token_dtype(opened.size), share)
+        weight = sum(piece.size for index in todo for piece in job.part(index))
+        drop = duplicates.find(job, identity, workers) if dedup else None
+        with Meter(weight, shown=progress) as meter:
+            for index in todo:
+                result.add(_prepare_part(job, identity, index, encode, workers, drop, max_rejects, meter))
+    if dedup and part is None:
+        duplicates.forget(job)
+    if len(wanted) == parts and not result.documents + result.validation_documents:
+        why = "".join(f" ({count:,}: {reason})" for reason, count in result.rejects.items())
+        raise UserError(
+            f"has no document{why}", file=", ".join(map(str, inputs)), mend="is --text-field right?"
+        )
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """`I/N` as (I, N), I from 1.
+
+    Raises:
+        UserError: it is not that.
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise UserError("is not I/N with 1 ≤ I ≤ N", field="--part", value=text, mend="write it like 3/8")
+    return int(number), int(count)
+
+
+def _check(
+    workers: int, part: tuple[int, int] | None, validation: Fraction | float, max_rejects: int
+) -> None:
+    problems = []
+    if workers < 1:
+        problems.append(UserError("is not at least 1", field="--workers", value=workers))
+    if part is not None and not 1 <= part[0] <= part[1] <= 99999:
+        problems.append(UserError("is not I/N with 1 ≤ I ≤ N", field="--part", value=f"{part[0]}/{part[1]}"))
+    if not 0 <= validation < 1:
+        problems.append(
+            UserError(
+                "is not a share from 0 to below 1",
+                field="--validation",
+                value=str(validation),
+                mend="write it like 0.5%",
+            )
+        )
+    if max_rejects < 0:
+        problems.append(UserError("is negative", field="--max-rejects", value=max_rejects))
+    if problems:
+        raise Problems(problems)
+
+
+def _sample(slices: Sequence[documents.Slice], format: documents.Format) -> list[str]:
+    """Texts from places spread over the corpus, for choosing the encoder."""
+    chosen = slices[:: max(1, len(slices) // _SAMPLE_SLICES)][:_SAMPLE_SLICES]
+    found: list[str] = []
+    for piece in chosen:
+        size = _SAMPLE_BYTES // len(chosen)
+        block = next(documents.blocks([piece], format, size), None)
+        if block is not None:
+            for text in records.read(documents.beginning(block, size), format).texts:
+                if size > 0:
+                    found.append(text[:size])
+                    size -= len(text.encode())
+    return found
+
+
+def _prepare_part(
+    job: Job,
+    identity: str,
+    index: int,
+    encode: Encoding,
+    workers: int,
+    drop: duplicates.Duplicates | None,
+    max_rejects: int,
+    meter: Meter,
+) -> PartCounts:
+    counts = PartCounts(identity)
+    _write_counts(job, index, counts)
+    rejects = Rejects(job.prefix(index), max_rejects)
+    todo = tasks(documents.blocks(job.part(index), job.format))
+    with contextlib.ExitStack() as opened:
+        train = opened.enter_context(_writer(job, encode, job.prefix(index)))
+        held_out = (
+            opened.enter_context(_writer(job, encode, job.validation_prefix(index)))
+            if job.validation
+            else None
+        )
+        made = opened.enter_context(contextlib.closing(run(encode, todo, workers)))
+        seen = 0
+        for tokens in made:
+            keep = np.ones(tokens.lengths.size, dtype=bool)
+            if drop is not None:
+                keep = ~drop.among(index, seen, keep.size)
+            seen += keep.size
+            _add(train, tokens, keep & ~tokens.validation)
+            if held_out is not None:
+                _add(held_out, tokens, keep & tokens.validation)
+            counts.duplicates += int(keep.size - keep.sum())
+            rejects.add(tokens.rejects)
+            meter.add(tokens.weight, int(tokens.sizes.sum()), tokens.ids.size)
+    counts.documents, counts.tokens, counts.utf8_bytes = train.documents, train.tokens, train.utf8_bytes
+    if held_out is not None:
+        counts.validation_documents, counts.validation_tokens = held_out.documents, held_out.tokens
+    counts.rejects = rejects.close()
+    counts.finished = True
+    _write_counts(job, index, counts)
+    return counts
+
+
+def _writer(job: Job, encode: Encoding, prefix: Path) -> ShardWriter:
+    return ShardWriter(
+        prefix, vocab_size=job.tokenizer.size, tokenizer=job.tokenizer.fingerprint, eos_id=encode.eos_id
+    )
+
+
+def _add(writer: ShardWriter, tokens: Tokens, which: np.ndarray) -> None:
+    if which.all():
+        writer.add_documents(tokens.ids, tokens.lengths, int(tokens.sizes.sum()))
+    elif which.any():
+        ids = tokens.ids[np.repeat(which, tokens.lengths)]
+        writer.add_documents(ids, tokens.lengths[which], int(tokens.sizes[which].sum()))
+
+
+def _write_counts(job: Job, index: int, counts: PartCounts) -> None:
+    path = job.counts_path(index)
+    with disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(asdict(counts), indent=2, ensure_ascii=False) + "\n")
+
+
+def _hold_apart(job: Job) -> None:
+    """Refuse to write beside shards of another number of parts.
+
+    Raises:
+        UserError: there are some at the prefix.
+    """
+    for name, parts in _shards_at(job.out):
+        if name.endswith((".bin", ".idx")) and parts != job.parts:
+            raise UserError(
+                f"holds {parts} part(s) where {job.parts} are to be written",
+                file=job.out,
+                mend="remove them, choose another --out, or give --overwrite",
+            )
+
+
+def _clear(out: Path) -> None:
+    """Remove every shard at the prefix, and at that of its validation documents."""
+    for prefix in (out, Path(f"{out}-validation")):
+        for name, _ in _shards_at(prefix):
+            (out.parent / name).unlink(missing_ok=True)
+
+
+def _shards_at(prefix: Path) -> list[tuple[str, int]]:
+    """The names of the files of shards at a prefix, and of how many parts each is."""
+    pattern = re.compile(
+        re.escape(prefix.name)
+        + r"(?:-\d{5}-of-(\d{5}))?(?:\.json|\.bin|\.idx|\.prepared\.json|\.rejects\.jsonl)"
+    )
+    names = sorted(os.listdir(prefix.parent)) if prefix.parent.is_dir() else []
+    return [(name, int(match[1] or 1)) for name in names if (match := pattern.fullmatch(name))]
+
+
+def _finished(job: Job, identity: str, wanted: Sequence[int]) -> dict[int, PartCounts]:
+    """The wanted parts that an earlier start of this very job has finished.
+
+    Raises:
+        UserError: shards of another job are in the way.
+    """
+    done = {}
+    for index in wanted:
+        shards = [job.prefix(index), *([job.validation_prefix(index)] if job.validation else [])]
+        sides = [beside(prefix, ".json") for prefix in shards]
+        path = job.counts_path(index)
+        counts = PartCounts(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        if counts is None or counts.job != identity:
+            if found := [side for side in sides if side.is_file()]:
+                raise UserError(
+                    "is the shard of another job: its inputs, tokenizer or options were not these",
+                    file=found[0],
+                    mend="choose another --out, or give --overwrite",
+                )
+        elif counts.finished and all(side.is_file() for side in sides):
+            done[index] = counts
+    return done

@@ -1,0 +1,122 @@
+"""Takes a checkpoint out of a run: finds it, and exports it for others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+from transformers import AutoConfig
+
+from tokenization import vocabulary
+from trainer.checkpoint import commit, portable
+from trainer.checkpoint.export import Card, export
+from trainer.errors import InfrastructureError, UserError
+from trainer.model.architecture import resolve
+from trainer.recipe import parse
+from trainer.scheduler.state import RunState
+
+
+def find(path: Path) -> commit.Checkpoint:
+    """The checkpoint at `path`, or the newest good one of the run directory at `path`, verified.
+
+    Raises:
+        UserError: there is none.
+        InfrastructureError: the one that is meant is damaged.
+    """
+    if (path / commit.MARKER).exists():
+        checkpoint = commit.read(path)
+    else:
+        good, broken = commit.scan(path / "checkpoints")
+        if not good:
+            found = f" ({'; '.join(broken)})" if broken else ""
+            raise UserError(
+                f"holds no committed checkpoint{found}",
+                file=path,
+                mend="give a run directory or a checkpoint",
+            )
+        checkpoint = good[-1]
+    damaged = commit.verify(checkpoint)
+    if damaged:
+        raise InfrastructureError("; ".join(damaged))
+    return checkpoint
+
+
+def export_checkpoint(
+    checkpoint: commit.Checkpoint, out: Path, dtype: Literal["fp32", "bf16", "fp16"], max_shard_bytes: int
+) -> None:
+    """Writes the Hugging Face form of a checkpoint, one parameter at a time.
+
+    Raises:
+        UserError: `out` is not empty, or the recipe's tokenizer is gone.
+    """
+    manifest = checkpoint.manifest
+    recipe = parse(manifest.recipe, file=checkpoint.path / commit.MARKER)
+    vocab_size = vocabulary.open_tokenizer(recipe.model.tokenizer).size
+    config = AutoConfig.for_model(**resolve(recipe, vocab_size))
+    reader = portable.Reader(checkpoint.files)
+
+    def weights() -> Iterator[tuple[str, Tensor]]:
+        for name in reader.pieces:
+            yield name, reader.whole(name)
+
+    export(
+        weights(),
+        config,
+        recipe.model.tokenizer,
+        out,
+        vocab_size=vocab_size,
+        dtype=dtype,
+        card=_card(checkpoint),
+        max_shard_bytes=max_shard_bytes,
+    )
+
+
+def _card(checkpoint: commit.Checkpoint) -> Card:
+    """What the model card tells, from the checkpoint and the run directory around it."""
+    manifest = checkpoint.manifest
+    recipe = parse(manifest.recipe)
+    state = RunState.from_json(manifest.state)
+    phases = [
+        {
+            "phase": record.name,
+            "tokens": f"{record.tokens:,}",
+            "trained": record.train if isinstance(record.train, str) else ", ".join(record.train),
+            "mixture": ", ".join(f"{name} {weight}" for name, weight in _weights(record.data)),
+            "schedule": f"{record.schedule['kind']}, max_lr {record.schedule['max_lr']:g}",
+        }
+        for record in state.phases
+    ]
+    run = checkpoint.path.parent.parent
+    return Card(
+        name=recipe.name,
+        base=recipe.model.base,
+        tokens=state.trained_tokens,
+        phases=phases,
+        evaluation=_evaluation(run / "metrics.jsonl", manifest.step),
+        lineage=_lineage(run / "lineage.jsonl"),
+    )
+
+
+def _weights(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for field, value in data.items():
+        if field.startswith("mixture.") and not field.endswith(".from_sample"):
+            yield field.split(".", 2)[2], value
+
+
+def _evaluation(metrics: Path, step: int) -> dict[str, float]:
+    """The last losses measured up to `step`."""
+    found: dict[str, float] = {}
+    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ():
+        record = json.loads(line)
+        if record.get("step", step + 1) <= step:
+            found |= {name: value for name, value in record.items() if name.startswith("eval/")}
+    return found
+
+
+def _lineage(file: Path) -> list[dict[str, Any]]:
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    kept = ("kind", "step", "tokens", "phase_name", "reason")
+    return [{name: json.loads(line).get(name) for name in kept} for line in lines]

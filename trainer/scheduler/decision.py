@@ -1,0 +1,173 @@
+"""The answer to "what does starting this recipe here mean?", for people, for programs and for the lineage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from trainer.errors import UserError
+from trainer.scheduler.curves import Curve
+from trainer.scheduler.guards import Warning
+from trainer.scheduler.state import RunState
+
+POINTS = 200
+"""Points per phase of the whole run's LR."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field that the checkpoint and the recipe do not agree on."""
+
+    field: str
+    saved: Any
+    asked: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}: {_shown(self.saved)} → {_shown(self.asked)}"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a start is refused, what is known about it, and what can be done instead."""
+
+    what: str
+    ways_on: tuple[str, ...]
+    finding: str = ""
+    name: str | None = None
+    """What lifts it in `allow`; None if nothing does."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A phase's place in the run, in tokens."""
+
+    name: str
+    start: int
+    stop: int
+    curve: Curve
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What starting means: `state` is where it goes on from (on refusal: where the run stands)."""
+
+    kind: Literal["start", "restore", "new_phase", "finished", "refuse"]
+    found: str
+    reason: str
+    state: RunState
+    spans: tuple[Span, ...]
+    diff: tuple[Difference, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    warnings: tuple[Warning, ...] = ()
+    lifted: tuple[str, ...] = ()
+    """Names in `allow` that made a difference."""
+    keep_optimizer: bool = False
+    """Whether the optimizer's moments are loaded with the weights."""
+    lr_asked: float | None = None
+    """On refusal: the next LR that the edited recipe would have used."""
+
+    @property
+    def phase(self) -> int:
+        """Number of the phase, from 0."""
+        return self.state.phase
+
+    @property
+    def ways_on(self) -> tuple[str, ...]:
+        """What can be done after a refusal."""
+        return tuple(way for refusal in self.refusals for way in refusal.ways_on)
+
+    def lr_at(self, tokens: Iterable[int] | None = None) -> list[dict[str, float]]:
+        """`{tokens, lr}` of the steps that start after so many tokens of the run; default: all over it.
+
+        Raises:
+            UserError: tokens before the run's start, or after its end.
+        """
+        end = self.spans[-1].stop
+        asked = sorted(set(self._grid())) if tokens is None else list(tokens)
+        for token in asked:
+            if not 0 <= token <= end:
+                raise UserError("is outside the run", value=token, mend=f"it has {end:,} tokens")
+        return [{"tokens": token, "lr": self._lr(token)} for token in asked]
+
+    def _grid(self) -> Iterator[int]:
+        for span in self.spans:
+            yield from (int(token) for token in np.linspace(span.start, span.stop, POINTS, endpoint=False))
+            yield from (span.start + int(piece.start) for piece in span.curve.pieces)
+        yield self.spans[-1].stop
+
+    def _lr(self, token: int) -> float:
+        """LR after so many consumed tokens; from where the run stands on, less what it skipped."""
+        number = max(number for number, span in enumerate(self.spans) if span.start <= token)
+        span, state = self.spans[number], self.state
+        behind = state.samples * state.settings["seq_len"] - state.phase_trained_tokens
+        skipped = behind if number == self.phase and token >= state.tokens else 0
+        return float(span.curve(token - span.start - skipped))
+
+    def next_steps(self) -> list[dict[str, Any]]:
+        """`{tokens, lr, what}` of the next three steps, and where the curve turns after them."""
+        if self.kind in ("finished", "refuse"):
+            return []
+        state, ahead = self.state, self.spans[self.phase]
+        step = state.settings["seq_len"] * state.settings["global_batch_size"]
+        rows = {state.tokens + number * step: "" for number in range(3)}
+        rows[state.tokens] = "next step"
+        for piece in ahead.curve.pieces:
+            at = ahead.start + int(piece.start)
+            if at > state.tokens:
+                rows[at] = f"{piece.name} begins"
+        for span in self.spans[self.phase + 1 :]:
+            rows[span.start] = f"phase {span.name!r} begins"
+        last = self.spans[-1].stop
+        rows = {at: what for at, what in sorted(rows.items()) if at < last} | {last: "end"}
+        return [{"tokens": at, "lr": self._lr(at), "what": what} for at, what in rows.items()]
+
+    def to_json(self) -> dict[str, Any]:
+        """The decision for programs."""
+        return {
+            "kind": self.kind,
+            "phase": self.phase,
+            "phase_name": self.state.phase_name,
+            "step": self.state.step,
+            "tokens": self.state.tokens,
+            "found": self.found,
+            "reason": self.reason,
+            "diff": [{"field": d.field, "saved": d.saved, "asked": d.asked} for d in self.diff],
+            "refusals": [{"name": r.name, "what": r.what, "finding": r.finding} for r in self.refusals],
+            "ways_on": list(self.ways_on),
+            "warnings": [{"name": w.name, "text": w.text} for w in self.warnings],
+            "lifted": list(self.lifted),
+            "keep_optimizer": self.keep_optimizer,
+            "lr_next": self.state.next_lr,
+            "lr_asked": self.lr_asked,
+        }
+
+    def lineage(self) -> dict[str, Any]:
+        """The record for `lineage.jsonl`: the decision, with the meaning of the run that follows it."""
+        return {**self.to_json(), "next_steps": self.next_steps(), "state": self.state.to_json()}
+
+    def render(self) -> str:
+        """The decision for people."""
+        lines = [f"found    {self.found}", f"decided  {self.kind}: {self.reason}"]
+        lines += [f"changed  {difference}" for difference in self.diff]
+        if self.lr_asked is not None:
+            lines.append(f"LR       {self.state.next_lr:.6g} as the run has it, {self.lr_asked:.6g} as asked")
+        for refusal in self.refusals:
+            lines.append(f"refused  {refusal.what}")
+            lines += [f"because  {refusal.finding}"] if refusal.finding else []
+            lines += [f"way on   {way}" for way in refusal.ways_on]
+        lines += [f"allowed  {name}" for name in self.lifted]
+        lines += [f"warning  {w.text} (silence it with allow: [{w.name}])" for w in self.warnings]
+        table = self.next_steps()
+        width = max((len(f"{row['tokens']:,}") for row in table), default=0)
+        for number, row in enumerate(table):
+            head = "LR      " if number == 0 else "        "
+            lines.append(f"{head} {row['tokens']:>{width},} tokens  {row['lr']:.6g}  {row['what']}".rstrip())
+        return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    """A value of the diff; what is not there is said so."""
+    return "(none)" if value is None else str(value)

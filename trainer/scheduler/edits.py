@@ -1,0 +1,273 @@
+"""A checkpoint and a recipe, compared field by field: what may change within a run, and what may not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from trainer.recipe import Recipe
+from trainer.scheduler.curves import Curve
+from trainer.scheduler.decision import Difference, Refusal
+from trainer.scheduler.guards import HORIZON, REWARM, SHIFT
+from trainer.scheduler.state import PhaseRecord, RunState, settings_of
+
+OTHER_RUN = "start another run: give it a run_dir of its own, and this run's checkpoint as model.base"
+UNDO = "undo the edit: the run then goes on exactly where it stands"
+_FREE = frozenset({"global_batch_size"})
+"""Settings that may change at any checkpoint: positions are counted in samples, LRs in tokens."""
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What the recipe changed about the run, whether it may, and the run as it then is."""
+
+    diff: tuple[Difference, ...]
+    refusals: tuple[Refusal, ...]
+    state: RunState
+    lr_asked: float | None
+    """The next LR that the edited schedule would have used; None if the schedule was not edited."""
+
+
+def compare(recipe: Recipe, data: Sequence[Mapping[str, Any]], state: RunState) -> Edits:
+    """Compares the phases that have begun, and the settings; phases that lie ahead may be edited freely."""
+    settings = settings_of(recipe)
+    diff = list(_differences(state.settings, settings, ""))
+    refusals = list(_refuse_settings(diff))
+    known = min(len(state.phases), len(recipe.phases))
+    for number in range(known - (known == len(state.phases))):
+        here = list(_record_differences(recipe, data, state, number))
+        if here:
+            diff += here
+            refusals.append(_past(state.phases[number].name, number))
+    if known < len(state.phases):
+        gone = [record.name for record in state.phases[known:]]
+        diff += [Difference(f"phases.{known + at}", name, None) for at, name in enumerate(gone)]
+        refusals.append(
+            Refusal(
+                f"the run has begun {len(state.phases)} phases and the recipe has {known}",
+                (f"put back {', '.join(map(repr, gone))}; stop_after ends a run early", OTHER_RUN),
+            )
+        )
+        return Edits(tuple(diff), tuple(refusals), state, None)
+    here = list(_record_differences(recipe, data, state, state.phase))
+    diff += here
+    refusals += _refuse_running(recipe, data, state, here)
+    edited_schedule = any(_part(d) in ("schedule", "tokens") for d in here)
+    asked = _as_written(recipe, state)(state.phase_trained_tokens) if edited_schedule else None
+    if not any(refusal.name is None for refusal in refusals):
+        state = _as_asked(recipe, data, state, settings)
+    return Edits(tuple(diff), tuple(refusals), state, asked)
+
+
+def _as_asked(
+    recipe: Recipe, data: Sequence[Mapping[str, Any]], state: RunState, settings: dict[str, Any]
+) -> RunState:
+    """The run with what the recipe changed: the same place, another meaning of what is to come."""
+    running = state.running
+    asked = PhaseRecord.asked(recipe, data, state.phase, running.reached, running.horizon)
+    wanted = -(-recipe.phases[state.phase].length // recipe.seq_len)
+    batch = recipe.global_batch_size
+    steps_left = max(0, -(-(wanted - state.samples) // batch))
+    asked = replace(asked, samples=state.samples + steps_left * batch)
+    return replace(state, settings=settings, phases=(*state.phases[:-1], asked))
+
+
+def _as_written(recipe: Recipe, state: RunState) -> Curve:
+    """The running phase's curve, had the recipe been taken at its word."""
+    phase = recipe.phases[state.phase]
+    return Curve(phase.schedule, phase.tokens, state.running.reached)
+
+
+def _refuse_settings(diff: Sequence[Difference]) -> Iterator[Refusal]:
+    """Settings outside the phases that a run keeps from beginning to end."""
+    fields = [d.field for d in diff if d.field not in _FREE]
+    numeric = [field for field in fields if field.startswith("optimizer.") or field == "model.dtype"]
+    for field in fields:
+        if field in numeric:
+            continue
+        if field == "seq_len":
+            yield Refusal(
+                "seq_len was changed: samples, and so the data position, would be others",
+                (UNDO, OTHER_RUN),
+            )
+        elif field.startswith("model."):
+            yield Refusal(
+                f"{field} was changed, but the weights of this run come from its own checkpoint",
+                (UNDO, "start another run: give it a run_dir of its own"),
+            )
+        else:
+            yield Refusal(f"{field} was changed within a run", (UNDO, OTHER_RUN))
+    if numeric:
+        yield Refusal(
+            f"{', '.join(numeric)} changed within a run: it would no longer be one experiment",
+            (UNDO, "keep the edit, knowing that: allow: [settings_edited]"),
+            name="settings_edited",
+        )
+
+
+def _past(name: str, number: int) -> Refusal:
+    return Refusal(
+        f"phase {name!r} (phases.{number}) is over and was edited: what is trained cannot change",
+        (UNDO, "write what you want as a phase after the last one that has begun"),
+    )
+
+
+def _whereabouts(state: RunState) -> str:
+    return f"phase {state.phase_name!r} {'is done' if state.phase_done else 'runs'}"
+
+
+def _refuse_running(
+    recipe: Recipe, data: Sequence[Mapping[str, Any]], state: RunState, diff: Sequence[Difference]
+) -> Iterator[Refusal]:
+    """Edits of the phase that runs, by the part that they concern."""
+    parts = {_part(d) for d in diff}
+    where = _whereabouts(state)
+    cut = f"end it here (phases.{state.phase}.schedule.anneal), and write what you want as a phase after it"
+    if "data" in parts and recipe.seq_len == state.settings["seq_len"]:
+        yield Refusal(
+            f"{where}, and its data was edited: the samples to come would not be those that are left; "
+            "some would be repeated and some never seen",
+            (UNDO, cut),
+            SHIFT,
+        )
+    if parts & {"schedule", "tokens"}:
+        yield from _refuse_curve(recipe, state, diff, cut)
+    for part in sorted(parts & {"name", "train", "keep_optimizer"}):
+        yield Refusal(f"{where}, and its {part} was edited", (UNDO, cut))
+
+
+def _refuse_curve(recipe: Recipe, state: RunState, diff: Sequence[Difference], cut: str) -> Iterator[Refusal]:
+    """Edits of the running phase's budget and schedule that would move the LR that is already trained."""
+    where, now = _whereabouts(state), state.phase_trained_tokens
+    saved = state.running.curve
+    phase = recipe.phases[state.phase]
+    asked = replace(saved, schedule=phase.schedule, tokens=phase.tokens)
+    if asked.pieces == saved.pieces and asked.schedule.lr_scale == saved.schedule.lr_scale:
+        return  # the same curve in other words
+    old, new = saved.schedule, asked.schedule
+    fields = [d.field for d in diff if _part(d) == "schedule" and ".schedule.anneal" not in d.field]
+    if fields and not _same_but_for_anneal(saved, asked):
+        yield Refusal(
+            f"{where}, and its schedule was edited ({', '.join(fields)}): the LR would leave its curve at "
+            f"{now:,} tokens",
+            (UNDO, cut),
+            REWARM,
+        )
+        return
+    if saved.tokens != asked.tokens:
+        yield from _refuse_budget(saved, asked, now, state.phase)
+    if old.anneal != new.anneal:
+        for anneal in (old.anneal, new.anneal):
+            if anneal is not None and anneal.from_tokens < now:
+                yield Refusal(
+                    f"{where}, and its anneal at {anneal.from_tokens:,} tokens was "
+                    + ("edited after it had begun" if anneal is old.anneal else "added too late")
+                    + f": {now:,} tokens of the phase are trained",
+                    (
+                        UNDO,
+                        f"anneal from a token that is not yet reached: anneal.from_tokens of {now} or more",
+                    ),
+                    REWARM,
+                )
+                return
+
+
+def _same_but_for_anneal(saved: Curve, asked: Curve) -> bool:
+    """Whether the schedules say the same, lengths compared in tokens, apart from `anneal`."""
+    then, now = _unannealed(saved), _unannealed(replace(asked, tokens=saved.tokens))
+    return then.pieces == now.pieces and saved.schedule.lr_scale == asked.schedule.lr_scale
+
+
+def _unannealed(curve: Curve) -> Curve:
+    """The curve that an anneal leaves."""
+    return replace(curve, schedule=curve.schedule.model_copy(update={"anneal": None}))
+
+
+def _refuse_budget(saved: Curve, asked: Curve, now: int, number: int) -> Iterator[Refusal]:
+    """Another budget: harmless while the LR has not decayed, another curve otherwise."""
+    kind, field = saved.schedule.kind, f"phases.{number}.tokens"
+    change = f"{field} was changed from {saved.tokens:,} to {asked.tokens:,}"
+    start_over = (
+        f"start another run with tokens: {asked.tokens} from its first token, or with a schedule that "
+        "needs no horizon (wsd, infinite, constant)"
+    )
+    go_on = (
+        f"keep {field}={saved.tokens}, let the run finish, and add a phase after it: at the reached LR "
+        f"{saved.end:.3g} without a re-warm, or with a re-warm on new data with replay"
+    )
+    falls = _decay_begins(saved), _decay_begins(asked)
+    if falls[0] is None or falls[1] is None:
+        yield Refusal(
+            f"{change}, and every LR of {kind} depends on it",
+            (go_on, start_over),
+            HORIZON,
+        )
+    elif now > falls[0]:
+        yield Refusal(
+            f"{change}, but the LR has decayed since {int(falls[0]):,} tokens, and {now:,} are trained",
+            (
+                go_on,
+                "start another run, with a checkpoint from before the decay "
+                f"({int(falls[0]):,} tokens of this phase) as model.base",
+            ),
+            REWARM,
+        )
+    elif any(one.stop != two.start for one, two in pairwise(_unannealed(asked).pieces)):
+        yield Refusal(
+            f"{change}, which leaves no room for the warm-up and the cooldown that have begun",
+            (UNDO, f"end earlier by an anneal: anneal.from_tokens of {now} or more"),
+        )
+    elif now > falls[1]:
+        yield Refusal(
+            f"{change}, but the decay would then have begun at {int(falls[1]):,} tokens, and {now:,} are "
+            "trained: the LR would jump",
+            (UNDO, f"end earlier by an anneal: anneal.from_tokens of {now} or more"),
+        )
+
+
+def _decay_begins(curve: Curve) -> float | None:
+    """Tokens up to which a schedule does not depend on its budget; None if it always does."""
+    if curve.schedule.cycles > 1:
+        return None
+    if curve.schedule.kind == "constant":
+        return math.inf
+    if curve.schedule.kind not in ("wsd", "infinite"):
+        return None
+    last = _unannealed(curve).pieces[-1]
+    return float(last.start if last.name in ("decay", "anneal") else last.stop)
+
+
+def _record_differences(
+    recipe: Recipe, data: Sequence[Mapping[str, Any]], state: RunState, number: int
+) -> Iterator[Difference]:
+    """Where a phase that has begun and the recipe's do not agree."""
+    saved = state.phases[number]
+    asked = PhaseRecord.asked(recipe, data, number, saved.reached, saved.horizon)
+    same_samples = recipe.seq_len == state.settings["seq_len"]
+    for field in ("name", "tokens", "train", "keep_optimizer", "schedule", "data"):
+        if field == "data" and not same_samples:
+            continue  # every number of samples differs; seq_len is the difference
+        old, new = getattr(saved, field), getattr(asked, field)
+        if field == "data":
+            old, new = (
+                {k: v for k, v in told.items() if k not in ("seed", "seq_len")} for told in (old, new)
+            )
+        yield from _differences({field: old}, {field: new}, f"phases.{number}.")
+
+
+def _part(difference: Difference) -> str:
+    """The part of a phase that a difference belongs to: phases.0.PART.…"""
+    return difference.field.split(".")[2]
+
+
+def _differences(saved: Mapping[str, Any], asked: Mapping[str, Any], prefix: str) -> Iterator[Difference]:
+    """Field by field, into what is nested."""
+    for key in [*saved, *(key for key in asked if key not in saved)]:
+        old, new = saved.get(key), asked.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield Difference(f"{prefix}{key}", old, new)

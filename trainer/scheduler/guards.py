@@ -1,0 +1,182 @@
+"""What the papers on continued pretraining warn of, each with its number and a name to silence it.
+
+A guard looks at a phase that lies ahead and says what its own choice cost somebody else. One of them,
+a re-warm on the data that the weights have already seen, is a refusal; `allow` lifts it by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from trainer.errors import Problems, UserError, nearest
+from trainer.recipe import Recipe
+from trainer.scheduler.state import PhaseRecord, fingerprint_of, shares
+
+REWARM = (
+    "Gupta et al. 2023 (arXiv 2308.04014): re-warming on the same data raised the loss, more with a larger "
+    "max_lr, and 50B further tokens did not recover it"
+)
+SHIFT = (
+    "Ibrahim et al. 2024 (arXiv 2403.08763): after a shift of data at 405M (Pile to German) the old "
+    "data's loss ended at 3.56 with 0 % replay, 2.83 with 1 %, 2.57 with 5 %, 2.33 with 25 %; "
+    "the base had 2.17"
+)
+HORIZON = (
+    "Ibrahim et al. 2024 (arXiv 2403.08763), eq. 2: a cosine is fixed by its horizon, so another budget "
+    "is another curve from the first token on, and stretching it raises an LR that has decayed; " + REWARM
+)
+LARGE = (
+    "Ibrahim et al. 2024 (arXiv 2403.08763): at 405M without replay the old data's loss ended at 2.42, 2.43, "
+    "2.44, 2.48 with max_lr 3e-5 (constant), 1.5e-4, 3e-4, 6e-4"
+)
+SHORT = (
+    "Gupta et al. 2023 (arXiv 2308.04014): constant 3e-5 led for the first 100B tokens, and 0 % warm-up made "
+    "the loss spike; with a short budget a small max_lr and a long warm-up are the safe choice"
+)
+VOCABULARY = (
+    "2401.01055: LLaMA's own vocabulary after 0.5B Chinese tokens beat an extended one after 30B; "
+    "2402.14714: a staged training of the new rows needed 2B"
+)
+
+NAMES = (
+    "rewarm_on_same_data",
+    "settings_edited",
+    "rewarm_within_phase",
+    "max_lr_above_base_peak",
+    "no_replay",
+    "short_budget_without_warmup",
+    "small_budget_for_vocabulary",
+)
+"""Everything that `allow` may hold."""
+
+LARGEST_REPLAY = 0.5
+"""The largest share of old data that Ibrahim et al. 2024 call replay; above it, it is the same data again."""
+TRACE = 0.1
+"""A source that gave less than this share of the tokens so far is a trace, not the data of the base."""
+SHORT_BUDGET = 100_000_000_000
+SAFE_LR = 3e-5
+VOCABULARY_BUDGET = 2_000_000_000
+
+_PUBLISHED_PEAKS = {"llama-2-7b": 3e-4, "llama-2-13b": 3e-4, "llama-2-70b": 1.5e-4, "pythia-410m": 3e-4}
+"""Peak LRs that the makers of a base have published."""
+
+
+@dataclass(frozen=True)
+class Warning:
+    """Something that a paper advises against."""
+
+    name: str
+    text: str
+
+
+def check_allow(recipe: Recipe) -> None:
+    """Refuses names in `allow` that lift and silence nothing.
+
+    Raises:
+        Problems: one for each, with the nearest known name.
+    """
+    unknown = [name for name in recipe.allow if name not in NAMES]
+    if unknown:
+        raise Problems(
+            UserError(
+                "is no warning or refusal",
+                field="allow",
+                value=name,
+                mend=nearest(name, NAMES) or f"known are {', '.join(NAMES)}",
+            )
+            for name in unknown
+        )
+
+
+def published_peak(base: str | None) -> float | None:
+    """The highest LR of a well-known base model, by its name."""
+    for name, peak in _PUBLISHED_PEAKS.items():
+        if base is not None and name in base.lower():
+            return peak
+    return None
+
+
+def substantial(seen: Mapping[str, int]) -> set[str]:
+    """Of the tokens by fingerprint, those fingerprints that are more than a trace."""
+    return {fingerprint for fingerprint, tokens in seen.items() if tokens >= TRACE * sum(seen.values())}
+
+
+def overlap(record: PhaseRecord, seen: Collection[str], among: Collection[str] | None = None) -> float:
+    """Share of the phase's mixture whose sources' fingerprints were seen, counting only sources `among`."""
+    return sum(
+        share
+        for source, share in shares(record.data, record.samples).items()
+        if fingerprint_of(record.data, source) in seen and (among is None or source in among)
+    )
+
+
+def warnings(
+    recipe: Recipe,
+    number: int,
+    record: PhaseRecord,
+    *,
+    reached: float | None,
+    base_peak: float | None,
+    seen: Collection[str],
+    new_rows: int,
+) -> Iterator[Warning]:
+    """What is to be said about phase `number`, which lies ahead; names in `allow` are still among it.
+
+    Args:
+        recipe: the whole run.
+        number: the phase.
+        record: the same, as it will be recorded.
+        reached: LR that the weights have when it begins; None where unknown.
+        base_peak: the base's highest LR; None where unknown.
+        seen: fingerprints of the data that the weights will have been trained on.
+        new_rows: embedding rows appended to the base.
+    """
+    phase, curve = recipe.phases[number], record.curve
+    where = f"phase {phase.name!r}"
+    fresh = {name for name, source in recipe.sources.items() if source.role == "new"}
+    undeclared = overlap(record, seen, fresh)
+    if reached is not None and curve.peak > reached and undeclared > 0 and phase.train != "new_rows":
+        yield Warning(
+            "rewarm_on_same_data",
+            f"{where}: {undeclared:.0%} of the mixture has role new and is data that the weights have seen, "
+            f"and the LR rises from {reached:.3g} to {curve.peak:.3g}. {REWARM}",
+        )
+    yield from _rising_again(where, record)
+    if base_peak is not None and curve.peak > base_peak and phase.train != "new_rows":
+        yield Warning(
+            "max_lr_above_base_peak",
+            f"{where}: the LR rises to {curve.peak:.3g}, above the base's own peak {base_peak:.3g}. {LARGE}",
+        )
+    if recipe.model.base is None and number == 0:
+        return  # random weights have nothing to forget
+    held = shares(record.data, record.samples)
+    replayed = sum(share for source, share in held.items() if source not in fresh) + undeclared
+    if replayed == 0 and phase.train != "new_rows":
+        yield Warning("no_replay", f"{where}: no replay. {SHIFT}")
+    first = float(curve(0))
+    sudden = phase.schedule.warmup.amount == 0 and (reached is None or first > reached)
+    if sudden and phase.length < SHORT_BUDGET and first > SAFE_LR:
+        yield Warning(
+            "short_budget_without_warmup",
+            f"{where}: {phase.length:,} tokens from LR {first:.3g} without a warm-up. {SHORT}",
+        )
+    total = sum(phase.length for phase in recipe.phases)
+    if number == 0 and new_rows and total < VOCABULARY_BUDGET:
+        yield Warning(
+            "small_budget_for_vocabulary",
+            f"{new_rows:,} new embedding rows and {total:,} tokens in all. {VOCABULARY}",
+        )
+
+
+def _rising_again(where: str, record: PhaseRecord) -> Iterator[Warning]:
+    """A schedule that rises after it has fallen, on the one mixture of its phase."""
+    pieces = record.curve.pieces
+    for piece in pieces[1:]:
+        if piece.last > piece.first:
+            yield Warning(
+                "rewarm_within_phase",
+                f"{where}: the LR rises again, from {piece.first:.3g} to {piece.last:.3g} after "
+                f"{int(piece.start):,} tokens. {REWARM}",
+            )
+            return

@@ -43,7 +43,8 @@ def main() -> int:
     written = exported.generate(ids, max_new_tokens=60, do_sample=True, top_k=20)
     step = checkpoint.manifest.step
     print(f"largest difference of logits between {asked.model.name} and step {step}: {difference:g}")
-    print(f"it writes: {tokenizer.decode(written[0], skip_special_tokens=True)}")
+    text = tokenizer.decode(written[0], skip_special_tokens=True)
+    print(f"it writes: {' '.join(text.split())}")
     return 0 if difference < 1e-4 else 1
 
 

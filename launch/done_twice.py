@@ -10,7 +10,6 @@ from pathlib import Path
 
 from trainer.metrics import attempts, done_twice
 
-
 COMPARED = ("loss/train", "lr", "grad_norm")
 
 

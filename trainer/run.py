@@ -258,8 +258,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _say(line: str) -> None:
-    print(f"rewarm: {line}", file=sys.stderr, flush=True)
+def _say(text: str) -> None:
+    for line in text.splitlines():
+        print(f"rewarm: {line}", file=sys.stderr, flush=True)
 
 
 def _silent(line: str) -> None:

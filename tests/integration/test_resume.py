@@ -63,3 +63,12 @@ def test_a_checkpoint_goes_on_at_any_stage_and_world_size(data, tmp_path):
         assert {name: right[name] for name in shared} == pytest.approx(
             {name: left[name] for name in shared}, abs=1e-6, rel=1e-5
         )
+
+
+def test_no_compiler_is_needed(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", str(tmp_path / "no" / "c++"))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    tree = runs.recipe(data, tmp_path / "run", stop_after=256)
+    done = runs.launch(runs.write(tree, tmp_path / "r.yaml"), 2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert runs.last_step(tmp_path / "run") == 1

@@ -51,13 +51,18 @@ def make_data(folder: Path) -> Path:
 
 
 def recipe(data: Path, run: Path, stage: int = 2, phases: int = 1, **changes) -> dict:
-    """A run of 12 steps of 8 samples per phase, saved every 4 steps."""
+    """A run of 12 steps of 8 samples per phase, saved every 4 steps, at a plain ZeRO stage."""
     presets = data / "presets"
     presets.mkdir(exist_ok=True)
     preset = presets / f"zero{stage}.json"
     preset.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    return tree(data, run, str(preset), phases, **changes)
+
+
+def tree(data: Path, run: Path, preset: str, phases: int = 1, **changes) -> dict:
+    """The recipe of such a run, as YAML holds it."""
     step = 8 * 32
-    tree = {
+    fields = {
         "name": run.name,
         "run_dir": str(run),
         "model": {
@@ -70,7 +75,7 @@ def recipe(data: Path, run: Path, stage: int = 2, phases: int = 1, **changes) ->
                 "num_attention_heads": 4,
             },
         },
-        "deepspeed": str(preset),
+        "deepspeed": preset,
         "seq_len": 32,
         "global_batch_size": 8,
         "sources": {
@@ -94,8 +99,7 @@ def recipe(data: Path, run: Path, stage: int = 2, phases: int = 1, **changes) ->
         "checkpoint": {"every_tokens": 4 * step, "keep_last": 2},
         "allow": ["rewarm_on_same_data"],
     }
-    tree.update(changes)
-    return tree
+    return {**fields, **changes}
 
 
 def write(tree: dict, path: Path) -> Path:

@@ -207,12 +207,14 @@ class Inspection:
     def to_text(self) -> str:
         """The same for a reader."""
         mean = self.tokens / max(self.documents, 1)
+        ratio = self.utf8_bytes / max(self.tokens, 1)
+        lengths = f"of {self.shortest:,} to {self.longest:,} tokens, mean {mean:,.1f}"
         return "\n".join(
             [
                 f"{self.prefix}: {self.parts} part(s), {self.dtype}",
-                f"documents    {self.documents:,} of {self.shortest:,} to {self.longest:,} tokens, mean {mean:,.1f}",
+                f"documents    {self.documents:,} {lengths}",
                 f"tokens       {self.tokens:,}",
-                f"text         {self.utf8_bytes:,} bytes, {self.utf8_bytes / max(self.tokens, 1):.3f} per token",
+                f"text         {self.utf8_bytes:,} bytes, {ratio:.3f} per token",
                 f"tokenizer    {self.tokenizer}, {self.vocab_size:,} pieces, EOS {self.eos_id}",
                 f"fingerprint  {self.fingerprint}",
             ]

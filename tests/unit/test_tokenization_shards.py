@@ -69,7 +69,7 @@ def test_two_bytes_below_65536_pieces(tmp_path, vocab_size, dtype):
 documents = st.lists(st.lists(st.integers(3, 99), max_size=12), min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(documents=documents, data=st.data())
 def test_parts_read_as_one_stream(tmp_path_factory, documents, data):
     folder = tmp_path_factory.mktemp("parts")

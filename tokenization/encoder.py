@@ -147,8 +147,8 @@ class GigatokenEngine:
             return self._together(texts)
         plain = [text for text in texts if text and "\0" not in text]
         rows = split(self._together(plain)) if plain else []
-        for index, row in zip(odd, split(self._batch([texts[index] for index in odd])), strict=True):
-            rows.insert(index, row)
+        for index in odd:
+            rows.insert(index, self._single(texts[index]))
         return np.concatenate(rows), np.array([row.size for row in rows], dtype=np.int64)
 
     def _together(self, texts: Sequence[str]) -> Encoded:

@@ -169,7 +169,7 @@ def trace(run: Path) -> list[dict]:
     from trainer.metrics import read
 
     streams = ("eval/upstream/bits_per_byte", "eval/downstream/bits_per_byte", "eval/upstream/forgetting")
-    losses = ("loss/train", "loss/zh", "loss/en", "grad_norm")
+    losses = ("loss/train", "loss/zh", "loss/en", "grad_norm", "data/samples_crc32")
     kept = ("step", "tokens", "lr", *losses, "tokens/zh", "tokens/en", *streams)
     return [{name: record[name] for name in kept if name in record} for record in read(run)]
 

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, BinaryIO
 
 from tokenization.documents import BLOCK_BYTES, MAX_DOCUMENT_BYTES, Block, Format, unpack
+from tokenization.errors import InfrastructureError
 
 _BOM = b"\xef\xbb\xbf"
 _LONG = f"is longer than {MAX_DOCUMENT_BYTES >> 20} MiB"
@@ -91,7 +92,18 @@ class Batch:
 
 
 def read(block: Block, format: Format) -> Batch:
-    """The documents of a block, and its records that are none."""
+    """The documents of a block, and its records that are none.
+
+    Raises:
+        InfrastructureError: the file cannot be read.
+    """
+    try:
+        return _read(block, format)
+    except OSError as error:
+        raise InfrastructureError(f"{block.path}: cannot be read ({error.strerror or error})") from error
+
+
+def _read(block: Block, format: Format) -> Batch:
     batch = Batch(block)
     if block.kind == "long":
         batch.reject("", block.start, 0, _LONG)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -118,17 +119,11 @@ def environment() -> dict[str, str]:
 
 def command(recipe: Path, ranks: int, *overrides: str) -> list[str]:
     """What a user would type."""
-    train = str(ROOT / "launch" / "train.py")
-    return [
-        "deepspeed",
-        "--num_accelerators",
-        str(ranks),
-        "--master_port",
-        str(_port()),
-        train,
-        str(recipe),
-        *overrides,
-    ]
+    return [*_launcher(ranks), str(ROOT / "launch" / "train.py"), str(recipe), *overrides]
+
+
+def _launcher(ranks: int) -> list[str]:
+    return ["deepspeed", "--num_accelerators", str(ranks), "--master_port", str(_port())]
 
 
 def launch(
@@ -139,6 +134,42 @@ def launch(
         command(recipe, ranks, *overrides),
         env=environment(), capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of several in a launch."""
+
+    tree: dict
+    """The recipe."""
+    after: tuple[Path, int] | None = None
+    """Go on in the new run directory from this run's checkpoint of a step."""
+    poison: int | None = None
+    """The step at which the last rank's last loss becomes infinite."""
+
+
+def launch_several(folder: Path, jobs: list[Job], ranks: int, timeout: float = 500) -> list[dict]:
+    """Trains several recipes one after another in the same processes; what each ended with.
+
+    A launch costs more than a tiny run, and a process may train as many as it likes.
+    """
+    listed = [
+        {
+            "recipe": str(write(job.tree, folder / f"{Path(job.tree['run_dir']).name}.yaml")),
+            "after": job.after and str(job.after[0] / "checkpoints" / f"step-{job.after[1]:08d}"),
+            "poison": job.poison,
+        }
+        for job in jobs
+    ]
+    todo = folder / f"jobs-{ranks}.json"
+    todo.write_text(json.dumps(listed))
+    worker = str(ROOT / "tests" / "integration" / "several_runs_worker.py")
+    done = subprocess.run(
+        [*_launcher(ranks), worker, str(todo)],
+        env=environment(), capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(todo.with_suffix(".done").read_text())
 
 
 def kill_after(recipe: Path, run: Path, ranks: int, step: int, *overrides: str, timeout: float = 240) -> int:
@@ -172,6 +203,11 @@ def trace(run: Path) -> list[dict]:
     losses = ("loss/train", "loss/zh", "loss/en", "grad_norm", "data/samples_crc32")
     kept = ("step", "tokens", "lr", *losses, "tokens/zh", "tokens/en", *streams)
     return [{name: record[name] for name in kept if name in record} for record in read(run)]
+
+
+def manifest(run: Path, step: int) -> dict:
+    """What a committed checkpoint says of itself."""
+    return json.loads((run / "checkpoints" / f"step-{step:08d}" / "COMMITTED").read_text())
 
 
 def _port() -> int:

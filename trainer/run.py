@@ -35,17 +35,29 @@ PACKAGES = ("rewarm", "torch", "deepspeed", "transformers", "sentencepiece", "nu
 
 
 def run(plan: Plan, here: World) -> int:
-    """Trains `plan` until its end, or until a signal or `stop_after` ends it early; the exit status.
+    """Joins the ranks, trains `plan`, and leaves; the exit status.
 
     Raises:
         RewarmError: what went wrong. Other ranks may wait for this one then, so the process must end.
     """
-    say = _say if here.rank == 0 else _silent
-    clear_stale_locks(say)
+    clear_stale_locks(_say if here.rank == 0 else _silent)
     distributed.start(here)
+    status = train(plan, here)
+    distributed.stop()
+    return status
+
+
+def train(plan: Plan, here: World) -> int:
+    """Trains until the plan's end, or until a signal or `stop_after` ends it early; the exit status.
+
+    The ranks have joined. One process may train several plans, one after another.
+
+    Raises:
+        RewarmError: as `run`.
+    """
+    say = _say if here.rank == 0 else _silent
     plan = _verified(plan, here, say)
     if plan.decision.kind in ("finished", "refuse"):
-        distributed.stop()
         return 0 if plan.decision.kind == "finished" else UserError.exit_code
     if here.rank == 0 and plan.checkpoint is not None:
         for line in commit.set_aside(checkpoints(plan.recipe), plan.checkpoint.manifest.step):
@@ -56,7 +68,6 @@ def run(plan: Plan, here: World) -> int:
             runner.train()
         finally:
             runner.metrics.close()
-    distributed.stop()
     return signals.exit_code
 
 

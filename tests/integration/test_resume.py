@@ -8,11 +8,6 @@ import runs
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    return runs.make_data(tmp_path_factory.mktemp("data"))
-
-
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_killed_in_the_second_phase_the_run_goes_on_exactly(data, tmp_path, stage):
     undisturbed = runs.write(runs.recipe(data, tmp_path / "run", stage, phases=2), tmp_path / "a.yaml")

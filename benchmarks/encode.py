@@ -1,6 +1,8 @@
 """From text to token shards: rewarm, SentencePiece, Hugging Face and Megatron-LM's way on the same text.
 
-    python benchmarks/encode.py --tokenizer DIR --text English=en.txt --text Chinese=zh.txt --out encode.json
+    python benchmarks/encode.py --tokenizer runs/quickstart/tokenizers/extended \\
+        --text English=runs/quickstart/text/english-train.jsonl \\
+        --text Chinese=runs/quickstart/text/chinese-train.jsonl --out encode.json
 
 Every row runs in a fresh process with the same number of processes or threads. rewarm's row is the whole of
 `data prepare`: planning, choosing and proving the encoder, reading, encoding, writing, and syncing the disk.
@@ -8,7 +10,8 @@ SentencePiece and Hugging Face get their text in memory and write nothing. Megat
 `preprocess_data.py`: a pool of workers that parse and encode one document at a time, and megatron-core's
 index builder; its shard must equal rewarm's byte for byte, and every document's ids SentencePiece's.
 
-A text with fewer documents than asked for is repeated; repetitions lie further apart than any engine looks.
+A text with fewer documents than asked for is repeated with its clauses drawn anew, so that no document comes
+twice and an engine that remembers whole documents gains nothing by it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import json
 import multiprocessing
 import os
 import platform
+import random
+import re
 import resource
 import subprocess
 import sys
@@ -28,13 +33,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import cycle, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+_CLAUSE = re.compile(r"[^，。；：、,.;:]+[，。；：、,.;:]*|[，。；：、,.;:]+")
 PACKAGES = ("sentencepiece", "tokenizers", "transformers", "gigatoken", "megatron-core", "numpy")
 
 
@@ -186,20 +192,36 @@ def _texts(jsonl: Path) -> Iterator[str]:
 
 
 def _write(text: Path, documents: int, out: Path) -> float:
-    """At least `documents` documents of `text` as jsonl; their UTF-8 bytes in MB."""
+    """At least `documents` documents, the lines of `text`, as jsonl; their UTF-8 bytes in MB."""
     from tokenization import records
     from tokenization.documents import Format, blocks, plan
 
     format = Format(txt="lines")
     found = [
-        entry for block in blocks(plan([text], format), format) for entry in records.read(block, format).texts
+        line
+        for block in blocks(plan([text], format), format)
+        for entry in records.read(block, format).texts
+        for line in entry.splitlines()
+        if line.strip()
     ]
     size = 0
     with open(out, "w", encoding="utf-8") as file:
-        for entry in islice(cycle(found), max(documents, len(found))):
+        for entry in islice(_endless(found), max(documents, len(found))):
             file.write(json.dumps({"text": entry}, ensure_ascii=False) + "\n")
             size += len(entry.encode())
     return size / 1e6
+
+
+def _endless(found: list[str]) -> Iterator[str]:
+    """The documents, then documents of as many clauses each, drawn from all of them."""
+    yield from found
+    draw = random.Random(0)
+    clauses = [_CLAUSE.findall(entry) for entry in found]
+    pool = list(chain.from_iterable(clauses))
+    while True:
+        draw.shuffle(pool)
+        drawn = iter(pool)
+        yield from ("".join(islice(drawn, len(own))) for own in clauses)
 
 
 def _measured(row: str, case: Case) -> tuple[float, int, float]:

@@ -103,7 +103,7 @@ python launch/done_twice.py "$out/replay-25"
 
 headline "export to Hugging Face, loaded and compared"
 [[ -d $out/models/replay-25 ]] || rewarm export "$out/replay-25" --out "$out/models/replay-25" --dtype fp32
-python launch/try_export.py --run "$out/replay-25" --model "$out/models/replay-25" --prompt "中华人民共和国"
+python launch/try_export.py --run "$out/replay-25" --model "$out/models/replay-25" --prompt "第一条　为了"
 
 headline "what was learnt, and what was forgotten"
 rewarm report "$out/base" "$out/replay-0" "$out/replay-25" --out "$out/report.html"

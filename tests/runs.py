@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +52,18 @@ def make_data(folder: Path) -> Path:
 
 
 def recipe(data: Path, run: Path, stage: int = 2, phases: int = 1, **changes) -> dict:
-    """A run of 12 steps of 8 samples per phase, saved every 4 steps."""
+    """A run of 12 steps of 8 samples per phase, saved every 4 steps, at a plain ZeRO stage."""
     presets = data / "presets"
     presets.mkdir(exist_ok=True)
     preset = presets / f"zero{stage}.json"
     preset.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    return tree(data, run, str(preset), phases, **changes)
+
+
+def tree(data: Path, run: Path, preset: str, phases: int = 1, **changes) -> dict:
+    """The recipe of such a run, as YAML holds it."""
     step = 8 * 32
-    tree = {
+    fields = {
         "name": run.name,
         "run_dir": str(run),
         "model": {
@@ -70,7 +76,7 @@ def recipe(data: Path, run: Path, stage: int = 2, phases: int = 1, **changes) ->
                 "num_attention_heads": 4,
             },
         },
-        "deepspeed": str(preset),
+        "deepspeed": preset,
         "seq_len": 32,
         "global_batch_size": 8,
         "sources": {
@@ -94,8 +100,7 @@ def recipe(data: Path, run: Path, stage: int = 2, phases: int = 1, **changes) ->
         "checkpoint": {"every_tokens": 4 * step, "keep_last": 2},
         "allow": ["rewarm_on_same_data"],
     }
-    tree.update(changes)
-    return tree
+    return {**fields, **changes}
 
 
 def write(tree: dict, path: Path) -> Path:
@@ -114,17 +119,11 @@ def environment() -> dict[str, str]:
 
 def command(recipe: Path, ranks: int, *overrides: str) -> list[str]:
     """What a user would type."""
-    train = str(ROOT / "launch" / "train.py")
-    return [
-        "deepspeed",
-        "--num_accelerators",
-        str(ranks),
-        "--master_port",
-        str(free_port()),
-        train,
-        str(recipe),
-        *overrides,
-    ]
+    return [*_launcher(ranks), str(ROOT / "launch" / "train.py"), str(recipe), *overrides]
+
+
+def _launcher(ranks: int) -> list[str]:
+    return ["deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port())]
 
 
 def launch(
@@ -135,6 +134,42 @@ def launch(
         command(recipe, ranks, *overrides),
         env=environment(), capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of several in a launch."""
+
+    tree: dict
+    """The recipe."""
+    after: tuple[Path, int] | None = None
+    """Go on in the new run directory from this run's checkpoint of a step."""
+    poison: int | None = None
+    """The step at which the last rank's last loss becomes infinite."""
+
+
+def launch_several(folder: Path, jobs: list[Job], ranks: int, timeout: float = 500) -> list[dict]:
+    """Trains several recipes one after another in the same processes; what each ended with.
+
+    A launch costs more than a tiny run, and a process may train as many as it likes.
+    """
+    listed = [
+        {
+            "recipe": str(write(job.tree, folder / f"{Path(job.tree['run_dir']).name}.yaml")),
+            "after": job.after and str(job.after[0] / "checkpoints" / f"step-{job.after[1]:08d}"),
+            "poison": job.poison,
+        }
+        for job in jobs
+    ]
+    todo = folder / f"jobs-{ranks}.json"
+    todo.write_text(json.dumps(listed))
+    worker = str(ROOT / "tests" / "integration" / "several_runs_worker.py")
+    done = subprocess.run(
+        [*_launcher(ranks), worker, str(todo)],
+        env=environment(), capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(todo.with_suffix(".done").read_text())
 
 
 def kill_after(recipe: Path, run: Path, ranks: int, step: int, *overrides: str, timeout: float = 240) -> int:
@@ -165,9 +200,14 @@ def trace(run: Path) -> list[dict]:
     from trainer.metrics import read
 
     streams = ("eval/upstream/bits_per_byte", "eval/downstream/bits_per_byte", "eval/upstream/forgetting")
-    losses = ("loss/train", "loss/zh", "loss/en", "grad_norm")
+    losses = ("loss/train", "loss/zh", "loss/en", "grad_norm", "data/samples_crc32")
     kept = ("step", "tokens", "lr", *losses, "tokens/zh", "tokens/en", *streams)
     return [{name: record[name] for name in kept if name in record} for record in read(run)]
+
+
+def manifest(run: Path, step: int) -> dict:
+    """What a committed checkpoint says of itself."""
+    return json.loads((run / "checkpoints" / f"step-{step:08d}" / "manifest.json").read_text())
 
 
 def free_port() -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import os
+import shutil
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +25,9 @@ def start(here: World) -> None:
     announce(here)
     # DeepSpeed calls collectives by names that torch renames; a user can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        # DeepSpeed would build its shared-memory collectives and fail; without them gloo does the work.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     get_accelerator().set_device(here.local_rank)
     deepspeed.init_distributed(
         dist_backend=get_accelerator().communication_backend_name(),

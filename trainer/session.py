@@ -74,7 +74,11 @@ class Session:
         self.throughput.step(self.state.tokens - self.tokens_before, self.loader.wait_s)
         step = torch.stack([result.source_nats, result.source_targets])
         self.sums = step if self.sums is None else self.sums + step
-        self.noted |= {"lr": lr, "grad_norm": result.grad_norm}
+        self.noted |= {
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "data/samples_crc32": self.loader.samples_crc32,
+        }
         self.non_finite.seen(self.state.step, result.applied)
         if not result.applied:
             self.noted["tokens/skipped"] = self.state.tokens - self.state.trained_tokens

@@ -18,8 +18,7 @@ def environment(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{runs.ROOT}:{runs.ROOT / 'tests'}")
 
 
-def test_eight_kills_leave_no_trace(tmp_path, environment):
-    data = runs.make_data(tmp_path)
+def test_eight_kills_leave_no_trace(data, tmp_path, environment):
     for name in ("undisturbed", "tormented"):
         tree = runs.long_recipe(data, tmp_path / name, STEPS)
         runs.write(tree, tmp_path / f"{name}.yaml")

@@ -8,11 +8,6 @@ import runs
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    return runs.make_data(tmp_path_factory.mktemp("data"))
-
-
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_killed_in_the_second_phase_the_run_goes_on_exactly(data, tmp_path, stage):
     undisturbed = runs.write(runs.recipe(data, tmp_path / "run", stage, phases=2), tmp_path / "a.yaml")
@@ -63,3 +58,12 @@ def test_a_checkpoint_goes_on_at_any_stage_and_world_size(data, tmp_path):
         assert {name: right[name] for name in shared} == pytest.approx(
             {name: left[name] for name in shared}, abs=1e-6, rel=1e-5
         )
+
+
+def test_no_compiler_is_needed(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", str(tmp_path / "no" / "c++"))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    tree = runs.recipe(data, tmp_path / "run", stop_after=256)
+    done = runs.launch(runs.write(tree, tmp_path / "r.yaml"), 2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert runs.last_step(tmp_path / "run") == 1

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from tokenization.tokenizer_files import write_directory
 from trainer.errors import UserError
 from trainer.model.architecture import EMBEDDINGS
 from trainer.model.build import build
@@ -165,16 +166,30 @@ def refused(tmp_path, words, new="new", **changes):
 def test_a_tokenizer_that_is_no_extension_is_refused(tmp_path):
     base(tmp_path)
     tokenizer(tmp_path / "other", "▁", "a", "c", *CHINESE)
-    refused(
-        tmp_path, r"no extension of the base's tokenizer: piece 261 is 'c' \(score -2\), not 'b'", "other"
-    )
+    refused(tmp_path, r"no extension of .*: its piece 261 is 'c' \(score -2\), not 'b' \(score -2\)", "other")
+    model = sentencepiece_model(*ENGLISH, *CHINESE)
+    model.pieces[OLD - 1].score = -0.5
+    (tmp_path / "other" / "tokenizer.model").write_bytes(model.SerializeToString())
+    refused(tmp_path, r"its piece 266 is '国' \(score -0.5\), not '国' \(score -7\); make one", "other")
     tokenizer(tmp_path / "same", *ENGLISH)
     refused(tmp_path, "adds nothing to the base's 267 pieces; train with the base as it is", "same")
     tokenizer(tmp_path / "less", *ENGLISH[:-1])
     refused(tmp_path, "adds nothing to the base's 267 pieces", "less")
-    refused(tmp_path, r"nowhere: cannot be read \(No such file or directory\); rows are made from", "nowhere")
+    refused(tmp_path, "nowhere: is not there", "nowhere")
     (tmp_path / "new" / "tokenizer.model").write_bytes(b"\xff no model")
-    refused(tmp_path, r"tokenizer.model: is no SentencePiece model; copy it again")
+    refused(tmp_path, r"tokenizer.model")
+
+
+def test_a_base_known_by_tokenizer_json_alone_is_split_all_the_same(tmp_path):
+    base(tmp_path)
+    write_directory(tmp_path / "base", sentencepiece_model(*ENGLISH))
+    (tmp_path / "base" / "tokenizer.model").unlink()
+    assert compare(tmp_path / "base", tmp_path / "new", OLD).splits == SPLITS
+    write_directory(tmp_path / "new", sentencepiece_model(*ENGLISH, *CHINESE))
+    (tmp_path / "new" / "tokenizer.model").unlink()
+    refused(
+        tmp_path, r"tokenizer.json: is not SentencePiece's, from whose pieces rows are made; give one with"
+    )
 
 
 def test_a_base_that_cannot_be_grown_is_refused(tmp_path):
@@ -193,7 +208,7 @@ def test_a_base_that_cannot_be_grown_is_refused(tmp_path):
     refused(tmp_path, "'mamba' is no supported model_type")
     (tmp_path / "base" / "tokenizer.model").unlink()
     config.write_text(json.dumps(written))
-    refused(tmp_path, r"base/tokenizer.model: cannot be read .*; rows are made from SentencePiece pieces")
+    refused(tmp_path, r"base: has neither tokenizer.model nor tokenizer.json")
 
 
 def test_nothing_is_overwritten(tmp_path):

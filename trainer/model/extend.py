@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import sentencepiece
 import torch
-from sentencepiece import sentencepiece_model_pb2 as proto
 from torch import Tensor
 
+from tokenization.vocabulary import open_tokenizer
 from trainer.errors import UserError
 from trainer.model.architecture import EMBEDDINGS, check_type, file_name, read_config
 from trainer.model.directory import WeightsReader, WeightsWriter, copy_tokenizer, local, whole_directory
@@ -118,59 +118,48 @@ def compare(base: str | Path, tokenizer: str | Path, base_rows: int) -> Extensio
     """What `tokenizer` adds to the base's own tokenizer, which lies beside its `base_rows` rows of weights.
 
     Raises:
-        UserError: one of the two is no SentencePiece model, or `tokenizer` is no extension.
+        UserError: there is no tokenizer, `tokenizer` is not SentencePiece's, or it is no extension.
     """
-    old, new = read_pieces(base), read_pieces(tokenizer)
-    count, total = len(old.pieces), len(new.pieces)
-    for number, (before, after) in enumerate(zip(old.pieces, new.pieces, strict=False)):
-        if before != after:
-            what = (
-                f"is no extension of the base's tokenizer: piece {number} is {after.piece!r} "
-                f"(score {after.score:g}), not {before.piece!r} ({before.score:g})"
-            )
+    old, new = open_tokenizer(base), open_tokenizer(tokenizer)
+    if new.model is None:
+        mend = "give one with tokenizer.model, as `rewarm vocab extend` writes"
+        raise UserError("is not SentencePiece's, from whose pieces rows are made", file=new.path, mend=mend)
+    before, after = (old.model.pieces, new.model.pieces) if old.model else (old.pieces, new.pieces)
+    for number, (was, now) in enumerate(zip(before, after, strict=False)):
+        if was != now:
+            what = f"is no extension of the base's: its piece {number} is {_shown(now)}, not {_shown(was)}"
             mend = "make one: rewarm vocab extend --base BASE --add TOKENIZER --out DIR"
             raise UserError(what, field="--tokenizer", value=str(tokenizer), mend=mend)
-    if total <= count:
-        what = f"adds nothing to the base's {count} pieces"
+    if new.size <= old.size:
+        what = f"adds nothing to the base's {old.size} pieces"
         raise UserError(what, field="--tokenizer", value=str(tokenizer), mend="train with the base as it is")
-    if base_rows < count:
-        what = f"has {base_rows} embedding rows for its tokenizer's {count} pieces"
+    if base_rows < old.size:
+        what = f"has {base_rows} embedding rows for its tokenizer's {old.size} pieces"
         raise UserError(what, field="--base", value=str(base), mend="copy the model again")
-    splits = _splits(old, list(new.pieces[count:]))
-    return Extension(count, total, -(-total // MULTIPLE) * MULTIPLE, splits)
+    return Extension(old.size, new.size, -(-new.size // MULTIPLE) * MULTIPLE, _splits(new.model, old.size))
 
 
-def read_pieces(tokenizer: str | Path) -> Any:
-    """The SentencePiece model in a directory, or the `.model` file itself, parsed.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    path = Path(tokenizer)
-    path = path / "tokenizer.model" if path.is_dir() else path
-    model = proto.ModelProto()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except OSError as error:
-        mend = "rows are made from SentencePiece pieces: put the tokenizer's .model file there"
-        raise UserError(f"cannot be read ({error.strerror})", file=path, mend=mend) from error
-    except Exception as error:  # protobuf's DecodeError has no public name that is stable
-        raise UserError("is no SentencePiece model", file=path, mend="copy it again") from error
-    return model
+def _shown(piece: Any) -> str:
+    """A piece, with its score where that is known: a base's must be kept too."""
+    return repr(piece) if isinstance(piece, str) else f"{piece.piece!r} (score {piece.score:g})"
 
 
-def _splits(old: Any, added: Sequence[Any]) -> list[list[int]]:
+def _splits(model: Any, base_pieces: int) -> list[list[int]]:
     """The base's ids of each new piece's text: as it stands inside a line, so without a dummy prefix."""
-    bare = proto.ModelProto()
-    bare.CopyFrom(old)
+    bare = type(model)()
+    bare.CopyFrom(model)
+    del bare.pieces[base_pieces:]
     bare.normalizer_spec.add_dummy_prefix = False
     bare.normalizer_spec.remove_extra_whitespaces = False
-    processor = sentencepiece.SentencePieceProcessor()
-    processor.LoadFromSerializedProto(bare.SerializeToString())
-    normal = proto.ModelProto.SentencePiece.NORMAL
-    texts = [piece.piece.replace(SPACE, " ") if piece.type == normal else "" for piece in added]
-    splits: list[list[int]] = processor.encode(texts)
+    added = model.pieces[base_pieces:]
+    texts = [piece.piece.replace(SPACE, " ") if piece.type == piece.NORMAL else "" for piece in added]
+    splits: list[list[int]] = _processor(bare).encode(texts)
     return splits
+
+
+def _processor(model: Any) -> sentencepiece.SentencePieceProcessor:
+    """An encoder for a parsed SentencePiece model."""
+    return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
 
 def bits_per_byte(model: str | Path, text: str, window: int = 1024) -> float:
@@ -182,8 +171,10 @@ def bits_per_byte(model: str | Path, text: str, window: int = 1024) -> float:
 
     from trainer.model.loss import CausalLM
 
-    processor = sentencepiece.SentencePieceProcessor()
-    processor.LoadFromSerializedProto(read_pieces(model).SerializeToString())
+    tokenizer = open_tokenizer(model)
+    if tokenizer.model is None:
+        raise UserError("is not SentencePiece's: its text cannot be read", file=tokenizer.path)
+    processor = _processor(tokenizer.model)
     ids = torch.tensor([[max(processor.bos_id(), 0), *processor.encode(text)]])
     hf = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
     causal = CausalLM(hf, processor.get_piece_size())

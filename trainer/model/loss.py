@@ -14,7 +14,7 @@ IGNORED = -100
 """A target that does not count."""
 
 CHUNK_LOGITS = 2**25
-"""Logits held at a time: 128 MiB in fp32, whatever the vocabulary and the micro batch."""
+"""Logits made at a time: 128 MiB in fp32, whatever the vocabulary and the micro batch."""
 
 
 class CausalLM(nn.Module):
@@ -68,8 +68,14 @@ class CausalLM(nn.Module):
         return hidden
 
     def _nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy per token `[tokens]`; a chunk's logits are recomputed in the backward pass."""
+        """Cross-entropy per token `[tokens]`.
+
+        Where one chunk does not hold all, each one's logits are made again in the backward pass: a third
+        more work in the output embedding, which only a small model beside a large vocabulary feels.
+        """
         size = max(1, CHUNK_LOGITS // self.vocab_size)
+        if len(hidden) <= size:
+            return self._chunk_nats(hidden, targets)
         chunks = zip(hidden.split(size), targets.split(size), strict=True)
         return torch.cat([checkpoint(self._chunk_nats, *chunk, use_reentrant=False) for chunk in chunks])
 

@@ -1,0 +1,85 @@
+"""What each rank of `runs.launch_several` does: trains one recipe after another through `trainer.run`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer import distributed
+from trainer import recipe as recipes
+from trainer.engine import Engine
+from trainer.errors import RewarmError
+from trainer.launcher import World, world
+from trainer.model.loss import CausalLM
+from trainer.plan import prepare
+from trainer.run import train
+
+
+@contextlib.contextmanager
+def poisoned(step: int | None, here: World) -> Iterator[None]:
+    """The last rank's loss of the last micro batch of a step (from 1, counted in this start) is infinite."""
+    if step is None:
+        yield
+        return
+    forward, train_step = CausalLM.forward, Engine.train_step
+    steps, left = 0, -1
+
+    def counted(engine: Engine, micro_batches: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal steps, left
+        steps, left = steps + 1, len(micro_batches)
+        return train_step(engine, micro_batches, *args, **kwargs)
+
+    def infinite(model: CausalLM, *args: Any) -> Any:
+        nonlocal left
+        loss, *rest = forward(model, *args)
+        left -= model.training
+        bad = model.training and steps == step and left == 0 and here.rank == here.world_size - 1
+        return (loss * float("inf") if bad else loss, *rest)
+
+    CausalLM.forward, Engine.train_step = infinite, counted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        CausalLM.forward, Engine.train_step = forward, train_step  # type: ignore[method-assign]
+
+
+def one(job: dict[str, Any], here: World) -> dict[str, Any]:
+    """Trains a job; its exit status, the error's text where it is a known one, and its seconds."""
+    started = time.monotonic()
+    recipe = recipes.load(job["recipe"])
+    if job["after"] and here.rank == 0:
+        source = Path(job["after"])
+        shutil.copytree(source, recipe.directory / "checkpoints" / source.name)
+        shutil.copy(source.parents[1] / "recipe.resolved.yaml", recipe.directory)
+    distributed.from_all(None)  # the copy is there
+    plan = prepare(recipe, here.world_size)
+    said = plan.decision.render()
+    with poisoned(job["poison"], here):
+        status = train(plan, here)
+    return {"status": status, "said": said, "seconds": time.monotonic() - started}
+
+
+def main(todo: Path) -> None:
+    here = world()
+    distributed.start(here)
+    found = []
+    for job in json.loads(todo.read_text()):
+        try:
+            found.append(one(job, here))
+        except RewarmError as error:
+            raise RuntimeError(f"{job}: {error}") from error
+        if here.rank == 0:
+            print(f"{job['recipe']}: {found[-1]['seconds']:.1f} s", flush=True)
+    if here.rank == 0:
+        todo.with_suffix(".done").write_text(json.dumps(found))
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main(Path(next(argument for argument in sys.argv[1:] if not argument.startswith("--local_rank"))))

@@ -57,10 +57,29 @@ def main() -> int:
         return max(abs(rank.wait()) for rank in ranks)
 
 
+class Clock:
+    """Times by name: the slowest rank's, from a common start."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, list[float]] = {}
+
+    def __call__(self, name: str, action: Callable[[], Any]) -> Any:
+        """What `action`, done by all ranks, answers."""
+        from trainer import distributed
+
+        distributed.from_all(None)
+        began = time.perf_counter()
+        answer = action()
+        self.times.setdefault(name, []).append(max(distributed.from_all(time.perf_counter() - began)))
+        return answer
+
+    def median(self, *names: str) -> float:
+        """Of the sum over `names`."""
+        return statistics.median(map(sum, zip(*(self.times[name] for name in names), strict=True)))
+
+
 def measure(asked: argparse.Namespace) -> None:
     """What every rank does."""
-    import torch
-
     from trainer import distributed
     from trainer.launcher import world
 
@@ -68,21 +87,12 @@ def measure(asked: argparse.Namespace) -> None:
     distributed.start(here)
     engine = open_engine(asked)
     folder = Path(os.environ["FOLDER"])
-    times: dict[str, list[float]] = {}
-
-    def clock(name: str, action: Callable[[], Any]) -> Any:
-        distributed.from_all(None)
-        began = time.perf_counter()
-        answer = action()
-        times.setdefault(name, []).append(max(distributed.from_all(time.perf_counter() - began)))
-        return answer
-
-    one_repeat(engine, folder / "warm-up", lambda name, action: action(), here)
+    one_repeat(engine, folder / "warm-up", Clock(), here.rank)
+    clock = Clock()
     for repeat in range(asked.repeats):
-        one_repeat(engine, folder / str(repeat), clock, here)
+        one_repeat(engine, folder / str(repeat), clock, here.rank)
     if here.rank == 0:
-        parameters = sum(parameter.numel() for parameter in engine.engine.module.parameters())
-        print(table(times, parameters, asked, torch.cuda.is_available()))
+        print(table(clock, engine, asked))
     distributed.stop()
 
 
@@ -114,50 +124,195 @@ def open_engine(asked: argparse.Namespace) -> Any:
         model = AutoModelForCausalLM.from_config(llama, dtype=torch.float32)
     groups = [{"params": list(model.parameters()), "lr_scale": 1.0}]
     engine = Engine(model, groups, config, Optimizer())
-    ids = torch.arange(64, device=engine.device).view(1, 64)
-    engine.engine.backward(engine.engine(input_ids=ids, labels=ids).loss)
+    compute(engine)
     engine.engine.step()
     return engine
 
 
-def one_repeat(engine: Any, folder: Path, clock: Callable[[str, Callable[[], Any]], Any], here: Any) -> None:
-    """Every measurement once."""
+def compute(engine: Any) -> None:
+    """A short forward and backward; what a training step does before it changes weights is longer."""
+    import torch
+
+    ids = torch.arange(256, device=engine.device).view(1, 256)
+    engine.engine.backward(engine.engine(input_ids=ids, labels=ids).loss)
+
+
+def one_repeat(engine: Any, folder: Path, clock: Clock, rank: int) -> None:
+    """Every measurement once, in a directory that is removed again."""
     from trainer import distributed
     from trainer.checkpoint import commit
 
     theirs = folder / "deepspeed"
     clock("save_checkpoint", lambda: engine.engine.save_checkpoint(str(theirs), tag="x"))
-    clock("the sync behind it", lambda: sync(theirs, here.rank))
-    for kind, asynchronous in (("synchronous", False), ("asynchronous", True)):
-        saver = open_saver(folder / kind / "checkpoints", here, asynchronous)
-        clock(f"{kind}: first blocked", lambda saver=saver: save(engine, saver, 1))
-        clock(f"{kind}: first in all", saver.wait)
-        clock(f"{kind}: blocked", lambda saver=saver: save(engine, saver, 2))
-        clock(f"{kind}: rest", saver.wait)
-    ours = commit.scan(folder / "synchronous" / "checkpoints")[0][-1]
-    for temperature in ("cold", "warm"):
-        if temperature == "cold":
-            forget(theirs)
-        clock(f"{temperature} load_checkpoint", lambda: engine.engine.load_checkpoint(str(theirs), tag="x"))
-        if temperature == "cold":
-            forget(ours.path)
-        clock(f"{temperature} resume", lambda: load(engine, ours, here))
+    clock("sync", lambda: sync(theirs, rank))
+    for kind in ("synchronous", "asynchronous"):
+        saver = open_saver(folder / kind / "checkpoints", kind == "asynchronous", rank)
+        for step, name in ((1, "first "), (2, "")):
+            clock(f"{name}{kind} save", lambda saver=saver, step=step: save(engine, saver, step))
+            compute(engine)
+            clock(f"{name}{kind} wait", saver.let_change)
+            clock(f"{name}{kind} rest", lambda saver=saver: finish(saver))
+    (*_, ours), _ = commit.scan(folder / "synchronous" / "checkpoints")
+    for kind in ("cold", "warm"):
+        if kind == "cold":
+            forget(folder)
+        clock(f"{kind} load_checkpoint", lambda: engine.engine.load_checkpoint(str(theirs), tag="x"))
+        clock(f"{kind} resume", lambda: resume(engine, ours))
+    forget(folder)
+    clock("read", lambda: rank or read_whole(ours))
+    forget(folder)
+    clock("export", lambda: rank or write_weights(ours, folder / "export"))
+    for name, source in (("cp of the checkpoint", ours.path), ("cp of the export", folder / "export")):
+        forget(folder)
+        clock(name, lambda name=name, source=source: rank or copy(source, folder / name.replace(" ", "-")))
     distributed.from_all(None)
-    if here.rank == 0:
-        files(ours, folder, clock_alone(clock))
-    distributed.from_all(None)
-    if here.rank == 0:
+    if rank == 0:
         shutil.rmtree(folder)
     distributed.from_all(None)
 
 
-def clock_alone(clock: Any) -> Callable[[str, Callable[[], Any]], None]:
-    """A clock for rank 0 alone, which writes where the common clock does."""
-    times = next((cell.cell_contents for cell in clock.__closure__ or () if type(cell.cell_contents) is dict), {})
+def open_saver(folder: Path, asynchronous: bool, rank: int) -> Any:
+    from trainer import distributed
+    from trainer.checkpoint.save import Saver
 
-    def alone(name: str, action: Callable[[], Any]) -> None:
-        began = time.perf_counter()
-        action()
-        times.setdefault(name, []).append(time.perf_counter() - began)
+    return Saver(
+        folder,
+        rank=rank,
+        world_size=distributed.world_size(),
+        gather=distributed.beside(),
+        keep_last=2,
+        keep_every=None,
+        asynchronous=asynchronous,
+    )
 
-    return alone
+
+def save(engine: Any, saver: Any, step: int) -> None:
+    """What a session does to save, until training may go on."""
+    from trainer import distributed
+    from trainer.checkpoint.commit import VERSION, Manifest
+
+    fragments = [fragment for fragment in engine.fragments() if fragment.owned]
+    if saver.rank == 0:
+        saver.prepare(step, needed=1)
+    distributed.from_rank0(None)
+    manifest = Manifest(
+        VERSION, step, step, engine.world_size, engine.stage, {}, {}, engine.adam_step, {}, {}, {}, "", {}
+    )
+    saver.save(manifest, fragments)
+
+
+def finish(saver: Any) -> None:
+    failure = saver.wait()
+    if failure:
+        raise RuntimeError(failure)
+
+
+def resume(engine: Any, checkpoint: Any) -> None:
+    """From finding the checkpoint to an engine that may go on, as a run does: verified before and after."""
+    from trainer.checkpoint import commit
+    from trainer.checkpoint.load import damaged, load
+
+    commit.scan(checkpoint.path.parent)
+    if damaged(checkpoint):
+        raise RuntimeError("damaged")
+    load(engine, checkpoint, keep_optimizer=True)
+
+
+def read_whole(checkpoint: Any) -> None:
+    """Verifies and puts together every parameter and moment, one at a time, as another topology would."""
+    import torch
+
+    from trainer.checkpoint import commit, portable
+
+    if commit.verify(checkpoint):
+        raise RuntimeError("damaged")
+    reader = portable.Reader(checkpoint.files)
+    for name, pieces in reader.pieces.items():
+        for kind in pieces[0].tensors:
+            torch.clone(reader.whole(name, kind))
+
+
+def write_weights(checkpoint: Any, out: Path) -> None:
+    """The fp32 weights as Hugging Face has them, as `rewarm export` writes them, synced."""
+    from trainer.checkpoint import portable
+    from trainer.model.directory import WeightsWriter
+
+    out.mkdir()
+    reader = portable.Reader(checkpoint.files)
+    writer = WeightsWriter(out)
+    for name in reader.pieces:
+        writer.add(name, reader.whole(name))
+    writer.close()
+    sync(out, 0)
+
+
+def copy(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "-r", source, target], check=True)
+    sync(target, 0)
+
+
+def sync(folder: Path, rank: int) -> None:
+    """Every file to the disk, as a save must be to outlive a power cut."""
+    for path in folder.rglob("*") if rank == 0 else ():
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+def forget(folder: Path) -> None:
+    """Drops the files from the page cache, as after a restart on another machine."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def table(clock: Clock, engine: Any, asked: argparse.Namespace) -> str:
+    """Markdown: what, seconds, against what, ratio, target."""
+    import torch
+
+    median = clock.median
+    theirs, synced = median("save_checkpoint"), median("save_checkpoint", "sync")
+    ours = median("synchronous save", "synchronous rest")
+    blocked = median("asynchronous save", "asynchronous wait")
+    first = median("first asynchronous save", "first asynchronous wait")
+    rows = [
+        ("engine.save_checkpoint", theirs, "", None, ""),
+        ("the same and a sync", synced, "", None, ""),
+        ("synchronous save (synced)", ours, "engine.save_checkpoint", theirs, "<= 1.1"),
+        ("synchronous save (synced)", ours, "the same and a sync", synced, "<= 1.1"),
+        (
+            "asynchronous save, blocked",
+            median("asynchronous save"),
+            "engine.save_checkpoint",
+            theirs,
+            "<= 0.1",
+        ),
+        ("the first one, blocked", first, "engine.save_checkpoint", theirs, ""),
+        ("asynchronous save, in all", median("asynchronous save", "asynchronous rest"), "", None, ""),
+    ]
+    for kind in ("cold", "warm"):
+        load = median(f"{kind} load_checkpoint")
+        rows.append((f"engine.load_checkpoint, {kind}", load, "", None, ""))
+        rows.append((f"resume, {kind}", median(f"{kind} resume"), "engine.load_checkpoint", load, "<= 1.5"))
+    for name, against in (("read", "cp of the checkpoint"), ("export", "cp of the export")):
+        rows.append((against, median(against), "", None, ""))
+        rows.append((name, median(name), against, median(against), "<= 1.67"))
+    lines = ["| what | median s | against | ratio | target |", "| --- | --: | --- | --: | --- |"]
+    for what, seconds, against, other, target in rows:
+        ratio = "" if other is None else f"{seconds / other:.2f}"
+        lines.append(f"| {what} | {seconds:.3f} | {against} | {ratio} | {target} |")
+    parameters = sum(parameter.numel() for parameter in engine.engine.module.parameters())
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
+    head = (
+        f"{parameters:,} parameters in bf16, {asked.ranks} ranks, ZeRO-{asked.stage}, "
+        f"{asked.repeats} repeats; {device}, {os.cpu_count()} cores; "
+        f"deepspeed {version('deepspeed')}, torch {version('torch')}; "
+        f"{date.today()}"
+    )
+    return "\n".join([head, "", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

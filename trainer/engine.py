@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -108,6 +108,8 @@ class Engine:
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adam, config=config)
         self.world_size = self.engine.world_size
         self.device = distributed.device()
+        self.before_change: Callable[[], None] = lambda: None
+        """Called before a step changes weights and moments: whoever still reads them makes it wait."""
 
     # -- computing ---------------------------------------------------------------------------
 
@@ -141,6 +143,7 @@ class Engine:
 
     def _apply(self) -> tuple[float, bool]:
         """Steps the optimizer unless a gradient is not finite; every rank sees the same."""
+        self.before_change()
         if self.stage > 0:
             self.engine.step()
             norm = float(self.engine.get_global_grad_norm() or 0.0)

@@ -58,6 +58,16 @@ class Session:
     sums: torch.Tensor | None = None
     """[2, sources]: nats and target tokens of each source since the last line of the log."""
 
+    def __post_init__(self) -> None:
+        """A step may change nothing that a save is still copying."""
+        self.engine.before_change = self._let_change
+
+    def _let_change(self) -> None:
+        started = time.perf_counter()
+        with self.throughput.paused():
+            self.saver.let_change()
+        self.blocked_s += time.perf_counter() - started
+
     def due(self, every_tokens: int) -> bool:
         """Whether the last step crossed a multiple of `every_tokens`: the same after any resume."""
         return self.tokens_before // every_tokens < self.state.tokens // every_tokens

@@ -48,7 +48,8 @@ def test_asynchronous_saves_hold_the_weights_of_their_moments_in_the_same_memory
         one.prepare(step, needed=1)
         live[0].tensors["weight"].fill_(step)
         one.save(manifest(step), live)
-        live[0].tensors["weight"].fill_(99)  # training goes on at once
+        one.let_change()
+        live[0].tensors["weight"].fill_(99)  # training goes on
         assert one.wait() is None
         places.add(one._arena.room(1).data_ptr())
     assert len(places) == 1

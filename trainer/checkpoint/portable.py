@@ -11,8 +11,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -59,29 +60,56 @@ class Piece:
     tensors: dict[str, torch.Tensor]
 
 
-def snapshot(fragments: Iterable[Fragment], arena: disk.Arena) -> list[Fragment]:
-    """Copies in the host memory of `arena`, so that training may go on while they are written."""
-    live = list(fragments)
-    entries = _entries(live)
+def snapshot(fragments: Sequence[Fragment], arena: disk.Arena, ready: Callable[[], None]) -> list[Fragment]:
+    """Copies in the host memory of `arena`; when this returns, the live tensors may change.
+
+    May run in another thread than the one that computes, which called `moment` for `ready`.
+    """
+    entries = _entries(fragments)
     room = arena.room(sum(_bytes_of(tensor) for _, tensor in entries))
     copies: dict[str, torch.Tensor] = {}
     end = 0
     for key, tensor in entries:
         begin, end = end, end + _bytes_of(tensor)
         copies[key] = room[begin:end].view(tensor.dtype)
-        copies[key].copy_(tensor.detach(), non_blocking=True)
-    if any(tensor.is_cuda for _, tensor in entries):
-        torch.cuda.synchronize()
+    with _own_stream(entries):
+        ready()
+        for key, tensor in entries:
+            copies[key].copy_(tensor.detach(), non_blocking=True)
     return [
         _Copy(f.name, f.start, tuple(f.shape), f.trained, {k: copies[f"{k}:{f.name}"] for k in f.tensors})
-        for f in live
+        for f in fragments
     ]
 
 
+def moment() -> Callable[[], None]:
+    """Now: another thread that calls the answer reads what was computed until now."""
+    if not torch.cuda.is_available():
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record()
+    return event.wait
+
+
+@contextmanager
+def _own_stream(entries: Iterable[tuple[str, torch.Tensor]]) -> Iterator[None]:
+    """Copies inside it go beside what the device computes, and are done at its end."""
+    device = next((tensor.device for _, tensor in entries if tensor.is_cuda), None)
+    if device is None:
+        yield
+        return
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+        yield
+        torch.cuda.current_stream().synchronize()
+
+
 def _entries(fragments: Iterable[Fragment]) -> list[tuple[str, torch.Tensor]]:
-    """The tensors by key, wide types first, which keeps all of them aligned one after another."""
+    """The tensors by key: weights in one stretch, for whoever wants only them.
+
+    Wide types come first, which keeps all of them aligned one after another.
+    """
     entries = [(f"{kind}:{f.name}", tensor) for f in fragments for kind, tensor in f.tensors.items()]
-    return sorted(entries, key=lambda entry: -entry[1].element_size())
+    return sorted(entries, key=lambda entry: (-entry[1].element_size(), not entry[0].startswith("weight:")))
 
 
 def _bytes_of(tensor: torch.Tensor) -> int:

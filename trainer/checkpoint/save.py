@@ -65,6 +65,8 @@ class Saver:
         self._arena = disk.Arena()
         self._thread: threading.Thread | None = None
         self._begun = False
+        self._copied = threading.Event()
+        self._copied.set()
         self._failure: str | None = None
 
     def prepare(self, step: int, needed: int) -> None:
@@ -101,20 +103,18 @@ class Saver:
     def save(self, manifest: Manifest, fragments: Iterable[portable.Fragment]) -> None:
         """Writes this rank's fragments, at once or in the background; `prepare` came before on rank 0.
 
-        `manifest` needs no files and weights yet. With `asynchronous` this returns after a snapshot.
+        `manifest` needs no files and weights yet. With `asynchronous` this returns at once, and the
+        fragments' tensors must not change before `let_change` has returned.
         Whatever fails, on whichever rank, is told by `wait` on every rank.
         """
         started, self._begun = time.monotonic(), True
-        mine: Sequence[portable.Fragment] = ()
-        failure = None
-        try:
-            mine = portable.snapshot(fragments, self._arena) if self.asynchronous else list(fragments)
-        except Exception as error:  # the other ranks wait to hear of it
-            failure = _told(error)
+        live = list(fragments)
+        ready = portable.moment()
+        self._copied.clear()
 
         def work() -> None:
             try:
-                self._failure = self._save(manifest, mine, failure)
+                self._failure = self._save(manifest, live, ready)
             except Exception as error:  # the ranks could not meet: one of them is gone
                 self._failure = _told(error)
             self.save_s = time.monotonic() - started
@@ -124,6 +124,13 @@ class Saver:
             self._thread.start()
         else:
             work()
+
+    def let_change(self) -> None:
+        """Before weights and moments change: waits until those of the save under way are copied.
+
+        Forward and backward change neither, so that this is seldom worth a wait.
+        """
+        self._copied.wait()
 
     @property
     def under_way(self) -> bool:
@@ -148,13 +155,19 @@ class Saver:
         return f"last good checkpoint: {good[-1].path if good else 'none'}"
 
     def _save(
-        self, manifest: Manifest, fragments: Sequence[portable.Fragment], failure: str | None
+        self, manifest: Manifest, live: Sequence[portable.Fragment], ready: Callable[[], None]
     ) -> str | None:
         """Writes, meets the other ranks, commits on rank 0; the same failure, or None, on every rank."""
         path = self.directory / name_of(manifest.step)
-        written = None
-        if failure is None:
-            written, failure = self._write(path, fragments)
+        written = failure = None
+        try:
+            try:
+                mine = portable.snapshot(live, self._arena, ready) if self.asynchronous else live
+            finally:
+                self._copied.set()
+            written = self._write(path / f"rank-{self.rank:05d}.safetensors", mine)
+        except Exception as error:  # the other ranks wait to hear of it
+            failure = _told(error)
         shares: list[Share] = self.gather(Share(_position(manifest), written, failure))
         failure = _disagreement(shares)
         if self.rank == 0 and failure is None:
@@ -168,16 +181,13 @@ class Saver:
                 self._prune()
         return failure
 
-    def _write(
-        self, path: Path, fragments: Sequence[portable.Fragment]
-    ) -> tuple[portable.Written | None, str | None]:
-        file = path / f"rank-{self.rank:05d}.safetensors"
+    def _write(self, file: Path, fragments: Sequence[portable.Fragment]) -> portable.Written:
         try:
             written = portable.write(file, fragments)
-            disk.sync_directory(path)
-            return written, None
-        except Exception as error:
-            return None, f"{file}: {_told(error)}"
+            disk.sync_directory(file.parent)
+        except OSError as error:
+            raise InfrastructureError(f"{file}: {_told(error)}") from error
+        return written
 
     def _commit(self, path: Path, manifest: Manifest, shares: Sequence[portable.Written]) -> str | None:
         try:

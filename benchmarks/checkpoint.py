@@ -149,9 +149,10 @@ def one_repeat(engine: Any, folder: Path, clock: Clock, rank: int) -> None:
         saver = open_saver(folder / kind / "checkpoints", kind == "asynchronous", rank)
         for step, name in ((1, "first "), (2, "")):
             clock(f"{name}{kind} save", lambda saver=saver, step=step: save(engine, saver, step))
-            compute(engine)
+            clock(f"{name}{kind} compute", lambda: compute(engine))
             clock(f"{name}{kind} wait", saver.let_change)
             clock(f"{name}{kind} rest", lambda saver=saver: finish(saver))
+    clock("compute", lambda: compute(engine))
     (*_, ours), _ = commit.scan(folder / "synchronous" / "checkpoints")
     for kind in ("cold", "warm"):
         if kind == "cold":
@@ -277,20 +278,17 @@ def table(clock: Clock, engine: Any, asked: argparse.Namespace) -> str:
     ours = median("synchronous save", "synchronous rest")
     blocked = median("asynchronous save", "asynchronous wait")
     first = median("first asynchronous save", "first asynchronous wait")
+    saves = "engine.save_checkpoint"
+    beside, alone = median("asynchronous compute"), median("compute")
     rows = [
-        ("engine.save_checkpoint", theirs, "", None, ""),
+        (saves, theirs, "", None, ""),
         ("the same and a sync", synced, "", None, ""),
-        ("synchronous save (synced)", ours, "engine.save_checkpoint", theirs, "<= 1.1"),
+        ("synchronous save (synced)", ours, saves, theirs, "<= 1.1"),
         ("synchronous save (synced)", ours, "the same and a sync", synced, "<= 1.1"),
-        (
-            "asynchronous save, blocked",
-            median("asynchronous save"),
-            "engine.save_checkpoint",
-            theirs,
-            "<= 0.1",
-        ),
-        ("the first one, blocked", first, "engine.save_checkpoint", theirs, ""),
-        ("asynchronous save, in all", median("asynchronous save", "asynchronous rest"), "", None, ""),
+        ("asynchronous save, blocked", blocked, saves, theirs, "<= 0.1"),
+        ("the first one, blocked", first, saves, theirs, ""),
+        ("a forward and backward alone", alone, "", None, ""),
+        ("a forward and backward beside a save", beside, "alone", alone, ""),
     ]
     for kind in ("cold", "warm"):
         load = median(f"{kind} load_checkpoint")

@@ -34,3 +34,35 @@ def test_eight_kills_leave_no_trace(data, tmp_path, environment):
     assert sum("saving" in line for line in told) >= 2
     assert crashes.differences(tmp_path / "undisturbed", tmp_path / "tormented") == []
     assert "restore" in crashes.starts(tmp_path / "tormented")
+
+
+def test_flipped_bytes_are_found_at_the_start_and_the_one_before_is_used(data, tmp_path, environment):
+    tree = runs.long_recipe(data, tmp_path / "run", 12)
+    recipe = runs.write(tree, tmp_path / "recipe.yaml")
+    log = tmp_path / "log"
+    assert crashes.Started(recipe, None, log).end() == [0, 0], log.read_text()
+    expected = runs.trace(tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000009", "step-00000012"]
+
+    flip(folder / "step-00000012" / "rank-00001.safetensors")
+    assert crashes.Started(recipe, None, log).end() == [0, 0], log.read_text()
+    told = log.read_text()
+    assert f"{folder / 'step-00000012' / 'rank-00001.safetensors'}: checksum" in told
+    assert "this checkpoint is passed over" in told
+    assert "now damaged-step-00000012" in told
+    assert crashes.starts(tmp_path / "run") == ["start", "restore"]
+    assert runs.trace(tmp_path / "run") == expected
+
+    for step in (9, 12):
+        flip(folder / f"step-{step:08d}" / "rank-00000.safetensors")
+    assert crashes.Started(recipe, None, log).end() == [75, 75]
+    assert "no checkpoint is good" in log.read_text()
+    assert crashes.starts(tmp_path / "run") == ["start", "restore"]
+
+
+def flip(file):
+    """Changes one bit in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)

@@ -24,16 +24,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import crashes
-import runs
+import crashes  # noqa: E402
+import runs  # noqa: E402
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument(
-        "--steps", type=int, default=None, help="of the run; by default two per kill, 40 at least"
-    )
+    parser.add_argument("--steps", type=int, default=None, help="default: two per kill")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     steps = asked.steps or max(40, 2 * asked.kills)
@@ -81,7 +79,8 @@ def table(
         ("under the deepspeed launcher", sum(kill.launcher for kill in kills)),
     ]
     head = (
-        f"2 ranks, ZeRO-2, {steps} steps, a save every 3, seed {seed}; {seconds:.0f} s; {os.cpu_count()} cores, "
+        f"2 ranks, ZeRO-2, {steps} steps, a save every 3, seed {seed}; {seconds:.0f} s; "
+        f"{os.cpu_count()} cores, "
         f"{platform.platform()}; deepspeed {version('deepspeed')}, torch {version('torch')}; {date.today()}"
     )
     lines = [f"| {what} | {count} |" for what, count in counts]

@@ -47,12 +47,13 @@ class Kill:
 def plan(count: int, steps: int, seed: int, launched: int) -> list[Kill]:
     """`count` kills in the order of the steps they strike at, `launched` of them under the launcher."""
     dice = random.Random(seed)
-    places = sorted(dice.randrange(1, steps) for _ in range(count))
+    # The last third is left alone, so that no start ends before it is killed.
+    places = sorted(dice.randrange(1, steps * 2 // 3) for _ in range(count))
     under_launcher = set(dice.sample(range(count), launched))
     kills = []
     for number, at in enumerate(places):
         moment = dice.choice(["step", "save", "save", "start"])
-        longest = {"step": 0.1, "save": 0.15, "start": 4.0}[moment]
+        longest = {"step": 0.1, "save": 0.15, "start": 2.5}[moment]
         kills.append(
             Kill(
                 moment,

@@ -6,7 +6,7 @@ import runs
 
 pytestmark = pytest.mark.slow
 
-STEPS = 40
+STEPS = 48
 SEED = 6
 
 

@@ -8,7 +8,8 @@ SentencePiece and Hugging Face get their text in memory and write nothing. Megat
 `preprocess_data.py`: a pool of workers that parse and encode one document at a time, and megatron-core's
 index builder; its shard must equal rewarm's byte for byte, and every document's ids SentencePiece's.
 
-A text with fewer documents than asked for is repeated; repetitions lie further apart than any engine looks.
+A text with fewer documents than asked for is repeated with its clauses drawn anew, so that no document comes
+twice and an engine that remembers whole documents gains nothing by it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import json
 import multiprocessing
 import os
 import platform
+import random
+import re
 import resource
 import subprocess
 import sys
@@ -28,13 +31,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import cycle, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+_CLAUSE = re.compile(r"[^，。；：、,.;:]+[，。；：、,.;:]*|[，。；：、,.;:]+")
 PACKAGES = ("sentencepiece", "tokenizers", "transformers", "gigatoken", "megatron-core", "numpy")
 
 
@@ -196,10 +200,22 @@ def _write(text: Path, documents: int, out: Path) -> float:
     ]
     size = 0
     with open(out, "w", encoding="utf-8") as file:
-        for entry in islice(cycle(found), max(documents, len(found))):
+        for entry in islice(_endless(found), max(documents, len(found))):
             file.write(json.dumps({"text": entry}, ensure_ascii=False) + "\n")
             size += len(entry.encode())
     return size / 1e6
+
+
+def _endless(found: list[str]) -> Iterator[str]:
+    """The documents, then documents of as many clauses each, drawn from all of them."""
+    yield from found
+    draw = random.Random(0)
+    clauses = [_CLAUSE.findall(entry) for entry in found]
+    pool = list(chain.from_iterable(clauses))
+    while True:
+        draw.shuffle(pool)
+        drawn = iter(pool)
+        yield from ("".join(islice(drawn, len(own))) for own in clauses)
 
 
 def _measured(row: str, case: Case) -> tuple[float, int, float]:

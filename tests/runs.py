@@ -52,13 +52,18 @@ def make_data(folder: Path) -> Path:
 
 
 def recipe(data: Path, run: Path, stage: int = 2, phases: int = 1, **changes) -> dict:
-    """A run of 12 steps of 8 samples per phase, saved every 4 steps."""
+    """A run of 12 steps of 8 samples per phase, saved every 4 steps, at a plain ZeRO stage."""
     presets = data / "presets"
     presets.mkdir(exist_ok=True)
     preset = presets / f"zero{stage}.json"
     preset.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    return tree(data, run, str(preset), phases, **changes)
+
+
+def tree(data: Path, run: Path, preset: str, phases: int = 1, **changes) -> dict:
+    """The recipe of such a run, as YAML holds it."""
     step = 8 * 32
-    tree = {
+    fields = {
         "name": run.name,
         "run_dir": str(run),
         "model": {
@@ -71,7 +76,7 @@ def recipe(data: Path, run: Path, stage: int = 2, phases: int = 1, **changes) ->
                 "num_attention_heads": 4,
             },
         },
-        "deepspeed": str(preset),
+        "deepspeed": preset,
         "seq_len": 32,
         "global_batch_size": 8,
         "sources": {
@@ -95,8 +100,7 @@ def recipe(data: Path, run: Path, stage: int = 2, phases: int = 1, **changes) ->
         "checkpoint": {"every_tokens": 4 * step, "keep_last": 2},
         "allow": ["rewarm_on_same_data"],
     }
-    tree.update(changes)
-    return tree
+    return {**fields, **changes}
 
 
 def write(tree: dict, path: Path) -> Path:
@@ -196,7 +200,7 @@ def trace(run: Path) -> list[dict]:
     from trainer.metrics import read
 
     streams = ("eval/upstream/bits_per_byte", "eval/downstream/bits_per_byte", "eval/upstream/forgetting")
-    losses = ("loss/train", "loss/zh", "loss/en", "grad_norm")
+    losses = ("loss/train", "loss/zh", "loss/en", "grad_norm", "data/samples_crc32")
     kept = ("step", "tokens", "lr", *losses, "tokens/zh", "tokens/en", *streams)
     return [{name: record[name] for name in kept if name in record} for record in read(run)]
 

@@ -23,6 +23,7 @@ TxtDocuments = Literal["file", "blocks", "lines"]
 """What one document of a `.txt` is: the file, a run of lines between blank ones, or a line."""
 
 BLOCK_BYTES = 4 << 20
+_SLICES = 1 << 14
 MAX_DOCUMENT_BYTES = 32 << 20
 """A longer document is none: it is a corpus whose documents were not told apart."""
 _MARGIN = 64
@@ -72,15 +73,20 @@ class Block:
     data: bytes | list[Any] | None = None
 
 
-def plan(inputs: Sequence[str | Path], format: Format, block_bytes: int = BLOCK_BYTES) -> list[Slice]:
+def plan(inputs: Sequence[str | Path], format: Format, slice_bytes: int | None = None) -> list[Slice]:
     """The slices of all `inputs`, in the order given, directories in the order of their names.
+
+    Plain files are cut every `slice_bytes`; without it, so that there are at most some 16,384 slices more
+    than files, however much there is to read.
 
     Raises:
         UserError: an input is missing, is of an unknown kind, or lacks the column of the text.
     """
-    return [
-        piece for path in inputs for file in _files(Path(path)) for piece in _cut(file, format, block_bytes)
-    ]
+    files = [file for path in inputs for file in _files(Path(path))]
+    if slice_bytes is None:
+        total = sum(file.stat().st_size for file in files)
+        slice_bytes = BLOCK_BYTES * max(1, -(-total // (BLOCK_BYTES * _SLICES)))
+    return [piece for file in files for piece in _cut(file, format, slice_bytes)]
 
 
 def blocks(slices: Sequence[Slice], format: Format, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
@@ -90,10 +96,13 @@ def blocks(slices: Sequence[Slice], format: Format, block_bytes: int = BLOCK_BYT
             yield from _row_blocks(piece, format, block_bytes)
         elif piece.packed:
             yield from _unpacked_blocks(piece, format, block_bytes)
+        elif piece.kind == "txt" and format.txt == "file":
+            kind: Literal["txt", "long"] = "long" if piece.size > MAX_DOCUMENT_BYTES else "txt"
+            yield Block(piece.path, kind, 0, piece.stop, piece.size)
         else:
-            whole = piece.kind == "txt" and format.txt == "file"
-            kind = "long" if whole and piece.size > MAX_DOCUMENT_BYTES else piece.kind
-            yield Block(piece.path, kind, piece.start, piece.stop, piece.size)  # type: ignore[arg-type]
+            for start in range(piece.start, piece.stop, block_bytes):
+                stop = min(start + block_bytes, piece.stop)
+                yield Block(piece.path, piece.kind, start, stop, stop - start)  # type: ignore[arg-type]
 
 
 def beginning(block: Block, size: int) -> Block:
@@ -125,7 +134,7 @@ def _files(path: Path) -> Iterator[Path]:
         yield path
 
 
-def _cut(path: Path, format: Format, block_bytes: int) -> Iterator[Slice]:
+def _cut(path: Path, format: Format, slice_bytes: int) -> Iterator[Slice]:
     name, size = str(path), path.stat().st_size
     if path.suffix in (".parquet", ".arrow"):
         yield from _cut_columns(path, size, format)
@@ -135,8 +144,8 @@ def _cut(path: Path, format: Format, block_bytes: int) -> Iterator[Slice]:
     if packed or (kind == "txt" and format.txt == "file"):
         yield Slice(name, kind, 0, size, size, packed)  # type: ignore[arg-type]
         return
-    for start in range(0, size, block_bytes):
-        stop = min(start + block_bytes, size)
+    for start in range(0, size, slice_bytes):
+        stop = min(start + slice_bytes, size)
         yield Slice(name, kind, start, stop, stop - start)  # type: ignore[arg-type]
 
 

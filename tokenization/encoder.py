@@ -8,6 +8,7 @@ spells `</s>` is text. An engine that disagrees on one line is not used, and it 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,6 +23,8 @@ from tokenization.tokenizer_files import Tokenizer
 
 Encoded = tuple[np.ndarray, np.ndarray]
 """Ids of several texts end to end, and how many belong to each text."""
+
+_MEMORY_MB = 200
 
 HARD_LINES: tuple[str, ...] = (
     "",
@@ -118,22 +121,79 @@ class TokenizersEngine:
 
 
 class GigatokenEngine:
-    """gigatoken's Rust library, which remembers what it has encoded."""
+    """gigatoken's Rust library.
+
+    Its call for one text remembers the words that it has met, which its call for a batch does not, and has
+    no cost per document. So documents are joined by NUL, a byte that merges with nothing, and told apart
+    again by its id. What it remembers is dropped when it has grown by `_MEMORY_MB`.
+    """
 
     name = "gigatoken"
 
     def __init__(self, text: str) -> None:
-        import gigatoken
-
-        self._tokenizer = gigatoken.Tokenizer.from_json(text)
+        self._text = text
+        self._tokenizer: Any = None
+        self._load()
+        self._between, self._nul = self._separator()
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """See `Engine`."""
         if not texts:
             return _joined([])
+        if not self._between:
+            return self._batch(texts)
+        odd = [index for index, text in enumerate(texts) if not text or "\0" in text]
+        if not odd:
+            return self._together(texts)
+        plain = [text for text in texts if text and "\0" not in text]
+        rows = split(self._together(plain)) if plain else []
+        for index in odd:
+            rows.insert(index, self._single(texts[index]))
+        return np.concatenate(rows), np.array([row.size for row in rows], dtype=np.int64)
+
+    def _together(self, texts: Sequence[str]) -> Encoded:
+        ids = self._single(self._between.join(texts))
+        between = ids == self._nul
+        ends = np.append(np.flatnonzero(between), ids.size)
+        lengths = np.diff(ends, prepend=-1) - 1
+        if lengths.size != len(texts):
+            raise RuntimeError(f"gigatoken gave {lengths.size} documents for {len(texts)}")
+        if _resident_mb() > self._full_mb:
+            self._load()
+        return ids[~between], lengths
+
+    def _single(self, text: str) -> np.ndarray:
+        return np.asarray(self._tokenizer.encode(text))
+
+    def _batch(self, texts: Sequence[str]) -> Encoded:
         layout = self._tokenizer.encode_batch(list(texts), parallel=False).layout
         offsets = np.asarray(layout.offsets.data)
         return np.asarray(layout.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
+
+    def _load(self) -> None:
+        import gigatoken
+
+        self._tokenizer = None  # first, so that two are never held at once
+        self._tokenizer = gigatoken.Tokenizer.from_json(self._text)
+        self._full_mb = _resident_mb() + _MEMORY_MB
+
+    def _separator(self) -> tuple[str, int]:
+        """What to put between documents so that each is encoded as if alone, and the id of the NUL in it.
+
+        Without a dummy prefix that is NUL, with one NUL and a space; nothing where text is split before
+        it is merged, or a piece has a NUL in it.
+        """
+        held = json.loads(self._text)
+        if held.get("pre_tokenizer") or not held["model"].get("byte_fallback"):
+            return "", -1
+        if any("\0" in piece for piece in held["model"]["vocab"]):
+            return "", -1
+        first, second = self._single("x").tolist(), self._single(" y").tolist()
+        for between in ("\0 ", "\0"):
+            joined = self._single(f"x{between} y").tolist()
+            if joined[: len(first)] == first and joined[len(first) + 1 :] == second:
+                return between, joined[len(first)]
+        return "", -1
 
 
 def create(tokenizer: Tokenizer, name: str) -> Engine:
@@ -222,6 +282,15 @@ def _plain_json(held: Mapping[str, Any]) -> str:
     return json.dumps(
         plain | {"post_processor": None, "truncation": None, "padding": None}, ensure_ascii=False
     )
+
+
+def _resident_mb() -> float:
+    """Memory that this process holds, where the system tells it."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except OSError:
+        return 0.0
 
 
 def _first_difference(

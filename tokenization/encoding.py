@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -139,6 +140,7 @@ _function: Callable[[Task], object]
 def _begin_worker(function: Callable[[Task], object], parent: int) -> None:
     global _function
     _function = function
+    gc.freeze()  # what was inherited is not garbage, and looking at it would copy its pages
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and stops its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

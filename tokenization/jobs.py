@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,18 @@ class Job:
 
     def part(self, index: int) -> list[documents.Slice]:
         """The slices of a part: a run of neighbours, as much as the others have."""
-        total = sum(piece.size for piece in self.slices)
-        before, mine = 0, []
+        return self._divided[index]
+
+    @cached_property
+    def _divided(self) -> list[list[documents.Slice]]:
+        total = max(sum(piece.size for piece in self.slices), 1)
+        divided: list[list[documents.Slice]] = [[] for _ in range(self.parts)]
+        before = 0
         for piece in self.slices:
-            middle = before + piece.size / 2
-            if min(int(middle * self.parts / max(total, 1)), self.parts - 1) == index:
-                mine.append(piece)
+            middle = 2 * before + piece.size
+            divided[min(middle * self.parts // (2 * total), self.parts - 1)].append(piece)
             before += piece.size
-        return mine
+        return divided
 
     def prefix(self, index: int) -> Path:
         """Where part `index` is written."""

@@ -64,32 +64,23 @@ def prepare(
     """
     began = time.monotonic()
     _check(workers, part, validation, max_rejects)
-    opened = open_tokenizer(tokenizer)
     format = documents.Format(text_field, txt)
     slices = documents.plan(inputs, format)
     total = sum(piece.size for piece in slices)
     parts = part[1] if part else min(max(1, math.ceil(total / PART_BYTES)), MAX_PARTS)
     share = Fraction(str(validation)) if isinstance(validation, float) else Fraction(validation)
-    job = Job(Path(out), opened, format, slices, parts, share, dedup)
-    identity = job.identity
+    job = Job(Path(out), open_tokenizer(tokenizer), format, slices, parts, share, dedup)
     wanted = [part[0] - 1] if part else list(range(parts))
     if overwrite and part is None:
         _clear(job.out)
     _hold_apart(job)
+    identity = job.identity
     done = {} if overwrite else _finished(job, identity, wanted)
     result = Prepared(str(out), parts, finished_before=len(done))
     for counts in done.values():
         result.add(counts)
-    todo = [index for index in wanted if index not in done]
-    if todo:
-        choice = encoder.choose(opened, _sample(slices, format), only=engine)
-        result.engine, result.notes = choice.engine.name, choice.dropped
-        encode = Encoding(format, choice.engine, opened.eos_id, token_dtype(opened.size), share)
-        weight = sum(piece.size for index in todo for piece in job.part(index))
-        drop = duplicates.find(job, identity, workers) if dedup else None
-        with Meter(weight, shown=progress) as meter:
-            for index in todo:
-                result.add(_prepare_part(job, identity, index, encode, workers, drop, max_rejects, meter))
+    if todo := [index for index in wanted if index not in done]:
+        _prepare_parts(job, identity, todo, result, workers, max_rejects, engine, progress)
     if dedup and part is None:
         duplicates.forget(job)
     if len(wanted) == parts and not result.documents + result.validation_documents:
@@ -149,6 +140,30 @@ def _sample(slices: Sequence[documents.Slice], format: documents.Format) -> list
                     found.append(text[:size])
                     size -= len(text.encode())
     return found
+
+
+def _prepare_parts(
+    job: Job,
+    identity: str,
+    todo: Sequence[int],
+    result: Prepared,
+    workers: int,
+    max_rejects: int,
+    engine: str | None,
+    progress: bool,
+) -> None:
+    """Choose the encoder, find duplicates if asked, do the parts, and count them into `result`."""
+    choice = encoder.choose(job.tokenizer, _sample(job.slices, job.format), only=engine)
+    result.engine, result.notes = choice.engine.name, choice.dropped
+    tokenizer = job.tokenizer
+    encode = Encoding(
+        job.format, choice.engine, tokenizer.eos_id, token_dtype(tokenizer.size), job.validation
+    )
+    drop = duplicates.find(job, identity, workers) if job.dedup else None
+    weight = sum(piece.size for index in todo for piece in job.part(index))
+    with Meter(weight, shown=progress) as meter:
+        for index in todo:
+            result.add(_prepare_part(job, identity, index, encode, workers, drop, max_rejects, meter))
 
 
 def _prepare_part(

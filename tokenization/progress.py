@@ -21,6 +21,7 @@ class Meter:
         self._done = self._text_bytes = self._tokens = 0
         self._shown = shown
         terminal = shown and sys.stderr.isatty()
+        tqdm.monitor_interval = 0  # its thread would be running when workers are forked
         self._bar = tqdm(total=total, unit="B", unit_scale=True, leave=False) if terminal else None
 
     def add(self, done: int, text_bytes: int, tokens: int) -> None:

@@ -10,7 +10,9 @@ import os
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +35,13 @@ from tokenization.shard_format import (
 from tokenization.shard_writer import ShardWriter
 
 __all__ = [
+    "Inspection",
     "ShardMeta",
     "ShardWriter",
     "TokenStore",
     "adopt",
     "find_parts",
+    "inspect",
     "open_tokens",
     "part_prefix",
     "token_dtype",
@@ -54,7 +58,7 @@ class TokenStore:
     def __init__(self, prefix: Path, parts: list[_Part]) -> None:
         """Join `parts`, which `open_tokens` has found to be whole and alike."""
         self.prefix = prefix
-        self._parts = parts
+        self.parts = parts
         first = parts[0].meta
         self.tokenizer, self.vocab_size, self.eos_id = first.tokenizer, first.vocab_size, first.eos_id
         self.dtype = token_dtype(first.vocab_size)
@@ -80,7 +84,7 @@ class TokenStore:
         if stop <= part.meta.tokens:
             return np.array(part.ids[first:stop])
         spans = self._spans(start, count)
-        return np.concatenate([self._parts[index].ids[first:stop] for index, first, stop in spans])
+        return np.concatenate([self.parts[index].ids[first:stop] for index, first, stop in spans])
 
     def read_samples(self, indices: npt.ArrayLike, seq_len: int) -> np.ndarray:
         """The samples `indices`, as int32 [n, seq_len + 1]: inputs are [:, :-1], targets [:, 1:].
@@ -104,18 +108,18 @@ class TokenStore:
         found = []
         for index, first, stop in self._spans(start, count):
             base = int(self._starts[index]) - start
-            found.append(self._parts[index].document_starts(first, stop) + base)
+            found.append(self.parts[index].document_starts(first, stop) + base)
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
     def _locate(self, start: int, count: int) -> tuple[_Part, int, int]:
         """The part that holds token `start`, and the run [first, stop) in it, which may pass its end."""
-        index = min(int(np.searchsorted(self._starts, start, side="right")) - 1, len(self._parts) - 1)
+        index = min(int(np.searchsorted(self._starts, start, side="right")) - 1, len(self.parts) - 1)
         first = start - int(self._starts[index])
-        return self._parts[index], first, first + count
+        return self.parts[index], first, first + count
 
     def _spans(self, start: int, count: int) -> Iterator[tuple[int, int, int]]:
         """The parts (by index) that [start, start + count) touches, each with its own run of tokens."""
-        for index, part in enumerate(self._parts):
+        for index, part in enumerate(self.parts):
             base = int(self._starts[index])
             first, stop = max(start - base, 0), min(start + count - base, part.meta.tokens)
             if first < stop:
@@ -144,6 +148,12 @@ class _Part:
             else np.memmap(index, "<i8", mode="r", offset=HEADER.size + 4 * documents, shape=(documents,))
         )
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document."""
+        index, documents = beside(self.prefix, ".idx"), self.meta.documents
+        return np.memmap(index, "<i4", mode="r", offset=HEADER.size, shape=(documents,))
+
     def document_starts(self, first: int, stop: int) -> np.ndarray:
         # The offsets are not aligned to 8 bytes, and numpy's searchsorted would copy them all.
         low = bisect_left(self._offsets, first * self._itemsize)
@@ -170,6 +180,69 @@ def open_tokens(prefix: str | Path) -> TokenStore:
                     mend="prepare every part with one tokenizer",
                 )
     return TokenStore(Path(prefix), parts)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a source holds, for a reader or a program."""
+
+    prefix: str
+    parts: int
+    documents: int
+    tokens: int
+    utf8_bytes: int
+    shortest: int
+    """Tokens of the shortest document, its EOS included."""
+    longest: int
+    vocab_size: int
+    eos_id: int
+    dtype: str
+    tokenizer: str
+    fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """The same for a reader."""
+        mean = self.tokens / max(self.documents, 1)
+        ratio = self.utf8_bytes / max(self.tokens, 1)
+        lengths = f"of {self.shortest:,} to {self.longest:,} tokens, mean {mean:,.1f}"
+        return "\n".join(
+            [
+                f"{self.prefix}: {self.parts} part(s), {self.dtype}",
+                f"documents    {self.documents:,} {lengths}",
+                f"tokens       {self.tokens:,}",
+                f"text         {self.utf8_bytes:,} bytes, {ratio:.3f} per token",
+                f"tokenizer    {self.tokenizer}, {self.vocab_size:,} pieces, EOS {self.eos_id}",
+                f"fingerprint  {self.fingerprint}",
+            ]
+        )
+
+
+def inspect(prefix: str | Path) -> Inspection:
+    """What the source at `prefix` holds; its files are held against their sizes, not their checksums.
+
+    Raises:
+        UserError: see `open_tokens`.
+    """
+    store = open_tokens(prefix)
+    lengths = [part.lengths for part in store.parts if part.meta.documents]
+    return Inspection(
+        prefix=str(prefix),
+        parts=len(store.parts),
+        documents=store.documents,
+        tokens=store.tokens,
+        utf8_bytes=store.utf8_bytes,
+        shortest=min((int(part.min()) for part in lengths), default=0),
+        longest=max((int(part.max()) for part in lengths), default=0),
+        vocab_size=store.vocab_size,
+        eos_id=store.eos_id,
+        dtype=store.dtype.name,
+        tokenizer=store.tokenizer,
+        fingerprint=store.fingerprint,
+    )
 
 
 def find_parts(prefix: str | Path) -> list[Path]:

@@ -126,7 +126,6 @@ def write_directory(out: str | Path, model: spm.ModelProto, extra: Mapping[str, 
         "tokenizer_class": "PreTrainedTokenizerFast",
         **special,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": 10**30,
         "add_bos_token": "bos_token" in special,
         "add_eos_token": False,
     }

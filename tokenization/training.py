@@ -50,7 +50,7 @@ def train(
     out: str | Path,
     *,
     text_field: str = "text",
-    sample_bytes: int = 200_000_000,
+    sample_bytes: int = 100_000_000,
     character_coverage: float = 0.9995,
     seed: int = 0,
     threads: int = 2,

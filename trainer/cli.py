@@ -19,7 +19,14 @@ Command = Callable[[argparse.Namespace], int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; bad input is one line on standard error and a non-zero status."""
     parser = build_parser()
-    asked = parser.parse_args(arguments)
+    asked, rest = parser.parse_known_args(arguments)
+    # argparse gives up on field=value words that follow an option.
+    if rest and (
+        not hasattr(asked, "overrides") or any(word.startswith("-") or "=" not in word for word in rest)
+    ):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        asked.overrides += rest
     try:
         command: Command = asked.command
         return command(asked)

@@ -6,6 +6,7 @@ import datetime
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import deepspeed
@@ -15,9 +16,12 @@ from deepspeed.accelerator import get_accelerator
 
 from trainer.launcher import World, announce
 
+TIMEOUT = datetime.timedelta(minutes=60)
+"""Covers the slowest save or load, not a step."""
 
-def start(here: World, timeout_minutes: float = 60.0) -> None:
-    """Joins the process group; the time-out covers the slowest save or load, not a step."""
+
+def start(here: World) -> None:
+    """Joins the process group."""
     announce(here)
     # DeepSpeed calls collectives by names that torch renames; a user can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
@@ -27,7 +31,7 @@ def start(here: World, timeout_minutes: float = 60.0) -> None:
     get_accelerator().set_device(here.local_rank)
     deepspeed.init_distributed(
         dist_backend=get_accelerator().communication_backend_name(),
-        timeout=datetime.timedelta(minutes=timeout_minutes),
+        timeout=TIMEOUT,
         verbose=False,
     )
 
@@ -78,3 +82,18 @@ def from_all(value: Any) -> list[Any]:
     boxes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(boxes, value)
     return boxes
+
+
+def beside() -> Callable[[Any], list[Any]]:
+    """A `from_all` for another thread, which does not meet with the training's own collectives.
+
+    All ranks call this at the same point.
+    """
+    group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+
+    def meet(value: Any) -> list[Any]:
+        boxes: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(boxes, value, group=group)
+        return boxes
+
+    return meet

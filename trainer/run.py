@@ -13,6 +13,7 @@ import torch
 
 from trainer import distributed, loop
 from trainer.checkpoint import commit, portable
+from trainer.checkpoint.save import Saver
 from trainer.engine import Engine, check_machine, sharded_loading
 from trainer.errors import InfrastructureError, UserError
 from trainer.health import NonFinite, Signals, Spikes, Watchdog, clear_stale_locks
@@ -60,6 +61,9 @@ def train(plan: Plan, here: World) -> int:
     plan = _verified(plan, here, say)
     if plan.decision.kind in ("finished", "refuse"):
         return 0 if plan.decision.kind == "finished" else UserError.exit_code
+    if here.rank == 0 and plan.checkpoint is not None:
+        for line in commit.set_aside(checkpoints(plan.recipe), plan.checkpoint.manifest.step):
+            say(line)
     with Signals() as signals, Watchdog() as watchdog:
         runner = _Runner(plan, here, signals, watchdog, say)
         try:
@@ -126,10 +130,11 @@ class _Runner:
         )
         if here.rank == 0:
             self.say = self.metrics.say  # lines above the progress bar, not across it
-        self.saver = commit.Saver(
+        self.saver = Saver(
             checkpoints(self.recipe),
             rank=here.rank,
             world_size=here.world_size,
+            gather=distributed.beside(),
             keep_last=self.recipe.checkpoint.keep_last,
             keep_every=self.recipe.checkpoint.keep_every,
             asynchronous=self.recipe.checkpoint.asynchronous,
@@ -142,7 +147,6 @@ class _Runner:
             self._record()
             session = self._open()
             ending = loop.train(session)
-            session.finish_save()
             session.close()
             if ending == "stopped":
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 
 from tokenization.shards import TokenStore
 from trainer import distributed
-from trainer.checkpoint.commit import Manifest, Saver
+from trainer.checkpoint.commit import VERSION, Manifest
+from trainer.checkpoint.save import Saver
 from trainer.engine import Engine, StepResult
 from trainer.errors import InfrastructureError
 from trainer.evaluation import evaluate
@@ -48,6 +50,9 @@ class Session:
     tokens_before: int = 0
     """Tokens that the run had consumed before the last step."""
     saved_step: int = -1
+    """The step of the last save, be it still under way; -1 once it has failed."""
+    blocked_s: float = 0.0
+    """For how long the last save has kept the training waiting."""
     noted: dict[str, Any] = field(default_factory=dict)
     """Metrics that wait for the next line of the log."""
     sums: torch.Tensor | None = None
@@ -69,7 +74,11 @@ class Session:
         self.throughput.step(self.state.tokens - self.tokens_before, self.loader.wait_s)
         step = torch.stack([result.source_nats, result.source_targets])
         self.sums = step if self.sums is None else self.sums + step
-        self.noted |= {"lr": lr, "grad_norm": result.grad_norm}
+        self.noted |= {
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "data/samples_crc32": self.loader.samples_crc32,
+        }
         self.non_finite.seen(self.state.step, result.applied)
         if not result.applied:
             self.noted["tokens/skipped"] = self.state.tokens - self.state.trained_tokens
@@ -123,10 +132,12 @@ class Session:
         """
         if self.saved_step == self.state.step:
             return
-        self.saved_step = self.state.step
+        self.watchdog.beat(f"saving step {self.state.step}")
         self.finish_save()
+        started = time.perf_counter()
         with self.throughput.paused():
             self._save()
+        self.blocked_s = time.perf_counter() - started
         if not self.saver.asynchronous:
             self.finish_save()
 
@@ -142,8 +153,9 @@ class Session:
                 failure = str(error)
         failure = distributed.from_rank0(failure)
         if failure is not None:
-            self._answer(failure)
+            self._answer(self.state.step, failure)
             return
+        self.saved_step = self.state.step
         self.saver.save(self._manifest(), fragments)
 
     def finish_save(self) -> None:
@@ -152,18 +164,37 @@ class Session:
         Raises:
             InfrastructureError: it failed and `checkpoint.on_failure` is `stop`.
         """
-        failures = [line for line in distributed.from_all(self.saver.wait()) if line]
+        if not self.saver.under_way:
+            return
+        started = time.perf_counter()
+        with self.throughput.paused():
+            failures = [line for line in distributed.from_all(self.saver.wait()) if line]
+        self.blocked_s += time.perf_counter() - started
+        self.noted |= {"perf/save_s": self.saver.save_s, "perf/save_blocked_s": self.blocked_s}
         if failures:
-            self._answer(failures[0])
+            failed, self.saved_step = self.saved_step, -1
+            self._answer(failed, failures[0])
 
     def close(self) -> None:
-        """Gives back what the next phase opens anew."""
+        """Ends the phase: its last step is committed, and what the next phase opens anew is given back.
+
+        Raises:
+            InfrastructureError: it is not committed; going on would do steps twice.
+        """
+        self.finish_save()
+        if self.saved_step != self.state.step:
+            raise InfrastructureError(
+                f"the run ends unsaved at step {self.state.step}, see above; {self.saver.last_good()}; "
+                "the same command goes on from there"
+            )
+        if told := {name: value for name, value in self.noted.items() if name.startswith("perf/save")}:
+            self.metrics.log(self.state.step, self.state.tokens, told)
         self.loader.close()
         self.engine.close()
 
     def _manifest(self) -> Manifest:
         return Manifest(
-            version=1,
+            version=VERSION,
             step=self.state.step,
             tokens=self.state.tokens,
             world_size=self.engine.world_size,
@@ -178,8 +209,8 @@ class Session:
             versions=self.versions,
         )
 
-    def _answer(self, failure: str) -> None:
-        line = f"step {self.state.step} was not saved: {failure}; {self.saver.last_good()}"
+    def _answer(self, step: int, failure: str) -> None:
+        line = f"step {step} was not saved: {failure}; {self.saver.last_good()}"
         if self.recipe.checkpoint.on_failure == "stop":
             raise InfrastructureError(line)
-        self.saver.say(line)
+        self.say(line)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from trainer.checkpoint import portable
+from trainer.checkpoint import disk, portable
 from trainer.errors import InfrastructureError
 
 
@@ -73,7 +73,7 @@ def test_file_is_read_by_the_safetensors_library(tmp_path):
         assert torch.equal(file.get_tensor("weight:a"), weight)
         assert torch.equal(file.get_tensor("weight:b"), frozen)
     assert written.size == path.stat().st_size
-    assert written.checksum == portable.checksum(path)
+    assert written.checksum == disk.checksum(path)
 
 
 def test_one_changed_or_moved_element_changes_the_weights_checksum():

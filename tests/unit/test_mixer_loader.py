@@ -162,3 +162,17 @@ def test_the_mask_is_made_on_request(mixture):
     assert batch.documents.tolist() == [[0, 0, 1, 1, 1, 1, 2, 2]] * 3
     assert (batch.targets >= 0).all()  # a packed stream has no padding
     loader.close()
+
+
+def test_the_batch_has_one_checksum_for_every_rank_and_cut(mixture):
+    checksums = set()
+    for rank, world_size, micro_batch_size in ((0, 1, 8), (0, 2, 2), (1, 2, 4), (3, 8, 1)):
+        loader = loader_of(mixture, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
+        loader.step(0, 16, 8)
+        checksums.add(loader.samples_crc32)
+        loader.close()
+    assert len(checksums) == 1
+    loader = loader_of(mixture, micro_batch_size=8)
+    loader.step(0, 24, 8)
+    assert loader.samples_crc32 not in checksums
+    loader.close()

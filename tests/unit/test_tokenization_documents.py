@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tokenization import documents, records
 from tokenization.documents import Format
-from tokenization.errors import UserError
+from tokenization.errors import InfrastructureError, UserError
 
 
 def read_all(paths, format, block_bytes=documents.BLOCK_BYTES):
@@ -217,3 +217,21 @@ def test_numbers_are_lines_of_the_unpacked_file(tmp_path):
     lines = [b'{"text": "x"}'] * 5000 + [b"bad"]
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n".join(lines)))
     assert read_all([tmp_path / "a.jsonl.gz"], Format(), 100)[1][0][1] == 5001
+
+
+def test_slices_grow_with_the_input(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "BLOCK_BYTES", 10)
+    monkeypatch.setattr(documents, "_SLICES", 8)
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 100)
+    slices = documents.plan([tmp_path], Format())
+    assert len(slices) == 8  # 1,400 bytes in blocks of 10, 18 of them a slice
+    assert [piece.size for piece in slices] == [180] * 7 + [140]
+    assert len(list(documents.blocks(slices, Format(), 10))) == 140
+
+
+def test_a_file_that_goes_away_is_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    block = next(documents.blocks(documents.plan([tmp_path], Format()), Format()))
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(InfrastructureError, match=r"a\.jsonl: cannot be read"):
+        records.read(block, Format())

@@ -79,3 +79,13 @@ def test_a_model_that_its_library_refuses_is_named(tokenizer, tmp_path):
         encoder.reference(vocabulary.open_tokenizer(tmp_path / "twice.model"))
     with pytest.raises(UserError, match=r"none\.model: is not a SentencePiece model"):
         vocabulary.open_tokenizer(tmp_path / "none.model")
+
+
+def test_what_gigatoken_remembers_is_dropped_when_it_grows(tokenizer, monkeypatch):
+    engine = encoder.create(tokenizer, "gigatoken")
+    expected = engine.encode(TEXT)[0]
+    held = engine._tokenizer
+    monkeypatch.setattr(encoder, "_resident_mb", lambda: 1e9)
+    assert np.array_equal(engine.encode(TEXT)[0], expected)
+    assert engine._tokenizer is not held
+    assert np.array_equal(engine.encode(TEXT)[0], expected)

@@ -283,6 +283,16 @@ def test_engines_agree_on_any_text(engines, text):
     assert ids["gigatoken"] == ids["sentencepiece"]
 
 
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(words | st.sampled_from(["", "\0", "the\0 the", " ", "中国 "]), max_size=6))
+def test_engines_keep_documents_apart(engines, texts):
+    expected = [engines["sentencepiece"].encode([text])[0].tolist() for text in texts]
+    for name, engine in engines.items():
+        ids, lengths = engine.encode(texts)
+        assert lengths.tolist() == [len(row) for row in expected], name
+        assert ids.tolist() == [index for row in expected for index in row], name
+
+
 @settings(max_examples=300, deadline=None)
 @given(text=words.filter(lambda text: "▁" not in text))
 def test_round_trip_of_any_text(grown, text):

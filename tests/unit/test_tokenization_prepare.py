@@ -10,6 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import tokenizers
 
 from tokenization import encoder, vocabulary
 from tokenization.encoding import held_out
@@ -293,6 +294,32 @@ def test_a_directory_with_only_tokenizer_json(tmp_path, corpus, tokenizer):
     left, right = (open_tokens(tmp_path / name / "a") for name in ("json", "model"))
     assert np.array_equal(left.read(0, left.tokens), right.read(0, right.tokens))
     assert left.tokenizer == vocabulary.fingerprint(only)
+
+
+def test_a_byte_level_tokenizer(tmp_path, corpus):
+    """As GPT-2, LLaMA-3 and SmolLM have it: no SentencePiece model, text split before it is merged."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(TEXTS, trainer)
+    folder = tmp_path / "bytes"
+    folder.mkdir()
+    made.save(str(folder / "tokenizer.json"))
+    with pytest.raises(UserError, match="has no EOS token"):
+        run(corpus, folder, tmp_path / "out" / "a")
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+    (corpus / "odd.jsonl").write_text(
+        json.dumps({"text": "!\0 !  \0"}) + "\n" + json.dumps({"text": "ends  "})
+    )
+    run(corpus, folder, tmp_path / "out" / "a")
+    store = open_tokens(tmp_path / "out" / "a")
+    expected = [index for text in [*TEXTS, "!\0 !  \0", "ends  "] for index in [*made.encode(text).ids, 0]]
+    assert store.read(0, store.tokens).tolist() == expected
+    assert store.eos_id == 0
 
 
 def test_special_tokens_in_a_text_are_text(tmp_path, tokenizer):

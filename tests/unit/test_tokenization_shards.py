@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tokenization import shard_writer
 from tokenization.errors import InfrastructureError, UserError
-from tokenization.shards import ShardWriter, find_parts, open_tokens, part_prefix, verify
+from tokenization.shards import ShardWriter, find_parts, inspect, open_tokens, part_prefix, verify
 
 EOS = 2
 
@@ -69,7 +69,7 @@ def test_two_bytes_below_65536_pieces(tmp_path, vocab_size, dtype):
 documents = st.lists(st.lists(st.integers(3, 99), max_size=12), min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(documents=documents, data=st.data())
 def test_parts_read_as_one_stream(tmp_path_factory, documents, data):
     folder = tmp_path_factory.mktemp("parts")
@@ -259,3 +259,14 @@ def test_the_side_file_counts(tmp_path):
         "utf8_bytes": 9,
         "version": 1,
     }
+
+
+def test_inspection_by_hand(tmp_path):
+    for part, held in enumerate([[[5, 6], [7]], [], [[8, 9, 10, 11]]]):
+        write(part_prefix(tmp_path / "a", part, 3), held)
+    seen = inspect(tmp_path / "a")
+    assert (seen.parts, seen.documents, seen.tokens, seen.utf8_bytes) == (3, 3, 10, 21)
+    assert (seen.shortest, seen.longest, seen.dtype) == (2, 5, "uint16")
+    assert seen.to_json()["fingerprint"] == open_tokens(tmp_path / "a").fingerprint
+    assert "3 of 2 to 5 tokens, mean 3.3" in seen.to_text()
+    assert "2.100 per token" in seen.to_text()

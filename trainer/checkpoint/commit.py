@@ -1,32 +1,36 @@
 """Checkpoints that are whole or do not count.
 
-`step-00001000/` holds a file per rank and counts only once `COMMITTED` (the manifest) is there,
-which rank 0 writes last, after every rank has written, synced and signed its file. The ranks meet
-in the file system and not in a collective, so that a save can go on beside the training.
+`step-00001000/` holds a file per rank and `manifest.json`, their sizes and checksums. It counts only
+once `COMMITTED`, the manifest's own checksum, is there, which rank 0 writes last, after every rank
+has written and synced its file.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint import portable
+import xxhash
+
+from trainer.checkpoint import disk
 from trainer.errors import InfrastructureError
 
 VERSION = 1
-MARKER = "COMMITTED"
-"""The manifest's file; a checkpoint without it does not count."""
 
-HIGHEST = "highest.json"
-"""Beside the checkpoints: the newest committed step. With it and no good checkpoint, something is lost."""
+MANIFEST = "manifest.json"
+
+MARKER = "COMMITTED"
+"""Holds the xxh3-128 of the manifest; a checkpoint without it does not count."""
+
+LAST = "last_committed.json"
+"""Beside the checkpoints' directory: the newest committed step, by which a loss of all is noticed."""
+
+_NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,29 @@ def name_of(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's directory name."""
+    found = _NAME.fullmatch(path.name)
+    if found is None:
+        raise ValueError(f"{path} is not named as a checkpoint is")
+    return int(found[1])
+
+
+def listed(directory: Path) -> list[Path]:
+    """Everything in `directory` that is named as a checkpoint is, oldest first.
+
+    Raises:
+        InfrastructureError: `directory` is there and cannot be read: that it holds nothing is not known.
+    """
+    try:
+        names = os.listdir(directory)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not directory.is_symlink():
+            return []
+        raise InfrastructureError(f"{directory}: cannot be read ({error.strerror})") from error
+    return sorted((directory / name for name in names if _NAME.fullmatch(name)), key=step_of)
+
+
 def read(path: Path) -> Checkpoint:
     """Opens a committed checkpoint and checks that its files have their sizes.
 
@@ -78,15 +105,12 @@ def read(path: Path) -> Checkpoint:
         InfrastructureError: not committed, manifest damaged, a file missing or of another size.
     """
     try:
-        tree = json.loads((path / MARKER).read_text(encoding="utf-8"))
-        tree["files"] = {name: (int(size), str(proof)) for name, (size, proof) in tree["files"].items()}
-        manifest = Manifest(**tree)
+        marker = (path / MARKER).read_bytes()
     except FileNotFoundError as error:
         raise InfrastructureError(f"{path}: was never committed (no {MARKER})") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InfrastructureError(f"{path / MARKER}: cannot be read ({error})") from error
-    if manifest.version != VERSION:
-        raise InfrastructureError(f"{path / MARKER}: version {manifest.version}, this code reads {VERSION}")
+    except OSError as error:
+        raise InfrastructureError(f"{path / MARKER}: cannot be read ({error.strerror})") from error
+    manifest = _manifest(path / MANIFEST, marker)
     for name, (size, _) in manifest.files.items():
         try:
             found = (path / name).stat().st_size
@@ -97,20 +121,108 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest)
 
 
+def _manifest(file: Path, marker: bytes) -> Manifest:
+    """The manifest, if it is the one that was committed."""
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise InfrastructureError(f"{file}: cannot be read ({error.strerror})") from error
+    found = xxhash.xxh3_128_hexdigest(text)
+    if found.encode() != marker:
+        expected = marker.decode("ascii", "replace")
+        raise InfrastructureError(f"{file}: checksum {found}, was committed ({MARKER}) with {expected}")
+    tree = json.loads(text)
+    if tree["version"] != VERSION:
+        raise InfrastructureError(f"{file}: version {tree['version']}, this code reads {VERSION}")
+    tree["files"] = {name: (int(size), str(proof)) for name, (size, proof) in tree["files"].items()}
+    return Manifest(**tree)
+
+
+def commit(path: Path, manifest: Manifest) -> None:
+    """Makes the checkpoint at `path`, whose files are all written and synced, count.
+
+    Raises:
+        InfrastructureError: a file is not what the manifest says.
+        OSError: the disk is full or fails.
+    """
+    for name, (size, _) in manifest.files.items():
+        if (found := (path / name).stat().st_size) != size:
+            raise InfrastructureError(f"{path / name}: has {found} bytes, {size} were written")
+    text = json.dumps(asdict(manifest))
+    disk.write_text(path / MANIFEST, text)
+    disk.sync_directory(path.parent)
+    disk.write_text(path / MARKER, xxhash.xxh3_128_hexdigest(text.encode()))
+    disk.write_text(path.parent.parent / LAST, json.dumps({"step": manifest.step}))
+
+
 def scan(directory: Path) -> tuple[list[Checkpoint], list[str]]:
-    """All good checkpoints, oldest first, and a line for each that is not (never deleted in silence)."""
+    """All good checkpoints, oldest first, and a line for each that is not (never deleted in silence).
+
+    Raises:
+        InfrastructureError: `directory` cannot be read.
+    """
     good, broken = [], []
-    for path in sorted(directory.glob("step-*")):
+    paths = listed(directory)
+    for path in paths:
         try:
-            good.append(read(path))
+            checkpoint = read(path)
+            if path != directory / name_of(checkpoint.manifest.step):
+                raise InfrastructureError(f"{path}: holds step {checkpoint.manifest.step}, is misnamed")
+            good.append(checkpoint)
         except InfrastructureError as error:
             broken.append(str(error))
+    last = last_committed(directory)
+    if last is not None and directory / name_of(last) not in paths:
+        broken.append(f"{directory / name_of(last)}: was committed and is gone")
     return good, broken
+
+
+def last_committed(directory: Path) -> int | None:
+    """The newest step that was ever committed here, as far as is known."""
+    try:
+        return int(json.loads((directory.parent / LAST).read_bytes())["step"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def has_committed(directory: Path) -> bool:
     """Whether a checkpoint was ever committed here, be it good or not."""
-    return (directory / HIGHEST).exists() or any(directory.glob(f"step-*/{MARKER}"))
+    known = os.path.lexists(directory.parent / LAST)
+    return known or any(os.path.lexists(path / MARKER) for path in listed(directory))
+
+
+def set_aside(directory: Path, step: int) -> list[str]:
+    """Renames what is newer than `step`, which the run goes on from, to `damaged-…`; a line for each.
+
+    Left where it is, it would come back into the history once it can be read again, and be counted
+    among those that are kept. What was never committed is left: the next save clears it away.
+    """
+    lines = []
+    for path in listed(directory):
+        if step_of(path) <= step or _is_leftover(path):
+            continue
+        number = 0
+        while os.path.lexists(aside := path.with_name(f"damaged-{path.name}" + f"-{number}" * bool(number))):
+            number += 1
+        try:
+            path.rename(aside)
+            lines.append(f"{path}: is not good, newer than the step {step} that is used: now {aside.name}")
+        except OSError as error:
+            lines.append(f"{path}: is not good and cannot be renamed ({error.strerror})")
+    return lines
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a save was cut short here: a directory that can be read and has no marker."""
+    try:
+        return not path.is_symlink() and MARKER not in os.listdir(path)
+    except OSError:
+        return False
+
+
+def leftovers(directory: Path) -> list[Path]:
+    """Directories of saves that were cut short."""
+    return [path for path in listed(directory) if _is_leftover(path)]
 
 
 def verify(checkpoint: Checkpoint, part: int = 0, parts: int = 1) -> list[str]:
@@ -121,7 +233,7 @@ def verify(checkpoint: Checkpoint, part: int = 0, parts: int = 1) -> list[str]:
             continue
         path = checkpoint.path / name
         try:
-            found = portable.checksum(path)
+            found = disk.checksum(path)
         except OSError as error:
             damaged.append(f"{path}: cannot be read ({error.strerror})")
             continue
@@ -142,148 +254,3 @@ def prunable(steps: Sequence[tuple[int, int]], keep_last: int, keep_every: int |
             stretches.add(tokens // keep_every)
             kept.add(step)
     return [step for step, _ in steps if step not in kept]
-
-
-class Saver:
-    """Saves this rank's share and, on rank 0, commits and prunes."""
-
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        rank: int,
-        world_size: int,
-        keep_last: int,
-        keep_every: int | None,
-        asynchronous: bool,
-        say: Callable[[str], None] = print,
-        patience_s: float = 3600.0,
-    ) -> None:
-        """`patience_s`: how long rank 0 waits for the slowest rank's file."""
-        self.directory = directory
-        self.rank, self.world_size = rank, world_size
-        self.keep_last, self.keep_every = keep_last, keep_every
-        self.asynchronous = asynchronous
-        self.say, self.patience_s = say, patience_s
-        self.save_s = 0.0
-        self._thread: threading.Thread | None = None
-        self._failure: Exception | None = None
-
-    def prepare(self, step: int, needed: int) -> None:
-        """On rank 0, before any rank writes: room on the disk and an empty directory.
-
-        Raises:
-            InfrastructureError: `needed` bytes do not fit.
-        """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.directory).free
-        if free < needed:
-            raise InfrastructureError(
-                f"{self.directory}: a checkpoint needs {needed:,} bytes and {free:,} are free"
-            )
-        path = self.directory / name_of(step)
-        if path.exists():
-            self.say(f"{path}: left by a save that was cut short; written again")
-            with contextlib.suppress(FileNotFoundError):
-                (path / MARKER).unlink()
-            shutil.rmtree(path)
-        path.mkdir()
-        _sync_directory(self.directory)
-
-    def save(self, manifest: Manifest, fragments: Iterable[portable.Fragment]) -> None:
-        """Writes this rank's fragments, at once or in the background; `prepare` came before on rank 0.
-
-        `manifest` needs no files and weights yet. With `asynchronous` this returns after a snapshot.
-        """
-        started = time.monotonic()
-        path = self.directory / name_of(manifest.step)
-        mine = portable.snapshot(fragments) if self.asynchronous else list(fragments)
-
-        def work() -> None:
-            try:
-                self._write(path, manifest, mine)
-                self.save_s = time.monotonic() - started
-            except Exception as error:
-                self._failure = error
-                with contextlib.suppress(OSError):
-                    (path / f"rank-{self.rank:05d}.failed").write_text(str(error))
-
-        if self.asynchronous:
-            self._thread = threading.Thread(target=work, name="save", daemon=False)
-            self._thread.start()
-        else:
-            work()
-
-    def wait(self) -> str | None:
-        """Ends the save under way; its failure in a line, or None."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        failure, self._failure = self._failure, None
-        return None if failure is None else str(failure) or type(failure).__name__
-
-    def last_good(self) -> str:
-        """For messages: which checkpoint a restart would use."""
-        good, _ = scan(self.directory)
-        return f"last good checkpoint: {good[-1].path if good else 'none'}"
-
-    def _write(self, path: Path, manifest: Manifest, fragments: Sequence[portable.Fragment]) -> None:
-        file = path / f"rank-{self.rank:05d}.safetensors"
-        written = portable.write(file, fragments)
-        _write_synced(path / f"rank-{self.rank:05d}.json", json.dumps(asdict(written)))
-        if self.rank == 0:
-            self._commit(path, manifest)
-
-    def _commit(self, path: Path, manifest: Manifest) -> None:
-        """Rank 0: waits for every rank's signature, writes the marker, prunes."""
-        shares = [self._signature(path, rank) for rank in range(self.world_size)]
-        whole = asdict(manifest)
-        whole["files"] = {share["file"]: (share["size"], share["checksum"]) for share in shares}
-        whole["weights"] = portable.add_checksums(share["weights"] for share in shares)
-        _write_synced(path / MARKER, json.dumps(whole))
-        _sync_directory(self.directory)
-        _write_synced(self.directory / HIGHEST, json.dumps({"step": manifest.step}))
-        for share in range(self.world_size):
-            (path / f"rank-{share:05d}.json").unlink()
-        self._prune()
-
-    def _signature(self, path: Path, rank: int) -> dict[str, Any]:
-        deadline = time.monotonic() + self.patience_s
-        signed, failed = path / f"rank-{rank:05d}.json", path / f"rank-{rank:05d}.failed"
-        while not signed.exists():
-            if failed.exists():
-                raise InfrastructureError(f"{path}: rank {rank} could not write: {failed.read_text()}")
-            if time.monotonic() > deadline:
-                raise InfrastructureError(f"{path}: rank {rank} did not write within {self.patience_s:.0f} s")
-            time.sleep(0.005)
-        found: dict[str, Any] = json.loads(signed.read_text(encoding="utf-8"))
-        return found
-
-    def _prune(self) -> None:
-        good, _ = scan(self.directory)
-        steps = [(checkpoint.manifest.step, checkpoint.manifest.tokens) for checkpoint in good]
-        for step in prunable(steps, self.keep_last, self.keep_every):
-            path = self.directory / name_of(step)
-            (path / MARKER).unlink()  # first, so that a half-removed one never counts
-            _sync_directory(path)
-            shutil.rmtree(path)
-
-
-def _write_synced(path: Path, text: str) -> None:
-    """The file appears under its name only when all of it is on the disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(path)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    """Makes new and removed names in `path` durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

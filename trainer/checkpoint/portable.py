@@ -8,22 +8,23 @@ in several. So there is one form, written directly, and no conversion.
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-import xxhash
 
+from trainer.checkpoint import disk
 from trainer.errors import InfrastructureError
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_CHUNK = 1 << 24
 
 
 class Fragment(Protocol):
@@ -45,6 +46,8 @@ class Written:
     checksum: str
     weights: dict[str, int]
     """Per parameter the `position_checksum` of this file's share; shares add up modulo 2**64."""
+    elements: dict[str, tuple[int, int]]
+    """Per parameter, how many elements this file holds of how many."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,33 @@ class Piece:
     tensors: dict[str, torch.Tensor]
 
 
-def snapshot(fragments: Iterable[Fragment]) -> list[Fragment]:
-    """Copies in host memory, so that training may go on while they are written."""
-    copies: list[Fragment] = []
-    for fragment in fragments:
-        tensors = {kind: tensor.detach().to("cpu", copy=True) for kind, tensor in fragment.tensors.items()}
-        copies.append(_Copy(fragment.name, fragment.start, tuple(fragment.shape), fragment.trained, tensors))
-    return copies
+def snapshot(fragments: Iterable[Fragment], arena: disk.Arena) -> list[Fragment]:
+    """Copies in the host memory of `arena`, so that training may go on while they are written."""
+    live = list(fragments)
+    entries = _entries(live)
+    room = arena.room(sum(_bytes_of(tensor) for _, tensor in entries))
+    copies: dict[str, torch.Tensor] = {}
+    end = 0
+    for key, tensor in entries:
+        begin, end = end, end + _bytes_of(tensor)
+        copies[key] = room[begin:end].view(tensor.dtype)
+        copies[key].copy_(tensor.detach(), non_blocking=True)
+    if any(tensor.is_cuda for _, tensor in entries):
+        torch.cuda.synchronize()
+    return [
+        _Copy(f.name, f.start, tuple(f.shape), f.trained, {k: copies[f"{k}:{f.name}"] for k in f.tensors})
+        for f in live
+    ]
+
+
+def _entries(fragments: Iterable[Fragment]) -> list[tuple[str, torch.Tensor]]:
+    """The tensors by key, wide types first, which keeps all of them aligned one after another."""
+    entries = [(f"{kind}:{f.name}", tensor) for f in fragments for kind, tensor in f.tensors.items()]
+    return sorted(entries, key=lambda entry: -entry[1].element_size())
+
+
+def _bytes_of(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 @dataclass
@@ -80,43 +103,37 @@ def write(path: Path, fragments: Sequence[Fragment]) -> Written:
     Raises:
         OSError: the disk is full or fails.
     """
-    entries = [
-        (f"{kind}:{fragment.name}", tensor.detach())
-        for fragment in fragments
-        for kind, tensor in fragment.tensors.items()
-    ]
-    entries.sort(key=lambda entry: -entry[1].element_size())  # wide types first keep all of them aligned
+    entries = _entries(fragments)
     header: dict[str, object] = {
         "__metadata__": {"places": json.dumps({f.name: [f.start, *f.shape] for f in fragments})}
     }
     end = 0
     for key, tensor in entries:
-        begin, end = end, end + tensor.numel() * tensor.element_size()
+        begin, end = end, end + _bytes_of(tensor)
         header[key] = {"dtype": _NAMES[tensor.dtype], "shape": [tensor.numel()], "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    hasher = xxhash.xxh3_128()
-    with open(path, "wb") as out:
-        for part in (len(text).to_bytes(8, "little"), text):
-            hasher.update(part)
-            out.write(part)
-        for _, tensor in entries:
-            data = tensor.cpu().contiguous().view(torch.uint8).numpy().data
-            for begin in range(0, len(data), _CHUNK):
-                hasher.update(data[begin : begin + _CHUNK])
-                out.write(data[begin : begin + _CHUNK])
-        out.flush()
-        os.fsync(out.fileno())
-    return Written(path.name, 8 + len(text) + end, hasher.hexdigest(), weight_checksums(fragments))
+    head = torch.frombuffer(bytearray(len(text).to_bytes(8, "little") + text), dtype=torch.uint8)
+    data = (tensor.detach().contiguous().view(torch.uint8) for _, tensor in entries)
+    with ThreadPoolExecutor(1, thread_name_prefix="checksum") as pool:
+        weights = pool.submit(weight_checksums, fragments)
+        size, proof = disk.write(path, itertools.chain([head], data))
+        return Written(path.name, size, proof, weights.result(), _elements(fragments))
 
 
-def checksum(path: Path) -> str:
-    """xxh3-128 of a file."""
-    hasher = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            hasher.update(chunk)
-    return hasher.hexdigest()
+def _elements(fragments: Iterable[Fragment]) -> dict[str, tuple[int, int]]:
+    return {f.name: (f.tensors["weight"].numel(), math.prod(f.shape)) for f in fragments}
+
+
+def holes(shares: Iterable[Written]) -> list[str]:
+    """Parameters that the files together do not hold exactly once: a defect, found before the commit."""
+    held: dict[str, int] = {}
+    wanted: dict[str, int] = {}
+    for share in shares:
+        for name, (count, whole) in share.elements.items():
+            held[name] = held.get(name, 0) + count
+            wanted[name] = whole
+    return [f"{name}: {held[name]} of {wanted[name]} elements" for name in held if held[name] != wanted[name]]
 
 
 def position_checksum(start: int, weight: torch.Tensor) -> int:
@@ -124,12 +141,16 @@ def position_checksum(start: int, weight: torch.Tensor) -> int:
 
     Shares of a parameter add up to the whole parameter's, however it is cut.
     """
+    size = 1 << (17 if weight.device.type == "cpu" else 24)  # what the host's cache holds; few launches
+    odd = torch.arange(1, 2 * size, 2, dtype=torch.int64, device=weight.device)
+    scratch = torch.empty(size, dtype=torch.int64, device=weight.device)
     total = 0
-    for begin in range(0, weight.numel(), _CHUNK):
-        bits = weight[begin : begin + _CHUNK].detach().float().contiguous().view(torch.int32).to(torch.int64)
-        first = 2 * (start + begin) + 1
-        odd = torch.arange(first, first + 2 * bits.numel(), 2, dtype=torch.int64, device=bits.device)
-        total += int((bits * odd).sum())
+    for begin in range(0, weight.numel(), size):
+        bits = weight[begin : begin + size].detach().float().contiguous().view(torch.int32)
+        wide = scratch[: bits.numel()].copy_(bits)
+        # 2 * (start + begin + i) + 1 = 2 * (start + begin) + (2 * i + 1), and the latter is `odd` everywhere.
+        total += 2 * (start + begin) * int(wide.sum())
+        total += int(wide.mul_(odd[: bits.numel()]).sum())
     return total % 2**64
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class Loader:
 
     wait_s: float = 0.0
     """How long the last `step` waited for data."""
+    samples_crc32: int = 0
+    """CRC-32 of the last global batch's sources and samples, in order: equal traces, equal data."""
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class Loader:
         self._rank, self._world_size = rank, world_size
         self._document_mask, self._eos_id = document_mask, eos_id
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewarm-loader")
-        self._ahead: tuple[tuple[int, int, int], Future[list[MicroBatch]]] | None = None
+        self._ahead: tuple[tuple[int, int, int], Future[tuple[list[MicroBatch], int]]] | None = None
 
     def step(self, phase: int, position: int, size: int) -> list[MicroBatch]:
         """This rank's micro batches of the global batch [position, position + size) of a phase.
@@ -78,7 +81,7 @@ class Loader:
         asked = (phase, position, size)
         if self._ahead is None or self._ahead[0] != asked:
             self._ahead = (asked, self._reader.submit(self._read, *asked))
-        step = self._ahead[1].result()
+        step, self.samples_crc32 = self._ahead[1].result()
         self.wait_s = time.perf_counter() - started
         follows = self._following(phase, position + size)
         self._ahead = follows and ((*follows, size), self._reader.submit(self._read, *follows, size))
@@ -94,7 +97,7 @@ class Loader:
             return phase, position
         return (phase + 1, 0) if phase + 1 < len(self._mixture.phase_samples) else None
 
-    def _read(self, phase: int, position: int, size: int) -> list[MicroBatch]:
+    def _read(self, phase: int, position: int, size: int) -> tuple[list[MicroBatch], int]:
         rows, left = divmod(size, self._world_size)
         if left or rows % self._micro_batch_size:
             raise UserError(
@@ -105,13 +108,14 @@ class Loader:
             )
         own = slice(self._rank * rows, (self._rank + 1) * rows)
         batch = self._mixture.batch(phase, position, size)
+        checksum = zlib.crc32(batch.index.tobytes(), zlib.crc32(batch.source.tobytes()))
         source = batch.source[own]
         tokens = self._tokens(source, batch.index[own])
         inputs, targets = tokens[:, :-1].astype(np.int64), tokens[:, 1:].astype(np.int64)
         positions = documents = None
         if self._document_mask == "causal_per_document":
             positions, documents = document_places(tokens[:, :-1], self._eos_id)
-        return [
+        micro_batches = [
             MicroBatch(
                 inputs[part],
                 targets[part],
@@ -123,6 +127,7 @@ class Loader:
                 slice(at, at + self._micro_batch_size) for at in range(0, rows, self._micro_batch_size)
             )
         ]
+        return micro_batches, checksum
 
     def _tokens(self, source: Ints, index: Ints) -> NDArray[np.int32]:
         """The rows' tokens: [rows, seq_len + 1]; each source is read once, from front to back."""

@@ -10,6 +10,8 @@ from tokenization.shards import ShardWriter, adopt, open_tokens, verify
 
 indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
 
+pytestmark = pytest.mark.slow  # its import alone takes many seconds
+
 DOCUMENTS = [[5, 6, 7, 2], [2], [900, 31999, 2], [8] * 70 + [2]]
 
 

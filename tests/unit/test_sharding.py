@@ -1,0 +1,86 @@
+"""A batch is cut evenly or not at all; a preset says how memory is split and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+import runs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer import sharding
+from trainer.errors import Problems, UserError
+from trainer.recipe import Recipe
+
+
+def recipe(**changes) -> Recipe:
+    return Recipe.model_validate(runs.tree(Path("data"), Path("run"), "ds_configs/zero2.json", **changes))
+
+
+@given(
+    batch=st.integers(1, 4096),
+    world_size=st.integers(1, 256),
+    micro=st.just("auto") | st.integers(1, 64),
+    fits=st.integers(0, 100),
+)
+def test_the_parts_make_the_whole(batch, world_size, micro, fits):
+    asked = recipe(global_batch_size=batch, micro_batch_size=micro)
+    try:
+        found = sharding.layout(asked, world_size, fits)
+    except UserError:
+        assert batch % world_size or (micro != "auto" and (batch // world_size) % micro)
+        return
+    assert found.micro_batch_size * found.gradient_accumulation_steps * found.world_size == batch
+    if micro == "auto":
+        assert found.micro_batch_size <= max(fits, 1)
+    else:
+        assert found.micro_batch_size == micro
+
+
+@pytest.mark.parametrize(
+    ("batch", "world_size", "fits", "expected"),
+    [
+        (1024, 64, 5, (4, 4)),  # 16 rows per rank; 5 fit, 4 is the largest divisor
+        (1024, 64, 100, (16, 1)),
+        (8, 8, 0, (1, 1)),  # one sample must do, whatever the estimate says
+        (30, 2, 7, (5, 3)),  # 15 rows: 5 divides, 7 does not
+    ],
+)
+def test_auto_by_hand(batch, world_size, fits, expected):
+    found = sharding.layout(recipe(global_batch_size=batch), world_size, fits)
+    assert (found.micro_batch_size, found.gradient_accumulation_steps) == expected
+
+
+def test_every_field_of_the_recipe_is_refused_in_a_preset(tmp_path):
+    preset = tmp_path / "mine.json"
+    preset.write_text(
+        json.dumps({"zero_optimization": {"stage": 1}, **dict.fromkeys(sharding.OWNED_BY_RECIPE, 1)})
+    )
+    with pytest.raises(Problems) as caught:
+        sharding.read_preset(preset)
+    assert len(caught.value.problems) == len(sharding.OWNED_BY_RECIPE)
+    for field, instead in sharding.OWNED_BY_RECIPE.items():
+        assert f"{preset}: {field}: belongs into the recipe; set {instead} there" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"zero": 1}'])
+def test_a_file_that_is_no_preset(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=r"x\.json"):
+        sharding.read_preset(tmp_path / "x.json")
+
+
+def test_bucket_sizes_follow_the_hidden_size_unless_given():
+    layout = sharding.Layout(2, 4, 1)
+    zero = sharding.complete({"zero_optimization": {"stage": 3}}, recipe(), layout, 4096)["zero_optimization"]
+    assert zero["reduce_bucket_size"] == 4096 * 4096
+    assert zero["stage3_param_persistence_threshold"] == 40960
+    given_ = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 123}}
+    assert sharding.complete(given_, recipe(), layout, 4096)["zero_optimization"]["reduce_bucket_size"] == 123
+    assert given_ == {"zero_optimization": {"stage": 2, "reduce_bucket_size": 123}}  # left as it was
+
+
+def test_sixteen_bits_without_sharded_master_weights_are_refused():
+    half = recipe(model={"tokenizer": "t", "dtype": "bf16", "init": {"hidden_size": 8}})
+    with pytest.raises(UserError, match=r"model\.dtype: 'bf16' .*zero1\.json"):
+        sharding.complete({"zero_optimization": {"stage": 0}}, half, sharding.Layout(1, 1, 1), 8)

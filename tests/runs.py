@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +144,8 @@ class Job:
     """The recipe."""
     after: tuple[Path, int] | None = None
     """Go on in the new run directory from this run's checkpoint of a step."""
-    poison: int | None = None
-    """The step at which the last rank's last loss becomes infinite."""
+    poison: tuple[int, ...] = ()
+    """The steps of this start, from 1, at which the last rank's last loss becomes infinite."""
 
 
 def launch_several(folder: Path, jobs: list[Job], ranks: int, timeout: float = 500) -> list[dict]:
@@ -207,7 +207,9 @@ def trace(run: Path) -> list[dict]:
 
 def manifest(run: Path, step: int) -> dict:
     """What a committed checkpoint says of itself."""
-    return json.loads((run / "checkpoints" / f"step-{step:08d}" / "COMMITTED").read_text())
+    from trainer.checkpoint import commit
+
+    return asdict(commit.read(run / "checkpoints" / commit.name_of(step)).manifest)
 
 
 def _port() -> int:

@@ -187,6 +187,7 @@ class _Runner:
             engine=engine,
             loader=loader,
             validation=self.plan.validation,
+            model_config=self.plan.model_config,
             micro_batch_size=layout.micro_batch_size,
             saver=self.saver,
             metrics=self.metrics,

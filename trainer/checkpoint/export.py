@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from trainer.errors import UserError
 from trainer.model.architecture import EMBEDDINGS, file_name
 from trainer.model.directory import MAX_SHARD_BYTES, WeightsWriter, copy_tokenizer, whole_directory
 from trainer.model.loss import plain_name
+from trainer.scheduler.state import EXPORTED
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,6 +38,8 @@ class Card:
     """Metric → value, forgetting among them."""
     lineage: Sequence[Mapping[str, Any]] = ()
     """The records of lineage.jsonl that are worth telling."""
+    state: Mapping[str, Any] | None = None
+    """Where the run stood (`scheduler.state.RunState`), for a run that has this model as its base."""
 
 
 def export(
@@ -76,6 +80,8 @@ def export(
         writer.close()
         _write_config(config, vocab_size, dtype, draft)
         (draft / "README.md").write_text(render(card, dtype), encoding="utf-8")
+        if card.state is not None:
+            (draft / EXPORTED).write_text(json.dumps(card.state), encoding="utf-8")
 
 
 def _cast(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,8 @@
 """From text to token shards: rewarm, SentencePiece, Hugging Face and Megatron-LM's way on the same text.
 
-    python benchmarks/encode.py --tokenizer DIR --text English=en.txt --text Chinese=zh.txt --out encode.json
+    python benchmarks/encode.py --tokenizer runs/quickstart/tokenizers/extended \\
+        --text English=runs/quickstart/text/english-train.jsonl \\
+        --text Chinese=runs/quickstart/text/chinese-train.jsonl --out encode.json
 
 Every row runs in a fresh process with the same number of processes or threads. rewarm's row is the whole of
 `data prepare`: planning, choosing and proving the encoder, reading, encoding, writing, and syncing the disk.
@@ -190,13 +192,17 @@ def _texts(jsonl: Path) -> Iterator[str]:
 
 
 def _write(text: Path, documents: int, out: Path) -> float:
-    """At least `documents` documents of `text` as jsonl; their UTF-8 bytes in MB."""
+    """At least `documents` documents, the lines of `text`, as jsonl; their UTF-8 bytes in MB."""
     from tokenization import records
     from tokenization.documents import Format, blocks, plan
 
     format = Format(txt="lines")
     found = [
-        entry for block in blocks(plan([text], format), format) for entry in records.read(block, format).texts
+        line
+        for block in blocks(plan([text], format), format)
+        for entry in records.read(block, format).texts
+        for line in entry.splitlines()
+        if line.strip()
     ]
     size = 0
     with open(out, "w", encoding="utf-8") as file:

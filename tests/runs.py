@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +123,7 @@ def command(recipe: Path, ranks: int, *overrides: str) -> list[str]:
 
 
 def _launcher(ranks: int) -> list[str]:
-    return ["deepspeed", "--num_accelerators", str(ranks), "--master_port", str(_port())]
+    return ["deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port())]
 
 
 def launch(
@@ -207,14 +207,24 @@ def trace(run: Path) -> list[dict]:
 
 def manifest(run: Path, step: int) -> dict:
     """What a committed checkpoint says of itself."""
-    from trainer.checkpoint import commit
-
-    return asdict(commit.read(run / "checkpoints" / commit.name_of(step)).manifest)
+    return json.loads((run / "checkpoints" / f"step-{step:08d}" / "manifest.json").read_text())
 
 
-def _port() -> int:
+def free_port() -> int:
+    """A port that nobody listens to just now."""
     import socket
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def long_recipe(data: Path, run: Path, steps: int) -> dict:
+    """One phase of so many steps, saved every third."""
+    tree = recipe(data, run, name="long")
+    step = 8 * 32
+    tree["phases"][0]["tokens"] = steps * step
+    tree["checkpoint"]["every_tokens"] = 3 * step
+    for source in tree["sources"].values():
+        source["max_epochs"] = None
+    return tree

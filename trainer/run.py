@@ -9,10 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from trainer import distributed, loop
-from trainer.checkpoint import commit, portable
+from trainer.checkpoint import commit
+from trainer.checkpoint.load import damaged, load
 from trainer.checkpoint.save import Saver
 from trainer.engine import Engine, check_machine, sharded_loading
 from trainer.errors import InfrastructureError, UserError
@@ -84,11 +83,10 @@ def _verified(plan: Plan, here: World, say: Any) -> Plan:
         _agreed(plan)
         if plan.checkpoint is None:
             return plan
-        shares = distributed.from_all(commit.verify(plan.checkpoint, here.rank, here.world_size))
-        damaged = [line for share in shares for line in share]
-        if not damaged:
+        found = damaged(plan.checkpoint)
+        if not found:
             return plan
-        for line in damaged:
+        for line in found:
             say(f"{line}; this checkpoint is passed over")
         bad.add(plan.checkpoint.path)
         plan = prepare(plan.recipe, here.world_size, skip=bad)
@@ -163,13 +161,15 @@ class _Runner:
         layout = self.plan.layout
         config = complete(self.plan.preset, self.recipe, layout, int(self.plan.model_config["hidden_size"]))
         own_base = _checkpoint_at(self.recipe.model.base)
+        if checkpoint is None and own_base is not None and (found := damaged(own_base)):
+            raise InfrastructureError("; ".join(found))
         weights = checkpoint or own_base
         with sharded_loading(config):
             model = build(self.recipe, self.plan.vocab_size, weights=weights is None)
         groups = parameter_groups(model, phase, self.recipe.optimizer.weight_decay)
         engine = Engine(model, groups, config, self.recipe.optimizer)
         if weights is not None:
-            self._load(engine, weights, decision.keep_optimizer)
+            load(engine, weights, decision.keep_optimizer)
         loader = Loader(
             self.plan.mixture,
             self.plan.stores,
@@ -215,27 +215,6 @@ class _Runner:
             flops_per_token=flops_per_token(self.plan.model_config, self.recipe.seq_len),
             peak_flops=device_peak and device_peak * self.here.world_size,
         )
-
-    def _load(self, engine: Engine, checkpoint: commit.Checkpoint, keep_optimizer: bool) -> None:
-        """Fills the engine from a checkpoint of any topology and proves that the weights arrived.
-
-        Raises:
-            InfrastructureError: what is in memory is not what was saved.
-        """
-        reader = portable.Reader(checkpoint.files)
-        for fragment in engine.fragments():
-            reader.fill(fragment, fragment.tensors if keep_optimizer else ("weight",))
-        manifest = checkpoint.manifest
-        engine.restore(manifest.adam_step if keep_optimizer else 0, manifest.loss_scale)
-        # A frozen weight may be kept in fewer bits than it was saved with; all others must be equal.
-        exact = [f for f in engine.fragments() if f.owned and f.tensors["weight"].dtype == torch.float32]
-        shares = distributed.from_all(portable.weight_checksums(exact))
-        for name, found in portable.add_checksums(shares).items():
-            if found != manifest.weights[name]:
-                raise InfrastructureError(
-                    f"{checkpoint.path}: {name} was loaded with checksum {found}, saved with "
-                    f"{manifest.weights[name]}; this is a defect, do not go on"
-                )
 
     def _record(self) -> None:
         """The resolved recipe, and a line of lineage: what was decided at this start, and why."""

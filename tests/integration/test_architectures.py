@@ -48,6 +48,15 @@ def continued(data, run, kind, base):
     return continued
 
 
+def pieces(data, text):
+    """What the data were made with."""
+    import sentencepiece
+
+    return sentencepiece.SentencePieceProcessor(
+        model_file=str(data / "tokenizer" / "tokenizer.model")
+    ).encode(text)
+
+
 def export(run, out, dtype="fp32"):
     assert main(["export", str(run), "--out", str(out), "--dtype", dtype]) == 0
     return out
@@ -94,7 +103,7 @@ def evaluate(model, data, capsys, *arguments):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_exported_is_what_was_trained(folder, data, kind, tmp_path, capsys):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
     run = folder / kind
     trained = evaluate(run, data, capsys)
@@ -116,7 +125,13 @@ def test_what_is_exported_is_what_was_trained(folder, data, kind, tmp_path, caps
         assert found == pytest.approx([score["bits_per_byte"] for score in trained], rel=within)
         model = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
         assert model.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
-        assert len(AutoTokenizer.from_pretrained(out)) == model.get_input_embeddings().weight.shape[0]
+        # transformers forces another tokenizer's rules on Qwen2, and the model card says what to use.
+        loader = PreTrainedTokenizerFast if kind == "qwen2" else AutoTokenizer
+        assert f"{loader.__name__}.from_pretrained" in (out / "README.md").read_text()
+        tokenizer = loader.from_pretrained(out)
+        assert len(tokenizer) == model.get_input_embeddings().weight.shape[0]
+        text = runs.text("zh", 1, 7)[0] + runs.text("en", 1, 7)[0]
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == pieces(data, text)
         with torch.no_grad():
             logits[dtype] = model.float()(ids).logits
 

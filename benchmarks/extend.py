@@ -1,0 +1,78 @@
+"""A real 32,000-piece base vocabulary and 8,000 Chinese pieces: what they save, what they leave alone.
+
+    python benchmarks/extend.py --text runs/quickstart/text
+
+`--text` holds what `launch/texts.py` writes. The base is the LLaMA-layout tokenizer that the package
+mistral-common carries, fetched and checked as the texts are. The pieces are trained on chinese-train.jsonl
+and judged on chinese-validation.jsonl; English is judged by the part of a sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "launch")]
+
+ADDED = 8000
+"""Chinese pieces that are added; more are trained, since the base has some of them already."""
+
+ENGLISH_LINES = 100_000
+
+
+def main() -> None:
+    """Prints the table."""
+    import sentencepiece
+    from texts import Package, fetch
+
+    from tokenization import vocabulary
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--text", type=Path, required=True)
+    text = parser.parse_args().text
+    package = Package(
+        "mistral-common", "1.13.1", "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        with zipfile.ZipFile(fetch(package)) as archive:
+            model = archive.read("mistral_common/data/tokenizer.model.v1")
+        (folder / "base.model").write_bytes(model)
+        vocabulary.train([text / "chinese-train.jsonl"], 3 * ADDED // 2, folder / "zh")
+        made = vocabulary.extend(folder / "base.model", folder / "zh", folder / "extended", max_pieces=ADDED)
+        base, extended = (
+            sentencepiece.SentencePieceProcessor(model_file=str(folder / name))
+            for name in ("base.model", "extended/tokenizer.model")
+        )
+        print(f"{made.base_pieces:,} pieces and {made.added:,} Chinese ones\n")
+        chinese = [line for document in _documents(text / "chinese-validation.jsonl") for line in document]
+        size = sum(len(line.encode()) for line in chinese)
+        before, after = (sum(map(len, processor.encode(chinese))) for processor in (base, extended))
+        english = [
+            sentence
+            for name in ("english-train.jsonl", "english-validation.jsonl")
+            for document in _documents(text / name)
+            for line in document
+            for sentence in re.split(r"(?<=[.;:,?!]) ", line)
+        ]
+        changed = sum(a != b for a, b in zip(base.encode(english), extended.encode(english), strict=True))
+    assert len(english) >= ENGLISH_LINES, f"only {len(english)} English lines"
+    print("| held-out Chinese | base | extended | |\n|---|---:|---:|---:|")
+    print(f"| bytes per token | {size / before:.2f} | {size / after:.2f} | {before / after:.2f}× |\n")
+    print(f"English lines whose ids changed: {changed} of {len(english):,}")
+
+
+def _documents(path: Path) -> list[list[str]]:
+    """The lines of each document."""
+    with open(path, encoding="utf-8") as records:
+        return [json.loads(record)["text"].splitlines() for record in records]
+
+
+if __name__ == "__main__":
+    main()

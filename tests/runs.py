@@ -144,8 +144,8 @@ class Job:
     """The recipe."""
     after: tuple[Path, int] | None = None
     """Go on in the new run directory from this run's checkpoint of a step."""
-    poison: int | None = None
-    """The step at which the last rank's last loss becomes infinite."""
+    poison: tuple[int, ...] = ()
+    """The steps of this start, from 1, at which the last rank's last loss becomes infinite."""
 
 
 def launch_several(folder: Path, jobs: list[Job], ranks: int, timeout: float = 500) -> list[dict]:

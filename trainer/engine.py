@@ -9,7 +9,10 @@ loading and any change of topology need.
 from __future__ import annotations
 
 import gc
+import importlib.util
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +21,10 @@ from typing import Any, Protocol
 import deepspeed
 import numpy as np
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from trainer import distributed
+from trainer.errors import Problems, UserError
 from trainer.recipe import Optimizer
 from trainer.sharding import offloads_optimizer, stage
 
@@ -88,6 +93,37 @@ def sharded_loading(config: dict[str, Any]) -> Iterator[None]:
     finally:
         del held
         unset_hf_deepspeed_config()
+
+
+def check_machine(preset: dict[str, Any], dtype: str) -> None:
+    """What this machine lacks for a preset and a number format; to be asked before the ranks are joined.
+
+    Raises:
+        Problems: all of it.
+    """
+    device = get_accelerator().device_name()
+    problems = []
+    if dtype == "fp16" and not get_accelerator().is_fp16_supported():
+        what, mend = f"is not what DeepSpeed computes with on this {device}", "take bf16 or fp32"
+        problems.append(UserError(what, field="model.dtype", value=dtype, mend=mend))
+    for name in ("zero_quantized_weights", "zero_quantized_gradients"):
+        if preset["zero_optimization"].get(name) and device == "cpu":
+            what, mend = "needs a GPU", "take ds_configs/zero3.json on this machine"
+            problems.append(UserError(what, field=f"zero_optimization.{name}", mend=mend))
+    if offloads_optimizer(preset) and (lacking := _lacks_for_cpu_adam()):
+        what = f"needs DeepSpeedCPUAdam, which is compiled at first use, and {lacking} is missing here"
+        mend = "install g++ and ninja, or take a preset without offload"
+        problems.append(UserError(what, field="zero_optimization.offload_optimizer", mend=mend))
+    if problems:
+        raise Problems(problems)
+
+
+def _lacks_for_cpu_adam() -> str | None:
+    """The tool that is missing to compile it; None too where DeepSpeed was installed with it."""
+    if importlib.util.find_spec("deepspeed.ops.adam.cpu_adam_op") is not None:
+        return None
+    tools = (os.environ.get("CXX", "c++").split()[0], "ninja")
+    return next((tool for tool in tools if shutil.which(tool) is None), None)
 
 
 class Engine:
@@ -205,6 +241,8 @@ class Engine:
         for state in self._adam().state.values():
             step = state["step"]
             state["step"] = torch.full_like(step, adam_step) if torch.is_tensor(step) else adam_step
+        if isinstance(self._adam(), deepspeed.ops.adam.DeepSpeedCPUAdam):
+            _replay_bias_correction(self._adam(), adam_step)
         if self.engine.fp16_enabled():
             for name, value in loss_scale.items():
                 setattr(self.optimizer.loss_scaler, name, value)
@@ -216,6 +254,8 @@ class Engine:
     def close(self) -> None:
         """Gives the memory back, so that the next phase's engine fits."""
         self.engine.destroy()
+        # hpZ's group outlives its engine, and the next engine asserts that there is none.
+        deepspeed.utils.groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
         del self.engine, self.optimizer
         gc.collect()
         if self.device.type == "cuda":
@@ -313,3 +353,17 @@ def _adamw(groups: list[dict[str, Any]], optimizer: Optimizer, offload: bool) ->
     if offload:
         return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
     return torch.optim.AdamW(groups, fused=torch.cuda.is_available(), **settings)
+
+
+def _replay_bias_correction(adam: Any, steps: int) -> None:
+    """Brings DeepSpeedCPUAdam's hidden state to where `steps` steps have brought it, to the bit.
+
+    Its compiled part holds the powers of the betas as running products in fp32; left to itself it
+    would begin anew after a resume with a power, which differs in the last bit.
+    """
+    defaults = adam.defaults
+    nothing = torch.zeros(4, 1)
+    for step in range(1, steps + 1):
+        adam.ds_opt_adam.adam_update(
+            adam.opt_id, step, 0.0, *defaults["betas"], defaults["eps"], 0.0, True, *nothing
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from trainer.model import architecture
 from trainer.model.memory import Memory, estimate
 from trainer.recipe import Recipe
 from trainer.scheduler.resume import Decision, decide
-from trainer.scheduler.state import BaseLineage, RunState
+from trainer.scheduler.state import EXPORTED, BaseLineage, RunState
 
 RESOLVED = "recipe.resolved.yaml"
 """File in the run directory: the recipe with every default filled in."""
@@ -84,6 +85,8 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
     }
     stores = together(lambda: open_sources(recipe, described))
     validation = together(lambda: _open_validation(recipe))
+    if preset is not None:
+        together(lambda: sharding.check_saved(preset, recipe.deepspeed))
     together(lambda: check_logging(recipe.logging))
     if stores is not None and validation is not None and vocab_size is not None:
         together(lambda: _one_tokenizer(recipe, stores, validation))
@@ -242,13 +245,15 @@ def _mixture(recipe: Recipe, stores: Mapping[str, TokenStore], state: RunState |
 
 
 def base_lineage(recipe: Recipe, config: Mapping[str, Any]) -> BaseLineage | None:
-    """What is known of the base's past: all of it where the base is a checkpoint of ours."""
+    """What is known of the base's past: all of it where the base is ours, a checkpoint or its export."""
     base = recipe.model.base
     if base is None:
         return None
+    if (Path(base) / commit.MARKER).is_file():
+        return BaseLineage.of(RunState.from_json(commit.read(Path(base)).manifest.state), base)
+    if (Path(base) / EXPORTED).is_file():
+        state = RunState.from_json(json.loads((Path(base) / EXPORTED).read_text(encoding="utf-8")))
+        return BaseLineage.of(state, base, optimizer=False)
     rows = int(config.get("base_vocab_size") or config["vocab_size"])
     new_rows = int(config["vocab_size"]) - rows
-    if (Path(base) / commit.MARKER).is_file():
-        state = RunState.from_json(commit.read(Path(base)).manifest.state)
-        return BaseLineage.of(state, base, new_rows)
     return BaseLineage(base, new_rows=new_rows)

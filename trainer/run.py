@@ -13,7 +13,7 @@ from trainer import distributed, loop
 from trainer.checkpoint import commit
 from trainer.checkpoint.load import damaged, load
 from trainer.checkpoint.save import Saver
-from trainer.engine import Engine, sharded_loading
+from trainer.engine import Engine, check_machine, sharded_loading
 from trainer.errors import InfrastructureError, UserError
 from trainer.health import NonFinite, Signals, Spikes, Watchdog, clear_stale_locks
 from trainer.launcher import World
@@ -37,8 +37,10 @@ def run(plan: Plan, here: World) -> int:
     """Joins the ranks, trains `plan`, and leaves; the exit status.
 
     Raises:
+        UserError: what the machine lacks.
         RewarmError: what went wrong. Other ranks may wait for this one then, so the process must end.
     """
+    check_machine(plan.preset, plan.recipe.model.dtype)
     clear_stale_locks(_say if here.rank == 0 else _silent)
     distributed.start(here)
     status = train(plan, here)
@@ -185,6 +187,7 @@ class _Runner:
             engine=engine,
             loader=loader,
             validation=self.plan.validation,
+            model_config=self.plan.model_config,
             micro_batch_size=layout.micro_batch_size,
             saver=self.saver,
             metrics=self.metrics,

@@ -11,7 +11,7 @@ import torch
 
 from tokenization.shards import TokenStore
 from trainer import distributed
-from trainer.checkpoint.commit import VERSION, Manifest
+from trainer.checkpoint.commit import VERSION, Manifest, name_of
 from trainer.checkpoint.save import Saver
 from trainer.engine import Engine, StepResult
 from trainer.errors import InfrastructureError
@@ -20,6 +20,7 @@ from trainer.health import NonFinite, Signals, Spikes, Watchdog
 from trainer.metrics import Metrics, Throughput
 from trainer.mixer.loader import Loader
 from trainer.mixer.mixture import Mixture
+from trainer.model.directory import write_config
 from trainer.recipe import Recipe, dump
 from trainer.scheduler.state import RunState
 
@@ -35,6 +36,8 @@ class Session:
     loader: Loader
     validation: Mapping[str, TokenStore]
     """`upstream`, `downstream`."""
+    model_config: Mapping[str, Any]
+    """Fields of the Hugging Face config."""
     micro_batch_size: int
     saver: Saver
     metrics: Metrics
@@ -159,6 +162,8 @@ class Session:
         if self.saver.rank == 0:
             try:
                 self.saver.prepare(self.state.step, needed)
+                # With it a checkpoint may be another run's base, wherever this run's base has gone.
+                write_config(self.model_config, self.saver.directory / name_of(self.state.step))
             except (InfrastructureError, OSError) as error:
                 failure = str(error)
         failure = distributed.from_rank0(failure)

@@ -117,6 +117,27 @@ def offloads_parameters(preset: dict[str, Any]) -> bool:
     return str(device) != "none"
 
 
+def check_saved(preset: dict[str, Any], file: str | Path) -> None:
+    """A run must be able to save itself, which it finds out before it trains.
+
+    Raises:
+        Problems: weights or optimizer states would lie on NVMe, where checkpoints do not reach.
+    """
+    problems = [
+        UserError(
+            "swaps tensors out to files, and checkpoints are written from memory",
+            file=file,
+            field=f"zero_optimization.{name}.device",
+            value="nvme",
+            mend="take ds_configs/zero3-offload.json, which offloads to host memory",
+        )
+        for name in ("offload_optimizer", "offload_param")
+        if preset["zero_optimization"].get(name, {}).get("device") == "nvme"
+    ]
+    if problems:
+        raise Problems(problems)
+
+
 def complete(preset: dict[str, Any], recipe: Recipe, layout: Layout, hidden_size: int) -> dict[str, Any]:
     """The whole DeepSpeed configuration: the preset, what the recipe says, bucket sizes from hidden_size.
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from deepspeed.accelerator import get_accelerator
+
 from trainer import distributed
 from trainer import recipe as recipes
 from trainer.engine import Engine
@@ -22,11 +24,8 @@ from trainer.run import train
 
 
 @contextlib.contextmanager
-def poisoned(step: int | None, here: World) -> Iterator[None]:
-    """The last rank's loss of the last micro batch of a step (from 1, counted in this start) is infinite."""
-    if step is None:
-        yield
-        return
+def poisoned(bad_steps: list[int], here: World) -> Iterator[None]:
+    """The last rank's loss of the last micro batch of some steps (from 1, of this start) is infinite."""
     forward, train_step = CausalLM.forward, Engine.train_step
     steps, left = 0, -1
 
@@ -39,7 +38,8 @@ def poisoned(step: int | None, here: World) -> Iterator[None]:
         nonlocal left
         loss, *rest = forward(model, *args)
         left -= model.training
-        bad = model.training and steps == step and left == 0 and here.rank == here.world_size - 1
+        last = model.training and left == 0 and here.rank == here.world_size - 1
+        bad = last and steps in bad_steps
         return (loss * float("inf") if bad else loss, *rest)
 
     CausalLM.forward, Engine.train_step = infinite, counted  # type: ignore[method-assign]
@@ -67,6 +67,8 @@ def one(job: dict[str, Any], here: World) -> dict[str, Any]:
 
 def main(todo: Path) -> None:
     here = world()
+    # DeepSpeed knows CPUs on which fp16 is fast; on the others torch computes it all the same.
+    get_accelerator().is_fp16_supported = lambda: True
     distributed.start(here)
     found = []
     for job in json.loads(todo.read_text()):

@@ -22,7 +22,7 @@ AWKWARD = {
 
 def tree(data, run, stage):
     """Four steps of a run of twelve, saved at the second and the fourth."""
-    tree = runs.recipe(data, run, stage, name="any", stop_after=4 * STEP, micro_batch_size=1)
+    tree = runs.recipe(data, run, stage, name="any", stop_after=4 * STEP, micro_batch_size=2)
     tree["model"]["init"] = AWKWARD
     tree["validation"] = {"every_tokens": 100 * STEP}
     tree["checkpoint"] = {"every_tokens": 2 * STEP, "keep_last": 2}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer.errors import UserError
+from trainer.errors import Problems, UserError
 from trainer.recipe import dump, load, parse
 from trainer.scheduler.curves import Curve
-from trainer.sharding import Layout, complete, read_preset, stage
+from trainer.sharding import Layout, check_saved, complete, read_preset, stage
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
@@ -129,6 +129,53 @@ def test_a_preset_with_a_learning_rate_is_refused(tmp_path):
     path.write_text('{"zero_optimization": {"stage": 2}, "optimizer": {"params": {"lr": 1e-4}}}')
     with pytest.raises(UserError, match="optimizer"):
         read_preset(path)
+
+
+@by_name(PRESETS)
+def test_a_preset_whose_state_cannot_be_saved_is_refused_before_it_trains(path):
+    if path.stem != "zero3-nvme":
+        check_saved(read_preset(path), path)
+        return
+    with pytest.raises(Problems) as told:
+        check_saved(read_preset(path), path)
+    weights, moments = sorted(map(str, told.value.problems), reverse=True)
+    assert "zero3-nvme.json: zero_optimization.offload_param.device: 'nvme'" in weights
+    assert "zero3-offload.json" in moments
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A CPU without fp16, and a choice of the tools that are installed."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    engine = pytest.importorskip("trainer.engine")
+
+    def lacks(*tools):
+        monkeypatch.setattr(engine.shutil, "which", lambda tool: None if tool in tools else f"/bin/{tool}")
+        monkeypatch.setattr(engine.get_accelerator(), "is_fp16_supported", lambda: False)
+        return engine.check_machine
+
+    return lacks
+
+
+@pytest.mark.parametrize("tool", ["c++", "ninja"])
+def test_offload_without_a_compiler_is_one_clear_line(machine, tool, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    offload = read_preset(ROOT / "ds_configs" / "zero2-offload.json")
+    machine()(offload, "bf16")
+    machine(tool)(read_preset(ROOT / "ds_configs" / "zero2.json"), "bf16")
+    with pytest.raises(UserError) as told:
+        machine(tool)(offload, "bf16")
+    assert "\n" not in str(told.value)
+    assert f"and {tool} is missing here; install g++ and ninja, or take a preset without" in str(told.value)
+
+
+def test_what_a_cpu_cannot_do_is_told_at_once(machine):
+    with pytest.raises(Problems) as told:
+        machine()(read_preset(ROOT / "ds_configs" / "zeropp.json"), "fp16")
+    fields = ("model.dtype", "zero_optimization.zero_quantized_weights")
+    for problem, field in zip(told.value.problems, fields, strict=False):
+        assert str(problem).startswith(field)
+    assert len(told.value.problems) == 3
 
 
 @by_name(SCRIPTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from trainer.errors import UserError
 from trainer.model.architecture import EMBEDDINGS, file_name
 from trainer.model.directory import MAX_SHARD_BYTES, WeightsWriter, copy_tokenizer, whole_directory
 from trainer.model.loss import plain_name
+from trainer.scheduler.state import EXPORTED
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,6 +38,8 @@ class Card:
     """Metric → value, forgetting among them."""
     lineage: Sequence[Mapping[str, Any]] = ()
     """The records of lineage.jsonl that are worth telling."""
+    state: Mapping[str, Any] | None = None
+    """Where the run stood (`scheduler.state.RunState`), for a run that has this model as its base."""
 
 
 def export(
@@ -75,7 +79,10 @@ def export(
             raise UserError("is not among the weights to export", value=input_name)
         writer.close()
         _write_config(config, vocab_size, dtype, draft)
-        (draft / "README.md").write_text(render(card, dtype), encoding="utf-8")
+        loader = _tokenizer_loader(config.model_type, draft)
+        (draft / "README.md").write_text(render(card, dtype, loader), encoding="utf-8")
+        if card.state is not None:
+            (draft / EXPORTED).write_text(json.dumps(card.state), encoding="utf-8")
 
 
 def _cast(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -98,7 +105,19 @@ def _write_config(config: PretrainedConfig, vocab_size: int, dtype: str, draft: 
     GenerationConfig.from_model_config(told).save_pretrained(draft)
 
 
-def render(card: Card, dtype: str) -> str:
+def _tokenizer_loader(model_type: str, draft: Path) -> str:
+    """The transformers class that loads the tokenizer as it is.
+
+    For Qwen2 `AutoTokenizer` takes Qwen2's own rules, whatever tokenizer_config.json names.
+    """
+    path = draft / "tokenizer_config.json"
+    named = json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class", "") if path.exists() else ""
+    if model_type == "qwen2" and named.startswith(("PreTrainedTokenizer", "Llama")):
+        return "PreTrainedTokenizerFast"
+    return "AutoTokenizer"
+
+
+def render(card: Card, dtype: str, tokenizer_loader: str = "AutoTokenizer") -> str:
     """The model card, in Markdown with the metadata block of the hub."""
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [rewarm]"]
     if card.base:
@@ -116,7 +135,7 @@ def render(card: Card, dtype: str) -> str:
         measured = [{"metric": name, "value": f"{value:.4f}"} for name, value in card.evaluation.items()]
         parts += ["## Evaluation", _table(measured)]
         parts.append("Forgetting is upstream bits per byte now minus the base model's.")
-    parts += ["## Use", _USE]
+    parts += ["## Use", _USE.replace("AutoTokenizer", tokenizer_loader)]
     return "\n\n".join(parts) + "\n"
 
 

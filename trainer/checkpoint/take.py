@@ -14,7 +14,7 @@ from tokenization import vocabulary
 from trainer.checkpoint import commit, portable
 from trainer.checkpoint.export import Card, export
 from trainer.errors import InfrastructureError, UserError
-from trainer.model.architecture import resolve
+from trainer.model.architecture import read_config
 from trainer.recipe import parse
 from trainer.scheduler.state import RunState
 
@@ -55,7 +55,7 @@ def export_checkpoint(
     manifest = checkpoint.manifest
     recipe = parse(manifest.recipe, file=checkpoint.path / commit.MARKER)
     vocab_size = vocabulary.open_tokenizer(recipe.model.tokenizer).size
-    config = AutoConfig.for_model(**resolve(recipe, vocab_size))
+    config = AutoConfig.for_model(**read_config(checkpoint.path))
     reader = portable.Reader(checkpoint.files)
 
     def weights() -> Iterator[tuple[str, Tensor]]:
@@ -97,6 +97,7 @@ def _card(checkpoint: commit.Checkpoint) -> Card:
         phases=phases,
         evaluation=_evaluation(run / "metrics.jsonl", manifest.step),
         lineage=_lineage(run / "lineage.jsonl"),
+        state=manifest.state,
     )
 
 

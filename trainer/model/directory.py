@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,17 @@ def fetch(model: str | Path, files: list[str], field: str | None) -> Path:
         raise UserError(
             f"is no directory here and not on the hub ({reason})", field=field, value=name
         ) from error
+
+
+def write_config(config: Mapping[str, Any], directory: str | Path) -> None:
+    """Writes and syncs config.json, by which transformers knows a model.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    path = Path(directory) / "config.json"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _sync(path)
 
 
 def copy_tokenizer(tokenizer: str | Path, directory: str | Path) -> None:

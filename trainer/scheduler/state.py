@@ -16,6 +16,9 @@ from trainer.scheduler.curves import Curve
 
 VERSION = 1
 
+EXPORTED = "rewarm.json"
+"""File in an exported model: the `RunState` that it was taken at, for a run that has it as its base."""
+
 
 @dataclass(frozen=True)
 class PhaseRecord:

@@ -184,10 +184,10 @@ def _rank(rank: int, port: int, recipe: str, overrides: list[str], log: str) -> 
 
 def strike(started: Started, kill: Kill, run: Path) -> str:
     """Waits for the moment and kills; what was hit. A run that ended before is left as it is."""
-    begun = time.monotonic()
+    begun, since = time.monotonic(), time.time()
     while started.running():
         assert time.monotonic() - begun < PATIENCE_S, f"the moment of {kill} never came"
-        saving = _saving(run)
+        saving = _saving(run, since)
         if (
             (kill.moment == "start" and time.monotonic() - begun > kill.delay_s and len(started.ranks()) == 2)
             or (kill.moment == "save" and saving >= kill.at)
@@ -195,7 +195,8 @@ def strike(started: Started, kill: Kill, run: Path) -> str:
         ):
             if kill.moment != "start":
                 time.sleep(kill.delay_s)
-            hit = f"saving {_saving(run)}" if _saving(run) else f"step {runs.last_step(run)}"
+            saving = _saving(run, since)
+            hit = f"saving {saving}" if saving else f"step {runs.last_step(run)}"
             if not started.running():
                 break
             started.kill(kill)
@@ -205,14 +206,14 @@ def strike(started: Started, kill: Kill, run: Path) -> str:
     return "ended before"
 
 
-def _saving(run: Path) -> int:
-    """The step whose checkpoint is being written; 0 when there is none."""
-    unfinished = [
-        int(path.name.removeprefix("step-"))
-        for path in (run / "checkpoints").glob("step-*")
-        if not (path / "COMMITTED").exists()
-    ]
-    return max(unfinished, default=0)
+def _saving(run: Path, since: float) -> int:
+    """The step whose checkpoint is being written; 0 when there is none, or only what a kill before left."""
+    unfinished = [0]
+    for path in (run / "checkpoints").glob("step-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime > since and not (path / "COMMITTED").exists():
+                unfinished.append(int(path.name.removeprefix("step-")))
+    return max(unfinished)
 
 
 def torment(recipe: Path, run: Path, kills: list[Kill], log: Path, tell=lambda line: None) -> int:

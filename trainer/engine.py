@@ -112,7 +112,7 @@ def check_machine(preset: dict[str, Any], dtype: str) -> None:
             problems.append(UserError(what, field=f"zero_optimization.{name}", mend=mend))
     if offloads_optimizer(preset) and (lacking := _lacks_for_cpu_adam()):
         what = f"needs DeepSpeedCPUAdam, which is compiled at first use, and {lacking} is missing here"
-        mend = "install g++ and ninja, or take a preset without offload"
+        mend = "have g++ and ninja on the PATH, or take a preset without offload"
         problems.append(UserError(what, field="zero_optimization.offload_optimizer", mend=mend))
     if problems:
         raise Problems(problems)

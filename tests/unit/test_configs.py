@@ -166,7 +166,9 @@ def test_offload_without_a_compiler_is_one_clear_line(machine, tool, monkeypatch
     with pytest.raises(UserError) as told:
         machine(tool)(offload, "bf16")
     assert "\n" not in str(told.value)
-    assert f"and {tool} is missing here; install g++ and ninja, or take a preset without" in str(told.value)
+    assert f"and {tool} is missing here; have g++ and ninja on the PATH, or take a preset without" in str(
+        told.value
+    )
 
 
 def test_what_a_cpu_cannot_do_is_told_at_once(machine):

@@ -105,16 +105,19 @@ def stage(preset: dict[str, Any]) -> int:
     return int(preset["zero_optimization"].get("stage", 0))
 
 
+def _offload_device(preset: dict[str, Any], what: str) -> str:
+    """`none`, `cpu` or `nvme`; DeepSpeed takes null for none, in place of the section or of its device."""
+    return str((preset["zero_optimization"].get(what) or {}).get("device") or "none")
+
+
 def offloads_optimizer(preset: dict[str, Any]) -> bool:
     """Whether the optimizer's states live in host memory or on NVMe."""
-    device = preset["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
-    return str(device) != "none"
+    return _offload_device(preset, "offload_optimizer") != "none"
 
 
 def offloads_parameters(preset: dict[str, Any]) -> bool:
     """Whether the weights live in host memory or on NVMe (ZeRO-3 only)."""
-    device = preset["zero_optimization"].get("offload_param", {}).get("device", "none")
-    return str(device) != "none"
+    return _offload_device(preset, "offload_param") != "none"
 
 
 def check_saved(preset: dict[str, Any], file: str | Path) -> None:
@@ -132,7 +135,7 @@ def check_saved(preset: dict[str, Any], file: str | Path) -> None:
             mend="take ds_configs/zero3-offload.json, which offloads to host memory",
         )
         for name in ("offload_optimizer", "offload_param")
-        if preset["zero_optimization"].get(name, {}).get("device") == "nvme"
+        if _offload_device(preset, name) == "nvme"
     ]
     if problems:
         raise Problems(problems)

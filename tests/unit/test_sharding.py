@@ -84,3 +84,11 @@ def test_sixteen_bits_without_sharded_master_weights_are_refused():
     half = recipe(model={"tokenizer": "t", "dtype": "bf16", "init": {"hidden_size": 8}})
     with pytest.raises(UserError, match=r"model\.dtype: 'bf16' .*zero1\.json"):
         sharding.complete({"zero_optimization": {"stage": 0}}, half, sharding.Layout(1, 1, 1), 8)
+
+
+@pytest.mark.parametrize("section", [None, {"device": None}, {"device": "none"}, {}])
+def test_null_is_no_offload_as_deepspeed_has_it(section):
+    preset = {"zero_optimization": {"stage": 3, "offload_optimizer": section, "offload_param": section}}
+    assert not sharding.offloads_optimizer(preset)
+    assert not sharding.offloads_parameters(preset)
+    assert sharding.offloads_optimizer({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}})

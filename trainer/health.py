@@ -219,6 +219,25 @@ def clear_stale_locks(say: Say, cache: Path | None = None) -> list[Path]:
     return cleared
 
 
+@contextmanager
+def clearing_stale_locks(say: Say, cache: Path | None = None, every_s: float = 5.0) -> Iterator[None]:
+    """`clear_stale_locks` at once, and again as long as the block runs: a holder may die while we wait for it."""
+    clear_stale_locks(say, cache)
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every_s):
+            clear_stale_locks(say, cache)
+
+    thread = threading.Thread(target=watch, name="stale-locks", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 SHARED_LOCK_AGE_S = 1800.0
 """On a network file system a lock must be this old, longer than any build, to be taken for a dead one's."""
 

@@ -15,7 +15,7 @@ from trainer.checkpoint.load import damaged, load
 from trainer.checkpoint.save import Saver
 from trainer.engine import Engine, check_machine, sharded_loading
 from trainer.errors import InfrastructureError, UserError
-from trainer.health import NonFinite, Signals, Spikes, Watchdog, clear_stale_locks
+from trainer.health import NonFinite, Signals, Spikes, Watchdog, clearing_stale_locks
 from trainer.launcher import World
 from trainer.metrics import Metrics, Throughput
 from trainer.mixer.loader import Loader
@@ -41,8 +41,8 @@ def run(plan: Plan, here: World) -> int:
         RewarmError: what went wrong. Other ranks may wait for this one then, so the process must end.
     """
     check_machine(plan.preset, plan.recipe.model.dtype)
-    clear_stale_locks(_say if here.rank == 0 else _silent)
-    distributed.start(here)
+    with clearing_stale_locks(_say if here.rank == 0 else _silent):
+        distributed.start(here)
     status = train(plan, here)
     distributed.stop()
     return status

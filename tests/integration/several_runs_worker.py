@@ -17,6 +17,7 @@ from trainer import distributed
 from trainer import recipe as recipes
 from trainer.engine import Engine
 from trainer.errors import RewarmError
+from trainer.health import clearing_stale_locks
 from trainer.launcher import World, world
 from trainer.model.loss import CausalLM
 from trainer.plan import prepare
@@ -69,7 +70,8 @@ def main(todo: Path) -> None:
     here = world()
     # DeepSpeed knows CPUs on which fp16 is fast; on the others torch computes it all the same.
     get_accelerator().is_fp16_supported = lambda: True
-    distributed.start(here)
+    with clearing_stale_locks(print):
+        distributed.start(here)
     found = []
     for job in json.loads(todo.read_text()):
         try:

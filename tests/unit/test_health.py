@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 from trainer import health
 from trainer.errors import UserError
-from trainer.health import NonFinite, Signals, Spikes, Watchdog, clear_stale_locks, robust_z
+from trainer.health import (
+    NonFinite,
+    Signals,
+    Spikes,
+    Watchdog,
+    clear_stale_locks,
+    clearing_stale_locks,
+    robust_z,
+)
 
 # ----------------------------------------------------------------------------------------------- signals
 
@@ -169,6 +177,20 @@ def test_a_lock_is_kept_while_its_holder_lives_and_removed_once_it_was_killed(tm
     assert not lock.exists()
     assert len(said) == 1
     assert str(lock) in said[0]
+
+
+def test_a_holder_that_dies_while_it_is_waited_for_does_not_hang_the_start(tmp_path):
+    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    process = holder(lock)
+    with clearing_stale_locks(lambda _: None, tmp_path, every_s=0.05):
+        assert lock.exists()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        deadline = time.monotonic() + 20
+        while lock.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_a_compiler_that_outlived_its_rank_is_waited_for(tmp_path):

@@ -219,9 +219,9 @@ def clear_stale_locks(say: Say, cache: Path | None = None) -> list[Path]:
     return cleared
 
 
-@contextmanager
+@contextlib.contextmanager
 def clearing_stale_locks(say: Say, cache: Path | None = None, every_s: float = 5.0) -> Iterator[None]:
-    """`clear_stale_locks` at once, and again as long as the block runs: a holder may die while we wait for it."""
+    """`clear_stale_locks` at once and while the block runs: a holder may die while we wait for it."""
     clear_stale_locks(say, cache)
     done = threading.Event()
 

@@ -36,7 +36,7 @@ headline() { step=$((step + 1)); printf '\n[%d/9] %s\n' "$step" "$*"; }
 
 headline "environment"
 bash "$root/launch/setup.sh"
-export PATH=$root/.venv/bin:$PATH
+export PATH=$root/.venv/bin:$PATH TORCH_EXTENSIONS_DIR=$root/.venv/torch_extensions
 cd "$root"
 if ! nvidia-smi >/dev/null 2>&1; then
     export DS_ACCELERATOR=cpu

@@ -30,7 +30,8 @@ done
 export DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false
 
 bash launch/setup.sh
-export PATH=$PWD/.venv/bin:$PATH
+# Compiled ops of this environment; a cache that environments share is rebuilt at every change between them.
+export PATH=$PWD/.venv/bin:$PATH TORCH_EXTENSIONS_DIR=$PWD/.venv/torch_extensions
 
 failed=()
 check() {

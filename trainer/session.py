@@ -129,6 +129,7 @@ class Session:
             self.noted["loss/train"] = sum(nats) / sum(targets)
             for number, name in enumerate(self.mixture.names):
                 self.noted[f"tokens/{name}"] = consumed[name] * self.recipe.seq_len
+                self.noted[f"epochs/{name}"] = consumed[name] / self.mixture.sizes[number].samples
                 if targets[number]:
                     self.noted[f"loss/{name}"] = nats[number] / targets[number]
             self.noted |= self.throughput.read()

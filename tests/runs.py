@@ -117,21 +117,21 @@ def environment() -> dict[str, str]:
     return {**kept, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": path, "PYTHONPATH": str(ROOT)}
 
 
-def command(recipe: Path, ranks: int, *overrides: str) -> list[str]:
+def command(recipe: Path, ranks: int, *overrides: str, port: int | None = None) -> list[str]:
     """What a user would type."""
-    return [*_launcher(ranks), str(ROOT / "launch" / "train.py"), str(recipe), *overrides]
+    return [*_launcher(ranks, port), str(ROOT / "launch" / "train.py"), str(recipe), *overrides]
 
 
-def _launcher(ranks: int) -> list[str]:
-    return ["deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port())]
+def _launcher(ranks: int, port: int | None = None) -> list[str]:
+    return ["deepspeed", "--num_accelerators", str(ranks), "--master_port", str(port or free_port())]
 
 
 def launch(
-    recipe: Path, ranks: int, *overrides: str, timeout: float = 240
+    recipe: Path, ranks: int, *overrides: str, timeout: float = 240, port: int | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Trains to the end; the caller checks `returncode`."""
     return subprocess.run(
-        command(recipe, ranks, *overrides),
+        command(recipe, ranks, *overrides, port=port),
         env=environment(), capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -29,17 +30,30 @@ def start(here: World) -> None:
         # DeepSpeed would build its shared-memory collectives and fail; without them gloo does the work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     get_accelerator().set_device(here.local_rank)
+    _unlink_shared_memory(here.rank)  # a killed run's: no rank has passed the rendezvous, so none opens it
     deepspeed.init_distributed(
         dist_backend=get_accelerator().communication_backend_name(),
         timeout=TIMEOUT,
         verbose=False,
     )
+    dist.barrier()  # every rank has mapped every buffer, and needs its name no longer
+    _unlink_shared_memory(here.rank)
 
 
 def stop() -> None:
     """Leaves the process group, after a success; after a failure no collective is tried again."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _unlink_shared_memory(rank: int) -> None:
+    """Takes away the name of the buffer of this rank's shared-memory collectives (CPU only).
+
+    DeepSpeed never does: every start on a new port would leave 66 MiB in memory until the machine is
+    rebooted, and a start on the port of a killed run could take what that one left for a peer's answer.
+    """
+    where = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{where}_{rank}").unlink(missing_ok=True)
 
 
 def rank() -> int:

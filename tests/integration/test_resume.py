@@ -1,6 +1,8 @@
 """A killed run, started again with the same command, is the run that was never killed: to the bit."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import runs
@@ -67,3 +69,18 @@ def test_no_compiler_is_needed(data, tmp_path, monkeypatch):
     done = runs.launch(runs.write(tree, tmp_path / "r.yaml"), 2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert runs.last_step(tmp_path / "run") == 1
+
+
+def test_shared_memory_of_a_killed_run_is_neither_taken_for_an_answer_nor_left(data, tmp_path):
+    """DeepSpeed's collectives on the CPU name their buffers by user, address and port."""
+    port = runs.free_port()
+    left = [
+        Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_{port}_{rank}") for rank in (0, 1)
+    ]
+    for buffer in left:
+        buffer.write_bytes(b"\x01\x00\x00\x00" * (66 << 18))
+    tree = runs.recipe(data, tmp_path / "run", stop_after=2 * 256)
+    done = runs.launch(runs.write(tree, tmp_path / "r.yaml"), 2, port=port)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert runs.last_step(tmp_path / "run") == 2
+    assert not any(buffer.exists() for buffer in left)

@@ -26,6 +26,7 @@ from deepspeed.accelerator import get_accelerator
 from trainer import distributed
 from trainer.errors import Problems, UserError
 from trainer.recipe import Optimizer
+from trainer.rows import Rows, stretch
 from trainer.sharding import offloads_optimizer, stage
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -136,16 +137,24 @@ class Engine:
         config: dict[str, Any],
         optimizer: Optimizer,
     ) -> None:
-        """Shards `model`; `groups` are optimizer parameter groups, each with an `lr_scale`."""
+        """Shards `model`; `groups` are those of `trainable.parameter_groups`."""
         self.stage = stage(config)
         self.clip = optimizer.grad_clip
         adam = _adamw(groups, optimizer, offloads_optimizer(config))
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        rows = {
+            self.names[id(one)]: group["rows"]
+            for group in groups
+            if "rows" in group
+            for one in group["params"]
+        }
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adam, config=config)
         self.world_size = self.engine.world_size
         self.device = distributed.device()
         self.before_change: Callable[[], None] = lambda: None
         """Called before a step changes weights and moments: whoever still reads them makes it wait."""
+        if rows:
+            stretch(self._adam(), self._stretched(rows))
 
     # -- computing ---------------------------------------------------------------------------
 
@@ -211,6 +220,12 @@ class Engine:
                 continue
             tensor = torch.as_tensor(array)
             yield (tensor.pin_memory() if cuda else tensor).to(self.device, non_blocking=True)
+
+    def _stretched(self, rows: dict[str, Rows]) -> Iterator[tuple[torch.Tensor, float]]:
+        """This rank's part of the rows that have a learning rate of their own, and its factor."""
+        for fragment in self.fragments():
+            if (own := rows.get(fragment.name)) is not None:
+                yield own.of(fragment.tensors["weight"], fragment.start, fragment.shape), own.factor
 
     # -- saving and loading --------------------------------------------------------------------
 

@@ -129,8 +129,8 @@ class Schedule(Section):
     cycles: Positive = 1
     """Repeats of the whole curve, warm-up included, within the phase; lengths are then per cycle."""
     anneal: Anneal | None = None
-    lr_scale: dict[str, Rate] = Field(default_factory=dict)
-    """Factor on the LR of a parameter group: `embeddings`, `new_rows`."""
+    lr_scale: dict[str, Annotated[Rate, Field(gt=0)]] = Field(default_factory=dict)
+    """Factor on the LR of a parameter group: `embeddings`, `new_rows` (default: as the embeddings)."""
 
     @field_validator("start_lr", mode="before")
     @classmethod

@@ -4,24 +4,44 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import deepspeed
+import numpy as np
 import torch
 import torch.distributed as dist
-from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 from model_tiny import INIT, from_base, recipe, tokens
 
+from trainer.engine import Engine, sharded_loading
 from trainer.model.build import build
 from trainer.model.loss import CausalLM
 from trainer.model.trainable import parameter_groups
+from trainer.recipe import Phase
 
 PIECES, OLD = 90, 70
 STEPS = 3
+SCALE = {"embeddings": 2.0, "new_rows": 5.0}
+
+
+@dataclass
+class Rows:
+    """A rank's rows of a global batch of four, each of a document of 9 and one of 7 tokens."""
+
+    input_ids: np.ndarray
+    targets: np.ndarray
+    source: np.ndarray
+    positions: np.ndarray | None
+
+    @classmethod
+    def of(cls, step: int, rank: int, world: int) -> Rows:
+        ids = tokens(4, 17, pieces=PIECES, seed=step)[rank * 4 // world : (rank + 1) * 4 // world].numpy()
+        positions = np.broadcast_to(np.array([*range(9), *range(7)]), (len(ids), 16)).copy()
+        return cls(ids[:, :-1].copy(), ids[:, 1:].copy(), np.zeros(len(ids), int), positions)
 
 
 def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -29,13 +49,13 @@ def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
         return parameter.detach().clone()
 
 
-def run(make: Any, stage: int, dtype: str, train: str) -> dict[str, Any]:
+def run(make: Any, stage: int, dtype: str, train: str, scale: dict[str, float]) -> dict[str, Any]:
     """Builds and trains a few steps; the weights before and after, and the losses."""
     world, rank = dist.get_world_size(), dist.get_rank()
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 4 // world,
         "train_batch_size": 4,
-        "gradient_clipping": 1.0,
+        "gradient_clipping": 1.0 if stage else 0.0,
         "zero_optimization": {
             "stage": stage,
             "stage3_param_persistence_threshold": 0,
@@ -45,30 +65,21 @@ def run(make: Any, stage: int, dtype: str, train: str) -> dict[str, Any]:
     }
     if dtype != "fp32":
         config[dtype] = {"enabled": True}
-    held = HfDeepSpeedConfig(config) if stage == 3 else None
     plan = make(f"model.dtype={dtype}")
-    causal: CausalLM = build(plan, PIECES)
+    with sharded_loading(config):
+        causal: CausalLM = build(plan, PIECES)
     causal.hf.config.base_vocab_size = OLD
-    groups = parameter_groups(causal, plan.phases[0].model_copy(update={"train": train}), 0.1)
-    adam = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95))
-    engine, *_ = deepspeed.initialize(model=causal, optimizer=adam, config=config)
+    schedule = plan.phases[0].schedule.model_copy(update={"lr_scale": scale})
+    phase: Phase = plan.phases[0].model_copy(update={"train": train, "schedule": schedule})
+    engine = Engine(causal, parameter_groups(causal, phase, 0.1), config, plan.optimizer)
     before = {name: whole(parameter) for name, parameter in causal.named_parameters()}
     losses = []
     for step in range(STEPS):
-        mine = slice(rank * 4 // world, (rank + 1) * 4 // world)
-        ids = tokens(4, 17, pieces=PIECES, seed=step)[mine]
-        positions = torch.tensor([*range(9), *range(7)]).expand(len(ids), -1)
-        total, _, _ = engine(ids[:, :-1], ids[:, 1:], positions)
-        engine.backward(total * world / 64, scale_wrt_gas=False)
-        engine.step()
-        loss = total.detach().clone()
-        dist.all_reduce(loss)
-        losses.append(loss.item() / 64)
+        result = engine.train_step([Rows.of(step, rank, world)], 1e-3, sources=1, seed=step, stop=False)
+        losses.append(result.source_nats.item() / 64)
     after = {name: whole(parameter) for name, parameter in causal.named_parameters()}
     rotary = causal.hf.base_model.rotary_emb.inv_freq.dtype
-    engine.destroy()
-    del held
-    unset_hf_deepspeed_config()
+    engine.close()
     return {"before": before, "after": after, "losses": losses, "rotary": rotary}
 
 
@@ -76,8 +87,10 @@ def main(base: Path, out: Path) -> None:
     deepspeed.init_distributed()
     found: dict[str, Any] = {}
 
-    def record(key: str, make: Any, stage: int, dtype: str = "fp32", train: str = "all") -> None:
-        found[f"{key}/{stage}"] = run(make, stage, dtype, train)
+    def record(
+        key: str, make: Any, stage: int, dtype: str = "fp32", train: str = "all", **scale: float
+    ) -> None:
+        found[f"{key}/{stage}"] = run(make, stage, dtype, train, scale)
 
     tied = {**INIT["llama"], "tie_word_embeddings": "true"}
     for stage in (0, 1, 2, 3):
@@ -89,6 +102,8 @@ def main(base: Path, out: Path) -> None:
         for dtype in ("fp32", "bf16"):
             record(f"new_rows/{dtype}", lambda *over: recipe(*over), stage, dtype, "new_rows")
         record("tied/new_rows", lambda *over: recipe(*over, **tied), stage, train="new_rows")
+        record("scaled", lambda *over: recipe(*over), stage, **SCALE)
+        record("tied/scaled", lambda *over: recipe(*over, **tied), stage, **SCALE)
     if dist.get_rank() == 0:
         torch.save(found, out / "found.pt")
         (out / "done.json").write_text(json.dumps({"world_size": dist.get_world_size()}))

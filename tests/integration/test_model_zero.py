@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 from model_tiny import INIT, recipe
+from model_zero_worker import OLD, PIECES, SCALE, STEPS, Rows
 
 from trainer.model.build import build
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
-PIECES, OLD = 90, 70
 STAGES = (0, 1, 2, 3)
 
 
@@ -109,3 +110,48 @@ def test_new_rows_move_and_nothing_else_does_by_a_bit(launched, ranks, stage, ke
             assert not torch.equal(after[OLD:], before[OLD:]), name
         else:
             assert torch.equal(after, before), name
+
+
+def with_rows_as_parameters(tied: str) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The independent reference: old and new rows are parameters of their own, in groups of plain AdamW."""
+    causal = build(recipe(**{**INIT["llama"], "tie_word_embeddings": tied}), PIECES)
+    parts = {
+        name: [part.detach().clone().requires_grad_() for part in (value[:OLD], value[OLD:])]
+        if "embed" in name or "lm_head" in name
+        else [value.detach().clone().requires_grad_()]
+        for name, value in causal.named_parameters()
+    }
+    factors = (SCALE["embeddings"], SCALE["new_rows"])
+    groups = [
+        {"params": [part], "lr": 1e-3 * factor, "weight_decay": 0.1 if part.ndim > 1 else 0.0}
+        for cut in parts.values()
+        for part, factor in zip(cut, factors if len(cut) > 1 else (1.0,), strict=True)
+    ]
+    adam = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    losses = []
+    for step in range(STEPS):
+        rows = Rows.of(step, 0, 1)
+        weights = {name: torch.cat(cut) for name, cut in parts.items()}
+        batch = tuple(map(torch.as_tensor, (rows.input_ids, rows.targets, rows.positions)))
+        total, _, _ = torch.func.functional_call(causal, weights, batch)
+        adam.zero_grad()
+        (total / 64).backward()
+        torch.nn.utils.clip_grad_norm_([part for cut in parts.values() for part in cut], 1.0)
+        adam.step()
+        losses.append(total.item() / 64)
+    return {name: torch.cat(cut).detach() for name, cut in parts.items()}, losses
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("key", "tied"), [("scaled", "false"), ("tied/scaled", "true")])
+def test_new_rows_have_a_learning_rate_of_their_own_beside_all_the_rest(launched, ranks, stage, key, tied):
+    found = launched[ranks][f"{key}/{stage}"]
+    weights, losses = with_rows_as_parameters(tied)
+    assert found["losses"] == pytest.approx(losses, abs=1e-6)
+    assert found["after"].keys() == weights.keys()
+    for name, expected in weights.items():
+        torch.testing.assert_close(
+            found["after"][name], expected, atol=2e-5, rtol=1e-4
+        )  # a step is 1e-3 to 5e-3
+        assert not torch.equal(found["after"][name], found["before"][name])

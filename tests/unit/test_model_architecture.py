@@ -153,7 +153,7 @@ def test_flash_attention_wants_its_package_and_half_precision():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("schedule.lr_scale={new_rows: 2}", "lr_scale.new_rows: scales rows that train with the others"),
+        ("schedule.lr_scale={new_rows: 2}", "schedule.lr_scale: 'new_rows' asks for appended rows, but"),
         ("train=new_rows", "train: 'new_rows' asks for appended rows, but the model was not grown"),
         ("train=[a(]", "train: 'a(' is no regular expression"),
     ],

@@ -10,6 +10,7 @@ from trainer.errors import UserError
 from trainer.model.build import build
 from trainer.model.trainable import parameter_groups
 from trainer.recipe import Phase
+from trainer.rows import Rows
 
 PIECES, OLD = 90, 70
 
@@ -133,6 +134,27 @@ def test_an_infinite_gradient_of_an_old_row_does_not_reach_it():
     (weight * torch.tensor(float("inf"))).sum().backward()
     assert not weight.grad[:OLD].any()
     assert weight.grad[OLD:].isinf().all()
+
+
+def test_new_rows_beside_the_rest_are_stretched_against_their_group():
+    causal = extended()
+    groups = parameter_groups(causal, phase(lr_scale={"embeddings": "2", "new_rows": "5"}), 0.1)
+    (holder,) = [group for group in groups if group["name"] == "embeddings"]
+    assert (holder["lr_scale"], holder["rows"]) == (2.0, Rows(OLD, 2.5))
+    assert all("rows" not in group for group in groups if group is not holder)
+
+
+def test_a_factor_on_what_is_not_trained_is_refused():
+    mine = phase(train=["layers"], lr_scale={"new_rows": "5"})
+    with pytest.raises(UserError, match=r"lr_scale: scales the LR of embeddings that the phase does not"):
+        parameter_groups(extended(), mine, 0.1)
+
+
+@pytest.mark.parametrize("start", [0, 30, 70 * 4, 71 * 4 + 3, 90 * 4])
+def test_the_part_of_a_fragment_that_belongs_to_the_last_rows(start):
+    whole = torch.arange(90 * 4)
+    part = Rows(70, 2.0).of(whole[start:], start, (90, 4))
+    assert part.tolist() == list(range(max(start, 280), 360))
 
 
 def test_new_rows_of_a_model_that_has_none():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.unit.scheduler_runs import schedule
 from trainer.recipe_schedule import Schedule
-from trainer.scheduler.curves import Curve, lr, scaled
+from trainer.scheduler.curves import Curve, lr
 
 KINDS = ["cosine", "cosine_clamped", "linear", "inverse_sqrt", "constant", "wsd", "infinite"]
 STAGES = [
@@ -259,10 +259,3 @@ def test_reached_is_where_the_warm_up_begins_and_each_cycle_goes_on_from_the_las
 def test_a_shape_that_does_not_exist_is_the_programmers_error():
     with pytest.raises(AssertionError, match="unknown shape"):
         Curve(Schedule.model_construct(**{**of_kind("linear").__dict__, "kind": "zigzag"}), 10)(5)
-
-
-def test_groups_are_scaled_by_their_factor_and_others_are_not():
-    own = of_kind("cosine", lr_scale={"embeddings": "0.5", "new_rows": 2})
-    assert scaled(own, 1e-4, "embeddings") == 5e-5
-    assert scaled(own, 1e-4, "new_rows") == 2e-4
-    assert scaled(own, 1e-4, "decayed") == 1e-4

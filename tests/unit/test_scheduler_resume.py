@@ -26,6 +26,7 @@ from tests.unit.scheduler_runs import (
 from trainer.errors import Problems, UserError
 from trainer.mixer.mixture import Mixture, SourceSize
 from trainer.scheduler.resume import RunState, decide
+from trainer.sharding import layout
 
 STEPS = 20
 """Of each phase of the interrupted runs."""
@@ -54,8 +55,10 @@ class Machine:
         self.saved = None
         self.trace = {}
 
-    def train(self, stop_at=None, every=1, skip=()):
-        """Starts, and trains until all is done or until a crash before step `stop_at`."""
+    def train(self, stop_at=None, every=1, skip=(), world_size=1):
+        """Starts on so many ranks, and trains until all is done or until a crash before step `stop_at`."""
+        cut = layout(self.run, world_size, largest_micro_batch=2)
+        batch = cut.micro_batch_size * cut.gradient_accumulation_steps * cut.world_size
         saved = RunState.from_json(json.loads(self.saved)) if self.saved else None
         done = [*(record.samples for record in saved.phases[:-1]), saved.samples] if saved else []
         taken = saved.taken() if saved else {}
@@ -67,10 +70,10 @@ class Machine:
             while not state.phase_done:
                 if state.step == stop_at:
                     return decision.kind
-                drawn = mixture.batch(state.phase, state.samples, self.run.global_batch_size)
+                drawn = mixture.batch(state.phase, state.samples, batch)
                 lr, applied = state.next_lr, state.step not in skip
                 self.trace[state.step] = (state.phase, lr, drawn.source.tolist(), drawn.index.tolist())
-                state = state.after_step(self.run.global_batch_size, lr=lr, trained=applied)
+                state = state.after_step(batch, lr=lr, trained=applied)
                 if state.step % every == 0 or state.phase_done:
                     self.saved = json.dumps(state.to_json())
             decision = decide(self.run, told, state)
@@ -82,19 +85,23 @@ class Machine:
     first=st.sampled_from([COSINE, CONSTANT, WSD, INFINITE]),
     later=st.lists(st.sampled_from([COSINE, CONSTANT, WSD, INFINITE, WARM]), max_size=2),
     crashes=st.lists(st.integers(0, 3 * STEPS), max_size=6),
+    worlds=st.lists(st.sampled_from([1, 2, 5, 10]), min_size=7, max_size=7),
     every=st.integers(1, 20),
     skip=st.sets(st.integers(0, 3 * STEPS), max_size=8),
 )
-def test_any_interrupted_run_has_the_trace_of_the_uninterrupted_one(first, later, crashes, every, skip):
-    """LR, phase and sample ids of every step, to the bit, for any crashes, checkpoints and skipped steps."""
+def test_any_interrupted_run_has_the_trace_of_the_uninterrupted_one(
+    first, later, crashes, worlds, every, skip
+):
+    """LR, phase and sample ids of every step, to the bit, for any crashes, checkpoints, skipped steps and
+    world sizes."""
     schedules = [first, *later]
     whole = Machine(run_of(schedules))
     assert whole.train(skip=skip) == "finished"
     assert list(whole.trace) == list(range(STEPS * len(schedules)))
     pieces = Machine(run_of(schedules))
-    for crash in sorted(crashes):
-        pieces.train(stop_at=crash, every=every, skip=skip)
-    assert pieces.train(every=every, skip=skip) == "finished"
+    for crash, world_size in zip(sorted(crashes), worlds, strict=False):
+        pieces.train(stop_at=crash, every=every, skip=skip, world_size=world_size)
+    assert pieces.train(every=every, skip=skip, world_size=worlds[-1]) == "finished"
     assert pieces.trace == whole.trace
     assert json.loads(pieces.saved) == json.loads(whole.saved)
 
@@ -341,9 +348,9 @@ def test_symptom_scheduler_is_stepped_world_size_times():
     rates = [lr for _, lr, _, _ in machine.trace.values()]
     assert len(rates) == STEPS
     assert min(rates[1:]) == rates[-1] > 3e-5  # the last step is one step before the end
-    for micro in (1, 2, 5):  # so are micro batch and accumulation
+    for world_size, micro in ((1, 5), (2, 1), (5, 2), (10, 1)):  # nor are micro batch and accumulation
         other = Machine(run_of([COSINE], edits=[f"micro_batch_size={micro}"]))
-        other.train()
+        other.train(world_size=world_size)
         assert other.trace == machine.trace
 
 

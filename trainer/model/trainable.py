@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.errors import UserError
 from trainer.recipe import Phase, Recipe
+from trainer.rows import Rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,8 +23,10 @@ def parameter_groups(model: CausalLM, phase: Phase, weight_decay: float) -> list
     """Freezes what `phase` does not train, and groups the rest for an AdamW optimizer.
 
     Call it before `deepspeed.initialize`, at the start of each phase, on a model whose engine (if it had
-    one) is gone. A group holds `params`, `weight_decay` and, for the loop, `name` and `lr_scale`: each
-    step sets `group["lr"] = lr * group["lr_scale"]`. Matrices decay; norms and biases do not.
+    one) is gone. A group holds `params`, `weight_decay` and, for the engine, `name` and `lr_scale`: each
+    step sets `group["lr"] = lr * group["lr_scale"]`. Matrices decay; norms and biases do not. Where
+    `lr_scale.new_rows` differs from the rest of the embeddings, their group holds `rows`: the appended
+    rows, and the factor by which their steps are stretched.
 
     `new_rows` must leave every other row of the embeddings as it is, to the bit. Rows share a tensor, so
     their gradient is zeroed before DeepSpeed sees it, and the group does not decay: AdamW moves a weight
@@ -31,10 +34,12 @@ def parameter_groups(model: CausalLM, phase: Phase, weight_decay: float) -> list
     zero, so such a phase resets the optimizer.
 
     Raises:
-        UserError: patterns that match no parameter, or no appended rows to train.
+        UserError: patterns that match no parameter, no appended rows to train, or a factor on the LR of
+            what the phase does not train.
     """
     embeddings = {id(parameter) for parameter in _embeddings(model)}
     trained = _trained(model, phase, embeddings)
+    scales = phase.schedule.lr_scale
     _hold_old_rows(model, base_rows(model) if phase.train == "new_rows" else 0)
     groups: dict[tuple[str, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -46,10 +51,17 @@ def parameter_groups(model: CausalLM, phase: Phase, weight_decay: float) -> list
             kind = "new_rows"
         decays = kind != "new_rows" and _dimensions(parameter) > 1
         decay = weight_decay if decays else 0.0
-        scale = phase.schedule.lr_scale.get(kind, 1.0)
-        empty = {"name": kind, "params": [], "weight_decay": decay, "lr_scale": scale}
+        empty = {"name": kind, "params": [], "weight_decay": decay, "lr_scale": scales.get(kind, 1.0)}
         groups.setdefault((kind, decay), empty)["params"].append(parameter)
-    return list(groups.values())
+    made = list(groups.values())
+    holders = [group for group in made if group["name"] != "body"]
+    if scales and not holders:
+        field, mend = f"phases.{phase.name}.schedule.lr_scale", "leave it out, or train them"
+        raise UserError("scales the LR of embeddings that the phase does not train", field=field, mend=mend)
+    if "new_rows" in scales and phase.train != "new_rows":
+        for group in holders:
+            group["rows"] = Rows(base_rows(model), scales["new_rows"] / group["lr_scale"])
+    return made
 
 
 def base_rows(model: CausalLM) -> int:
@@ -69,25 +81,22 @@ def phase_problems(recipe: Recipe, config: Mapping[str, Any]) -> list[UserError]
     problems = []
     for number, phase in enumerate(recipe.phases):
         where = f"phases.{number}"
-        if "new_rows" in phase.schedule.lr_scale and phase.train != "new_rows":
-            # AdamW's step does not depend on the gradient's size, and the rows share a tensor.
-            field, mend = f"{where}.schedule.lr_scale.new_rows", "scale embeddings, or train: new_rows"
-            problems.append(UserError("scales rows that train with the others", field=field, mend=mend))
-        if phase.train == "new_rows":
-            if config.get(BASE_ROWS) is None:
+        if config.get(BASE_ROWS) is None:
+            if "new_rows" in phase.schedule.lr_scale:
+                problems.append(_not_extended(f"{where}.schedule.lr_scale", "scale embeddings"))
+            if phase.train == "new_rows":
                 problems.append(_not_extended(f"{where}.train"))
-            if phase.keep_optimizer:
-                mend = "leave it out"
-                what = "would move old rows by the moments of the phase before, which new_rows forbids"
-                problems.append(UserError(what, field=f"{where}.keep_optimizer", mend=mend))
+        if phase.train == "new_rows" and phase.keep_optimizer:
+            what = "would move old rows by the moments of the phase before, which new_rows forbids"
+            problems.append(UserError(what, field=f"{where}.keep_optimizer", mend="leave it out"))
         if isinstance(phase.train, tuple):
             problems += [found for pattern in phase.train if (found := _unreadable(pattern, where))]
     return problems
 
 
-def _not_extended(field: str) -> UserError:
+def _not_extended(field: str, instead: str = "train: embeddings") -> UserError:
     what = "asks for appended rows, but the model was not grown by `rewarm model extend`"
-    return UserError(what, field=field, value="new_rows", mend="extend it, or train: embeddings")
+    return UserError(what, field=field, value="new_rows", mend=f"extend it, or {instead}")
 
 
 def _unreadable(pattern: str, where: str) -> UserError | None:

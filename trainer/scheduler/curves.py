@@ -228,8 +228,3 @@ def lr(
         A float for a number, a float64 array for an array.
     """
     return Curve(schedule, phase_tokens, reached, horizon)(tokens)
-
-
-def scaled(schedule: Schedule, rate: float, group: str) -> float:
-    """The LR of a parameter group (`embeddings`, `new_rows`, or any other: unscaled)."""
-    return rate * schedule.lr_scale.get(group, 1.0)

@@ -28,6 +28,7 @@ setup(
         "accelerate>=1.10",
         "sentencepiece>=0.2.1",
         "gigatoken>=0.10",
+        "orjson>=3.10",
         "pydantic>=2.10",
         "pyyaml>=6.0",
         "xxhash>=3.4",

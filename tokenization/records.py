@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import BinaryIO
+
+import orjson
 
 from tokenization.documents import BLOCK_BYTES, MAX_DOCUMENT_BYTES, Block, Format, unpack
 from tokenization.errors import InfrastructureError
@@ -144,30 +146,18 @@ def _place(reject: Reject, before: dict[tuple[str, int], int]) -> int:
 
 
 def _take_json(batch: Batch, at: int, data: bytes, name: str) -> None:
-    records = _parse_together(data)
+    lines = data.split(b"\n")
     try:
-        values = [record[name] for record in records] if records is not None else None
-    except (TypeError, KeyError, IndexError):
+        # orjson is the faster and the stricter one: what it reads, json reads as the same.
+        values = [orjson.loads(line)[name] for line in lines]
+    except (ValueError, TypeError, KeyError, IndexError):
         values = None
     if values is not None:
         batch.take_all(values, lambda line: (at, line))
         return
-    for index, line in enumerate(data.split(b"\n")):
+    for index, line in enumerate(lines):
         if line and not line.isspace():
             _take_json_line(batch, at, index, line, name)
-
-
-def _parse_together(data: bytes) -> list[Any] | None:
-    """The JSON value of every line by one call, several times faster than a call for each; None if it fails.
-
-    A zero between the lines shows that each line was one whole value.
-    """
-    try:
-        parsed = json.loads(b"[%s]" % data.replace(b"\n", b",0,"))
-    except (ValueError, RecursionError):
-        return None
-    alone = len(parsed) == 2 * data.count(b"\n") + 1 and all(type(zero) is int for zero in parsed[1::2])
-    return parsed[::2] if alone else None
 
 
 def _take_json_line(batch: Batch, at: int, index: int, line: bytes, name: str) -> None:

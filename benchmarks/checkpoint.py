@@ -241,10 +241,9 @@ def write_weights(checkpoint: Any, out: Path) -> None:
     out.mkdir()
     reader = portable.Reader(checkpoint.files)
     writer = WeightsWriter(out)
-    for name in reader.pieces:
-        writer.add(name, reader.whole(name))
+    for weight in reader.weights():
+        writer.add(weight)
     writer.close()
-    sync(out, 0)
 
 
 def copy(source: Path, target: Path) -> None:

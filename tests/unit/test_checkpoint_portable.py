@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from trainer.checkpoint import disk, portable
+from trainer import disk
+from trainer.checkpoint import portable
 from trainer.errors import InfrastructureError
 
 

@@ -12,7 +12,8 @@ from checkpoints import fragments, manifest, save, save_with, savers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.checkpoint import commit, disk, portable
+from trainer import disk
+from trainer.checkpoint import commit, portable
 from trainer.errors import InfrastructureError
 
 
@@ -237,3 +238,22 @@ def test_a_file_holds_its_parts_one_after_another_on_any_file_system(tmp_path, m
     assert (tmp_path / "file").read_bytes() == b"".join(part.numpy().tobytes() for part in parts)
     assert size == sum(sizes)
     assert proof == disk.checksum(tmp_path / "file")
+
+
+def test_what_lies_beside_the_ranks_files_is_proved_too(tmp_path):
+    """config.json, which `rewarm export` and a run with this checkpoint as its base go by."""
+    (one,) = savers(tmp_path)
+    one.prepare(3, needed=1)
+    config = tmp_path / "step-00000003" / "config.json"
+    config.write_text('{"hidden_size": 32}')
+    one.save(manifest(3), fragments())
+    assert one.wait() is None
+    ((checkpoint,), _) = commit.scan(tmp_path)
+    assert [path.name for path in checkpoint.files] == ["rank-00000.safetensors"]
+    assert commit.verify(checkpoint) == []
+    config.write_text('{"hidden_size": 64}')
+    (line,) = commit.verify(checkpoint)
+    assert str(config) in line
+    config.unlink()
+    _, (line,) = commit.scan(tmp_path)
+    assert str(config) in line

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from trainer.checkpoint.export import Card, export, render
 from trainer.errors import UserError
 from trainer.model.build import build
+from trainer.model.directory import Weight
 
 PIECES = 3 + 256 + len(ENGLISH) + len(CHINESE)
 CARD = Card("tiny", base="org/base", tokens=1_000_000)
@@ -19,7 +22,7 @@ CARD = Card("tiny", base="org/base", tokens=1_000_000)
 
 def exported(tmp_path, causal, dtype="fp32", **changes):
     tok = tokenizer(tmp_path / "tok", *ENGLISH, *CHINESE)
-    weights = changes.pop("weights", causal.named_parameters())
+    weights = changes.pop("weights", [Weight.of(*named) for named in causal.named_parameters()])
     export(
         weights, causal.hf.config, tok, tmp_path / "out", vocab_size=PIECES, dtype=dtype, card=CARD, **changes
     )
@@ -81,7 +84,8 @@ def test_the_tokenizer_is_copied_byte_for_byte(tmp_path):
 
 def test_names_with_and_without_prefix_are_the_same_and_a_repeat_is_left_out(tmp_path):
     causal = build(recipe(), PIECES)
-    weights = [*causal.hf.state_dict().items(), *causal.named_parameters()]
+    named = [*causal.hf.state_dict().items(), *causal.named_parameters()]
+    weights = [Weight.of(name, value) for name, value in named]
     loaded = AutoModelForCausalLM.from_pretrained(exported(tmp_path, causal, weights=weights))
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in causal.hf.state_dict().items())
 
@@ -99,21 +103,29 @@ def test_a_weight_beyond_fp16_is_refused_and_nothing_is_left(tmp_path):
 
 def test_weights_without_an_embedding_are_refused(tmp_path):
     causal = build(recipe(), PIECES)
-    rest = [(name, value) for name, value in causal.named_parameters() if "embed" not in name]
+    rest = [Weight.of(name, value) for name, value in causal.named_parameters() if "embed" not in name]
     with pytest.raises(UserError, match=r"'model.embed_tokens.weight' is not among the weights"):
         exported(tmp_path, causal, weights=rest)
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_are_taken_one_at_a_time(tmp_path):
+def test_weights_are_made_one_at_a_time_whatever_a_shard_holds(tmp_path):
     causal = build(recipe(), PIECES)
+    made: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    held = []
 
-    def one_by_one():
-        for number, weight in enumerate(causal.named_parameters()):
-            yield weight
-            assert len(list(tmp_path.glob(".out.*/shard-*"))) == number, "those before it are on disk"
+    def make(value):
+        made.add(fresh := value.detach().clone())
+        held.append(len(made))
+        return fresh
 
-    exported(tmp_path, causal, weights=one_by_one(), max_shard_bytes=1)
+    weights = [
+        Weight(name, tuple(value.shape), value.dtype, partial(make, value))
+        for name, value in causal.named_parameters()
+    ]
+    exported(tmp_path, causal, weights=weights)
+    assert len(held) == len(weights)
+    assert max(held) <= 2, "the next one may be made while the last is being let go"
 
 
 def test_the_card_tells_where_the_model_comes_from():

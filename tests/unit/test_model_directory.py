@@ -15,7 +15,7 @@ from safetensors.torch import save_file as write_safetensors
 
 from trainer.errors import InfrastructureError, UserError
 from trainer.model import directory
-from trainer.model.directory import WeightsReader, WeightsWriter, copy_tokenizer, whole_directory
+from trainer.model.directory import Weight, WeightsReader, WeightsWriter, copy_tokenizer, whole_directory
 
 
 @settings(max_examples=30, deadline=None)
@@ -25,7 +25,7 @@ def test_what_is_written_is_read_back_in_shards_within_the_limit(tmp_path_factor
     given = {f"w{number}": torch.randn(size) for number, size in enumerate(sizes)}
     writer = WeightsWriter(where, limit)
     for name, tensor in given.items():
-        writer.add(name, tensor)
+        writer.add(Weight.of(name, tensor))
     writer.close()
     with WeightsReader(where) as reader:
         assert sorted(reader.names) == sorted(given)
@@ -46,7 +46,7 @@ def test_what_is_written_is_read_back_in_shards_within_the_limit(tmp_path_factor
 
 def test_a_view_of_a_larger_tensor_is_written_alone(tmp_path):
     writer = WeightsWriter(tmp_path)
-    writer.add("rows", torch.zeros(1000, 100)[:2])
+    writer.add(Weight.of("rows", torch.zeros(1000, 100)[:2]))
     writer.close()
     assert (tmp_path / "model.safetensors").stat().st_size < 2000
 

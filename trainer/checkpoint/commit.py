@@ -17,7 +17,7 @@ from typing import Any
 
 import xxhash
 
-from trainer.checkpoint import disk
+from trainer import disk
 from trainer.errors import InfrastructureError
 
 VERSION = 1
@@ -67,7 +67,7 @@ class Checkpoint:
     @property
     def files(self) -> list[Path]:
         """The ranks' files."""
-        return [self.path / name for name in sorted(self.manifest.files)]
+        return [self.path / name for name in sorted(self.manifest.files) if name.startswith("rank-")]
 
 
 def name_of(step: int) -> str:

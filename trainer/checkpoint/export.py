@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from trainer.errors import UserError
 from trainer.model.architecture import EMBEDDINGS, file_name
-from trainer.model.directory import MAX_SHARD_BYTES, WeightsWriter, copy_tokenizer, whole_directory
+from trainer.model.directory import MAX_SHARD_BYTES, Weight, WeightsWriter, copy_tokenizer, whole_directory
 from trainer.model.loss import plain_name
 from trainer.scheduler.state import EXPORTED
 
@@ -43,7 +44,7 @@ class Card:
 
 
 def export(
-    weights: Iterable[tuple[str, Tensor]],
+    weights: Iterable[Weight],
     config: PretrainedConfig,
     tokenizer: str | Path,
     out: str | Path,
@@ -53,7 +54,7 @@ def export(
     card: Card,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Writes `weights` (taken one at a time, under `CausalLM`'s names or Hugging Face's) and their config.
+    """Writes `weights` (made one at a time, under `CausalLM`'s names or Hugging Face's) and their config.
 
     Embedding rows beyond the tokenizer's `vocab_size` pieces are padding and are left out, so that no one
     can sample them. The tokenizer's files are copied byte for byte.
@@ -68,13 +69,15 @@ def export(
     with whole_directory(out) as draft:
         copy_tokenizer(tokenizer, draft)
         writer = WeightsWriter(draft, max_shard_bytes)
-        for long_name, weight in weights:
-            name = file_name(config.model_type, plain_name(long_name))
+        for weight in weights:
+            name = file_name(config.model_type, plain_name(weight.name))
             if name in written or (name == output_name and config.tie_word_embeddings):
                 continue
             written.add(name)
-            rows = weight[:vocab_size] if name in (input_name, output_name) else weight
-            writer.add(name, _cast(name, rows, DTYPES[dtype]))
+            shape = weight.shape
+            if name in (input_name, output_name):
+                shape = (min(shape[0], vocab_size), *shape[1:])
+            writer.add(Weight(name, shape, DTYPES[dtype], partial(_made, weight, name, shape, DTYPES[dtype])))
         if input_name not in written:
             raise UserError("is not among the weights to export", value=input_name)
         writer.close()
@@ -83,6 +86,11 @@ def export(
         (draft / "README.md").write_text(render(card, dtype, loader), encoding="utf-8")
         if card.state is not None:
             (draft / EXPORTED).write_text(json.dumps(card.state), encoding="utf-8")
+
+
+def _made(weight: Weight, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    made = weight.make()
+    return _cast(name, made if made.shape == shape else made[: shape[0]], dtype)
 
 
 def _cast(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,18 +11,21 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from trainer.checkpoint import disk
+from trainer import disk
 from trainer.errors import InfrastructureError
+from trainer.model.directory import Weight
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -206,10 +209,12 @@ class Reader:
             self._open(path)
 
     def _open(self, path: Path) -> None:
-        mapped = np.memmap(path, dtype=np.uint8, mode="c")
-        length = int.from_bytes(mapped[:8].tobytes(), "little")
-        header = json.loads(mapped[8 : 8 + length].tobytes())
-        data = torch.from_numpy(mapped)[8 + length :]
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        mapped.madvise(mmap.MADV_SEQUENTIAL)  # reads further ahead
+        length = int.from_bytes(mapped[:8], "little")
+        header = json.loads(mapped[8 : 8 + length])
+        data = torch.frombuffer(mapped, dtype=torch.uint8)[8 + length :]
         for name, (start, *shape) in json.loads(header.pop("__metadata__")["places"]).items():
             self.pieces.setdefault(name, []).append(Piece(start, tuple(shape), {}))
         for key, entry in header.items():
@@ -244,6 +249,11 @@ class Reader:
                 raise InfrastructureError(
                     f"checkpoint: {kind} of {fragment.name} has {covered} of {target.numel()} elements"
                 )
+
+    def weights(self) -> Iterator[Weight]:
+        """Every parameter's weight, to be put together when it is needed."""
+        for name, (first, *_) in self.pieces.items():
+            yield Weight(name, first.shape, first.tensors["weight"].dtype, partial(self.whole, name))
 
     def whole(self, name: str, kind: str = "weight") -> torch.Tensor:
         """A whole parameter in its shape, put together from all files."""

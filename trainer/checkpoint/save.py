@@ -14,7 +14,8 @@ from typing import Any
 
 import xxhash
 
-from trainer.checkpoint import disk, portable
+from trainer import disk
+from trainer.checkpoint import portable
 from trainer.checkpoint.commit import (
     MARKER,
     Manifest,
@@ -193,9 +194,11 @@ class Saver:
         try:
             if missing := portable.holes(shares):
                 raise InfrastructureError(f"the ranks' shares leave holes: {missing[0]}; this is a defect")
+            files = {share.file: (share.size, share.checksum) for share in shares}
+            beside = {file.name: disk.proof(file) for file in path.iterdir() if file.name not in files}
             whole = replace(
                 manifest,
-                files={share.file: (share.size, share.checksum) for share in shares},
+                files={**files, **beside},
                 weights=portable.add_checksums(share.weights for share in shares),
             )
             commit(path, whole)

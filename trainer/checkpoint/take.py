@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
 from transformers import AutoConfig
 
 from tokenization import vocabulary
@@ -58,12 +57,8 @@ def export_checkpoint(
     config = AutoConfig.for_model(**read_config(checkpoint.path))
     reader = portable.Reader(checkpoint.files)
 
-    def weights() -> Iterator[tuple[str, Tensor]]:
-        for name in reader.pieces:
-            yield name, reader.whole(name)
-
     export(
-        weights(),
+        reader.weights(),
         config,
         recipe.model.tokenizer,
         out,

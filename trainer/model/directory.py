@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer import disk
 from trainer.errors import InfrastructureError, UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -31,7 +35,19 @@ TOKENIZER_FILES = (
 """All that a tokenizer directory may consist of."""
 
 MAX_SHARD_BYTES = 2 * 2**30
-"""A writer holds one shard at most, so this bounds its memory."""
+
+_SAFETENSORS_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 class WeightsReader:
@@ -80,6 +96,18 @@ class WeightsReader:
         shape: list[int] = self._files[name].get_slice(name).get_shape()
         return shape
 
+    def dtype(self, name: str) -> torch.dtype:
+        """The number format of a tensor, without reading it.
+
+        Raises:
+            UserError: it is one that torch's plain formats do not include, as of quantized weights.
+        """
+        told = self._files[name].get_slice(name).get_dtype()
+        for dtype, known in _SAFETENSORS_NAMES.items():
+            if known == told:
+                return dtype
+        raise UserError("has an unsupported number format", file=self.directory, field=name, value=told)
+
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
@@ -94,31 +122,58 @@ class WeightsReader:
         self._stack.close()
 
 
+@dataclass(frozen=True)
+class Weight:
+    """A tensor that is made only while it is written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> Weight:
+        """One that is there already."""
+        return cls(name, tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 class WeightsWriter:
-    """Writes tensors as safetensors shards of a bounded size, with the index that transformers reads."""
+    """Writes weights as safetensors shards of a bounded size, with the index that transformers reads.
+
+    Each weight is made when its turn comes, so that one is in memory at a time, whatever a shard holds.
+    """
 
     def __init__(self, directory: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
         self.directory = Path(directory)
         self.max_shard_bytes = max_shard_bytes
-        self._held: dict[str, Tensor] = {}
+        self._next: list[Weight] = []
         self._shards: list[list[str]] = []
-        self._bytes = 0
         self.total_bytes = 0
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Takes over the next tensor; a shard is written when it would grow beyond the limit."""
-        size = tensor.numel() * tensor.element_size()
-        if self._held and self._bytes + size > self.max_shard_bytes:
+    def add(self, weight: Weight) -> None:
+        """Takes the next weight; a shard is written when this one would not fit into it.
+
+        Raises:
+            OSError: the disk is full or fails; so does `close`.
+        """
+        if self._next and sum(held.size for held in self._next) + weight.size > self.max_shard_bytes:
             self._flush()
-        self._held[name] = tensor.detach().cpu().contiguous()
-        self._bytes += size
-        self.total_bytes += size
+        self._next.append(weight)
+        self.total_bytes += weight.size
 
     def _flush(self) -> None:
         # The number of shards, a part of their names, is known only at the end.
-        save_file(self._held, self.directory / f"shard-{len(self._shards)}", metadata={"format": "pt"})
-        self._shards.append(list(self._held))
-        self._held, self._bytes = {}, 0
+        # Wide types come first, which keeps all of them aligned.
+        weights = sorted(self._next, key=lambda weight: -weight.dtype.itemsize)
+        path = self.directory / f"shard-{len(self._shards)}"
+        disk.write(path, chain([_header(weights)], map(_bytes, weights)))
+        self._shards.append([weight.name for weight in self._next])
+        self._next = []
 
     def close(self) -> None:
         """Writes the last shard, and the index if there is more than one."""
@@ -132,6 +187,26 @@ class WeightsWriter:
         if many > 1:
             index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
             (self.directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _header(weights: Sequence[Weight]) -> Tensor:
+    """The beginning of a safetensors file of `weights`, as bytes."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for weight in weights:
+        begin, end = end, end + weight.size
+        dtype = _SAFETENSORS_NAMES[weight.dtype]
+        entries[weight.name] = {"dtype": dtype, "shape": weight.shape, "data_offsets": [begin, end]}
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return torch.frombuffer(bytearray(len(text).to_bytes(8, "little") + text), dtype=torch.uint8)
+
+
+def _bytes(weight: Weight) -> Tensor:
+    made = weight.make().detach()
+    if tuple(made.shape) != weight.shape or made.dtype != weight.dtype:
+        raise AssertionError(f"{weight.name} is {made.dtype} {tuple(made.shape)}, not as it was announced")
+    return made.contiguous().view(-1).view(torch.uint8)
 
 
 def local(model: str | Path, field: str) -> Path:

@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,14 @@ from torch import Tensor
 from tokenization.vocabulary import open_tokenizer
 from trainer.errors import UserError
 from trainer.model.architecture import EMBEDDINGS, check_type, file_name, read_config
-from trainer.model.directory import WeightsReader, WeightsWriter, copy_tokenizer, local, whole_directory
+from trainer.model.directory import (
+    Weight,
+    WeightsReader,
+    WeightsWriter,
+    copy_tokenizer,
+    local,
+    whole_directory,
+)
 from trainer.model.trainable import BASE_ROWS
 
 NewRows = Literal["subpiece_mean", "mean", "random"]
@@ -63,7 +71,7 @@ def extend(
     mean of all base rows (`mean`), or normal with the standard deviation of the base rows (`random`).
     Padding rows hold the mean: their logit is the mean of the base's logits and never the largest.
 
-    Holds one tensor and one shard of `out` in memory at a time.
+    Holds one tensor in memory at a time.
 
     Raises:
         UserError: `base` is no supported plain checkpoint, `tokenizer` does not extend its tokenizer or
@@ -83,11 +91,13 @@ def extend(
             raise UserError("is missing from the weights", file=base, value=min(missing))
         writer = WeightsWriter(draft)
         for name, final in names.items():
+            shape, dtype = tuple(weights.shape(name)), weights.dtype(name)
             if final in grown:
                 generator = torch.Generator().manual_seed(seed + (final == output_name))
-                writer.add(final, grow(weights[name], extension, new_rows, generator))
+                make = partial(_grown, weights, name, extension, new_rows, generator)
+                writer.add(Weight(final, (extension.rows, *shape[1:]), dtype, make))
             elif not (tied and final == output_name):
-                writer.add(final, weights[name])
+                writer.add(Weight(final, shape, dtype, partial(weights.__getitem__, name)))
         writer.close()
         told = {**config, "vocab_size": extension.rows, BASE_ROWS: extension.base_pieces}
         (draft / "config.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -95,6 +105,12 @@ def extend(
             shutil.copyfile(generation, draft / generation.name)
         copy_tokenizer(tokenizer, draft)
     return extension
+
+
+def _grown(
+    weights: WeightsReader, name: str, extension: Extension, new_rows: NewRows, generator: torch.Generator
+) -> Tensor:
+    return grow(weights[name], extension, new_rows, generator)
 
 
 def grow(weight: Tensor, extension: Extension, new_rows: NewRows, generator: torch.Generator) -> Tensor:

@@ -110,6 +110,13 @@ def checksum(path: Path) -> str:
     return hasher.hexdigest()
 
 
+def proof(path: Path) -> tuple[int, str]:
+    """Size and xxh3-128 of a file that was written by other means; it is synced here."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return path.stat().st_size, checksum(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """The file appears under its name only when all of it is on the disk."""
     temporary = path.with_name(path.name + ".tmp")

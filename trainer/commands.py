@@ -33,8 +33,6 @@ def train(asked: argparse.Namespace) -> int:
             print(f"rewarm: {line}", file=sys.stderr, flush=True)
     if plan.decision.kind == "refuse":
         return UserError.exit_code
-    if plan.decision.kind == "finished":
-        return 0
     from trainer.run import run
 
     return run(plan, here)

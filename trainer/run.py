@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from trainer import distributed, loop
 from trainer.checkpoint import commit
 from trainer.checkpoint.load import damaged, load
 from trainer.checkpoint.save import Saver
+from trainer.claim import claimed
 from trainer.engine import Engine, check_machine, sharded_loading
 from trainer.errors import InfrastructureError, UserError
 from trainer.health import NonFinite, Signals, Spikes, Watchdog, clearing_stale_locks
@@ -57,7 +59,32 @@ def train(plan: Plan, here: World) -> int:
         RewarmError: as `run`.
     """
     say = _say if here.rank == 0 else _silent
-    plan = _verified(plan, here, say)
+    with ExitStack() as held:
+        if _claim(plan, here, held, say):
+            plan = prepare(plan.recipe, here.world_size)
+            say(plan.decision.render())
+        return _train(_verified(plan, here, say), here, say)
+
+
+def _claim(plan: Plan, here: World, held: ExitStack, say: Any) -> bool:
+    """Rank 0 holds the run directory for all; whether another job was there until now.
+
+    Raises:
+        InfrastructureError: on every rank, if it still is.
+    """
+    told: tuple[bool, str | None] = (False, None)
+    if here.rank == 0:
+        try:
+            told = (held.enter_context(claimed(plan.recipe.directory, say)), None)
+        except InfrastructureError as error:
+            told = (False, str(error))
+    waited, failure = distributed.from_rank0(told)
+    if failure is not None:
+        raise InfrastructureError(failure)
+    return bool(waited)
+
+
+def _train(plan: Plan, here: World, say: Any) -> int:
     if plan.decision.kind in ("finished", "refuse"):
         return 0 if plan.decision.kind == "finished" else UserError.exit_code
     if here.rank == 0 and plan.checkpoint is not None:

@@ -2,10 +2,13 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 import runs
+
+from trainer.claim import claimed
 
 pytestmark = pytest.mark.slow
 
@@ -84,3 +87,41 @@ def test_shared_memory_of_a_killed_run_is_neither_taken_for_an_answer_nor_left(d
     assert done.returncode == 0, done.stderr[-2000:]
     assert runs.last_step(tmp_path / "run") == 2
     assert not any(buffer.exists() for buffer in left)
+
+
+def test_a_finished_run_whose_last_checkpoint_is_damaged_is_finished_again(data, tmp_path):
+    run = tmp_path / "run"
+    recipe = runs.write(runs.recipe(data, run), tmp_path / "r.yaml")
+    assert runs.launch(recipe, 2).returncode == 0
+    expected = runs.trace(run)
+    good = runs.launch(recipe, 2)
+    assert good.returncode == 0
+    assert "finished" in good.stderr
+    assert runs.trace(run) == expected
+
+    last = run / "checkpoints" / "step-00000012"
+    file = next(last.glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    again = runs.launch(recipe, 2)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert f"{file.name}" in again.stderr
+    assert "this checkpoint is passed over" in again.stderr
+    assert runs.trace(run) == expected
+
+
+def test_a_second_job_in_a_run_directory_waits_for_the_first_to_end(data, tmp_path):
+    run = tmp_path / "run"
+    recipe = runs.write(runs.recipe(data, run), tmp_path / "r.yaml")
+    with claimed(run, print):
+        job = subprocess.Popen(
+            runs.command(recipe, 2), env=runs.environment(), stderr=subprocess.PIPE, text=True
+        )
+        line = next(line for line in job.stderr if "is still here" in line)
+        assert f"process {os.getpid()} on" in line
+        assert runs.last_step(run) == 0
+    rest = job.stderr.read()
+    assert job.wait() == 0, rest
+    assert rest.count("rewarm: start") == 1, "decided anew, on what the first job left"
+    assert runs.last_step(run) == 12

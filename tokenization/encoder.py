@@ -248,9 +248,15 @@ def choose(tokenizer: Tokenizer, sample: Sequence[str], *, only: str | None = No
     raise UserError(f"cannot be the engine: {dropped[0]}", field="--engine", value=only)
 
 
-def disagreements(model: spm.ModelProto, lines: Sequence[str]) -> list[str]:
-    """The `lines` on which `tokenizers`, reading the `tokenizer.json` of `model`, is not SentencePiece."""
-    engines = (SentencePieceEngine(model), TokenizersEngine(_plain_json(tokenizer_json.from_model(model))))
+def disagreements(
+    model: spm.ModelProto, lines: Sequence[str], held: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The `lines` on which `tokenizers`, reading a `tokenizer.json`, is not SentencePiece with `model`.
+
+    `held` is what the file holds; by default what `model` is written as.
+    """
+    read = held if held is not None else tokenizer_json.from_model(model)
+    engines = (SentencePieceEngine(model), TokenizersEngine(_plain_json(read)))
     left, right = (split(engine.encode(lines)) for engine in engines)
     return [line for line, a, b in zip(lines, left, right, strict=True) if not np.array_equal(a, b)]
 

@@ -212,10 +212,15 @@ def _check_arguments(
 def _base_model(base: str | Path, tokenizer: Tokenizer, notes: list[str]) -> spm.ModelProto:
     """The base as a SentencePiece model, rebuilt from `tokenizer.json` if need be."""
     if tokenizer.model is None:
-        model = tokenizer_json.to_model(dict(tokenizer.json or {}), tokenizer.path)
+        held = dict(tokenizer.json or {})
+        model = tokenizer_json.to_model(held, tokenizer.path)
+        other = disagreements(model, HARD_LINES, held)
+        same = (
+            f"but on {len(other)} hard lines, such as {other[0][:40]!r}," if other else "on every hard line,"
+        )
         notes.append(
-            f"{tokenizer.path}: no tokenizer.model; one was rebuilt from the merges: its ids are the same,"
-            " its scores are counted anew, and text is prepared as SentencePiece does"
+            f"{tokenizer.path}: no tokenizer.model; one was rebuilt from the merges: its ids are the same"
+            f" {same} its scores are counted anew, and text is prepared as SentencePiece does"
         )
     else:
         model = tokenizer.model

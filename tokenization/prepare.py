@@ -71,8 +71,10 @@ def prepare(
     share = Fraction(str(validation)) if isinstance(validation, float) else Fraction(validation)
     job = Job(Path(out), open_tokenizer(tokenizer), format, slices, parts, share, dedup)
     wanted = [part[0] - 1] if part else list(range(parts))
-    if overwrite and part is None:
-        _clear(job.out)
+    if overwrite:
+        whole = [job.out, Path(f"{job.out}-validation")]
+        mine = [prefix for index in wanted for prefix in (job.prefix(index), job.validation_prefix(index))]
+        _clear(mine if part else whole)
     _hold_apart(job)
     identity = job.identity
     done = {} if overwrite else _finished(job, identity, wanted)
@@ -245,11 +247,11 @@ def _hold_apart(job: Job) -> None:
             )
 
 
-def _clear(out: Path) -> None:
-    """Remove every shard at the prefix, and at that of its validation documents."""
-    for prefix in (out, Path(f"{out}-validation")):
+def _clear(prefixes: Sequence[Path]) -> None:
+    """Remove every shard at the prefixes."""
+    for prefix in prefixes:
         for name, _ in _shards_at(prefix):
-            (out.parent / name).unlink(missing_ok=True)
+            (prefix.parent / name).unlink(missing_ok=True)
 
 
 def _shards_at(prefix: Path) -> list[tuple[str, int]]:

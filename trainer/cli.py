@@ -135,6 +135,8 @@ def _data(parser: argparse.ArgumentParser) -> None:
     )
     prepare.add_argument("--deduplicate", action="store_true", help="drop exact copies of documents")
     prepare.add_argument("--max-rejects", type=int, default=1000, help="malformed records that are borne")
+    prepare.add_argument("--engine", metavar="NAME", help="this encoder and no other; it must agree as well")
+    prepare.add_argument("--overwrite", action="store_true", help="replace what another job wrote at --out")
     inspect = _command(kinds, "inspect", commands.inspect_data, "what a shard holds", "data/zh")
     inspect.add_argument("prefix")
     simulate = _command(

@@ -120,6 +120,8 @@ def prepare_data(asked: argparse.Namespace) -> int:
         validation=asked.validation,
         dedup=asked.deduplicate,
         max_rejects=asked.max_rejects,
+        engine=asked.engine,
+        overwrite=asked.overwrite,
     )
     answer(asked, told.to_json(), told.to_text())
     return 0
@@ -130,18 +132,8 @@ def inspect_data(asked: argparse.Namespace) -> int:
     from tokenization import shards
 
     shards.verify(asked.prefix)
-    store = shards.open_tokens(asked.prefix)
-    told = {
-        "prefix": asked.prefix,
-        "documents": store.documents,
-        "tokens": store.tokens,
-        "utf8_bytes": store.utf8_bytes,
-        "bytes_per_token": store.utf8_bytes / max(store.tokens, 1),
-        "vocab_size": store.vocab_size,
-        "tokenizer": store.tokenizer,
-        "fingerprint": store.fingerprint,
-    }
-    answer(asked, told, "\n".join(f"{name:<16} {value}" for name, value in told.items()))
+    told = shards.inspect(asked.prefix)
+    answer(asked, told.to_json(), told.to_text())
     return 0
 
 

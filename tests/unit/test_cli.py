@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 
 import pytest
 import runs
@@ -25,6 +26,16 @@ def test_every_command_helps_with_an_example(words, capsys):
         main([*words, "--help"])
     assert ended.value.code == 0
     assert f"example: rewarm {' '.join(words)} " in " ".join(capsys.readouterr().out.split())
+
+
+def test_every_flag_that_a_message_names_is_there():
+    known = {option for _, parser in commands(build_parser()) for option in parser._option_string_actions}
+    styles = runs.ROOT / "trainer" / "study"  # whose custom properties look like flags
+    for room in ("trainer", "tokenization"):
+        for file in (runs.ROOT / room).rglob("*.py"):
+            if styles not in file.parents:
+                named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", file.read_text(encoding="utf-8")))
+                assert named <= known, file
 
 
 @pytest.fixture(scope="module")
@@ -90,4 +101,5 @@ def test_simulate_refuses_what_is_no_window(recipe, capsys, window):
 def test_inspect_reads_all_of_a_shard(data, capsys):
     told = json.loads(asked(capsys, "data", "inspect", str(data / "en"), "--json"))
     assert told["documents"] == 500
-    assert told["bytes_per_token"] > 1
+    assert told["utf8_bytes"] > told["tokens"]
+    assert 1 < told["shortest"] <= told["longest"]

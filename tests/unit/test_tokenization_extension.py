@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import sentencepiece
@@ -208,11 +209,32 @@ def test_a_base_with_only_tokenizer_json_is_rebuilt(tmp_path):
     vocabulary.extend(tmp_path / "b", add, tmp_path / "whole")
     (tmp_path / "b" / "tokenizer.model").unlink()
     made = vocabulary.extend(tmp_path / "b", add, tmp_path / "rebuilt")
-    assert any("no tokenizer.model" in note for note in made.notes)
+    (note,) = [note for note in made.notes if "no tokenizer.model" in note]
+    assert "its ids are the same on every hard line, its scores are counted anew" in note
     whole, rebuilt = (open_tokenizer(tmp_path / name).model for name in ("whole", "rebuilt"))
     assert [(p.piece, p.type) for p in rebuilt.pieces] == [(p.piece, p.type) for p in whole.pieces]
     for line in ["the 中国", "  the", "t he the—the 中国人民", " " * 9 + "the", *encoder.HARD_LINES]:
         assert encode(rebuilt, line) == encode(whole, line)
+
+
+def test_a_rebuilt_base_that_takes_runs_of_spaces_otherwise_is_told_so(tmp_path):
+    """As what transformers makes of LLaMA's tokenizer.model: the runs stand in the order of their ids."""
+    base = spm.ModelProto()
+    base.CopyFrom(BASE)
+    base.pieces.add(piece="▁▁▁", score=-1e9, type=Piece.NORMAL)
+    write_directory(tmp_path / "b", base)
+    (tmp_path / "b" / "tokenizer.model").unlink()
+    file = tmp_path / "b" / "tokenizer.json"
+    held = json.loads(file.read_text())
+    merges = held["model"]["merges"]
+    spaces = sorted(
+        (merge for merge in merges if set("".join(merge)) == {"▁"}), key=lambda m: len("".join(m))
+    )
+    held["model"]["merges"] = [merge for merge in merges if merge not in spaces] + spaces
+    file.write_text(json.dumps(held))
+    made = vocabulary.extend(tmp_path / "b", saved(tmp_path / "a", ADD), tmp_path / "rebuilt")
+    (note,) = [note for note in made.notes if "no tokenizer.model" in note]
+    assert re.search(r"the same but on \d+ hard lines, such as '.*  .*',", note)
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,18 @@ def test_other_parts_at_the_prefix_are_refused(tmp_path, corpus, tokenizer):
     assert open_tokens(tmp_path / "out" / "a").documents == 300
 
 
+def test_overwriting_a_part_leaves_the_others_and_none_of_its_own(tmp_path, corpus, tokenizer):
+    for number in (1, 2):
+        run(corpus, tokenizer, tmp_path / "out" / "a", part=(number, 2), validation=0.5)
+    before = bytes_of(tmp_path / "out")
+    run(corpus, tokenizer, tmp_path / "out" / "a", part=(1, 2), overwrite=True)
+    after = bytes_of(tmp_path / "out")
+    gone = {name for name in before if name.startswith("a-validation-00000-of-00002")}
+    assert len(gone) >= 3
+    assert after.keys() == before.keys() - gone
+    assert all(after[name] == before[name] for name in after if "00001-of-00002" in name)
+
+
 def test_overwriting_leaves_no_old_validation_shards(tmp_path, corpus, tokenizer):
     run(corpus, tokenizer, tmp_path / "out" / "a", validation=0.5, dedup=True)
     assert "a-validation.json" in bytes_of(tmp_path / "out")

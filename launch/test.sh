@@ -45,6 +45,6 @@ check lint-imports --no-cache
 
 printf '\n== pytest\n'
 status=0
-pytest --cov --cov-report=term:skip-covered ${pytest_arguments[@]+"${pytest_arguments[@]}"} || status=$?
+pytest --cov --cov-report=term:skip-covered --durations=20 ${pytest_arguments[@]+"${pytest_arguments[@]}"} || status=$?
 ((${#failed[@]} == 0)) || printf 'failed: %s\n' "${failed[@]}" >&2
 ((status == 0 && ${#failed[@]} == 0))

@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--stage", type=int, default=2)
     parser.add_argument("--layers", type=int, default=10)
     parser.add_argument("--hidden", type=int, default=640)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--folder", type=Path, default=None, help="on the disk to measure")
     asked = parser.parse_args()
     if "RANK" in os.environ:
@@ -87,10 +87,10 @@ def measure(asked: argparse.Namespace) -> None:
     distributed.start(here)
     engine = open_engine(asked)
     folder = Path(os.environ["FOLDER"])
-    one_repeat(engine, folder / "warm-up", Clock(), here.rank)
+    one_repeat(engine, folder / "warm-up", Clock(), here.rank, 0)
     clock = Clock()
     for repeat in range(asked.repeats):
-        one_repeat(engine, folder / str(repeat), clock, here.rank)
+        one_repeat(engine, folder / str(repeat), clock, here.rank, repeat)
     if here.rank == 0:
         print(table(clock, engine, asked))
     distributed.stop()
@@ -137,7 +137,7 @@ def compute(engine: Any) -> None:
     engine.engine.backward(engine.engine(input_ids=ids, labels=ids).loss)
 
 
-def one_repeat(engine: Any, folder: Path, clock: Clock, rank: int) -> None:
+def one_repeat(engine: Any, folder: Path, clock: Clock, rank: int, repeat: int) -> None:
     """Every measurement once, in a directory that is removed again."""
     from trainer import distributed
     from trainer.checkpoint import commit
@@ -154,11 +154,17 @@ def one_repeat(engine: Any, folder: Path, clock: Clock, rank: int) -> None:
             clock(f"{name}{kind} rest", lambda saver=saver: finish(saver))
     clock("compute", lambda: compute(engine))
     (*_, ours), _ = commit.scan(folder / "synchronous" / "checkpoints")
+    loads = [
+        ("load_checkpoint", lambda: engine.engine.load_checkpoint(str(theirs), tag="x")),
+        ("resume", lambda: resume(engine, ours)),
+    ]
     for kind in ("cold", "warm"):
-        if kind == "cold":
-            forget(folder)
-        clock(f"{kind} load_checkpoint", lambda: engine.engine.load_checkpoint(str(theirs), tag="x"))
-        clock(f"{kind} resume", lambda: resume(engine, ours))
+        for name, load in loads[:: 1 if repeat % 2 else -1]:  # a disk may be slower for who comes second
+            if kind == "cold":
+                forget(folder)
+            else:
+                load()
+            clock(f"{kind} {name}", load)
     forget(folder)
     clock("read", lambda: rank or read_whole(ours))
     forget(folder)

@@ -191,8 +191,8 @@ def _texts(jsonl: Path) -> Iterator[str]:
             yield json.loads(line)["text"]
 
 
-def _write(text: Path, documents: int, out: Path) -> float:
-    """At least `documents` documents, the lines of `text`, as jsonl; their UTF-8 bytes in MB."""
+def _write(text: Path, documents: int, document_bytes: int, out: Path) -> float:
+    """At least `documents` documents, runs of lines of `text`, as jsonl; their UTF-8 bytes in MB."""
     from tokenization import records
     from tokenization.documents import Format, blocks, plan
 
@@ -204,6 +204,7 @@ def _write(text: Path, documents: int, out: Path) -> float:
         for line in entry.splitlines()
         if line.strip()
     ]
+    found = list(_runs(found, document_bytes))
     size = 0
     with open(out, "w", encoding="utf-8") as file:
         for entry in islice(_endless(found), max(documents, len(found))):
@@ -212,11 +213,25 @@ def _write(text: Path, documents: int, out: Path) -> float:
     return size / 1e6
 
 
+def _runs(lines: list[str], document_bytes: int) -> Iterator[str]:
+    """The lines in runs that have at least so many bytes of UTF-8."""
+    run: list[str] = []
+    size = 0
+    for line in lines:
+        run.append(line)
+        size += len(line.encode())
+        if size >= document_bytes:
+            yield "\n".join(run)
+            run, size = [], 0
+    if run:
+        yield "\n".join(run)
+
+
 def _endless(found: list[str]) -> Iterator[str]:
     """The documents, then documents of as many clauses each, drawn from all of them."""
     yield from found
     draw = random.Random(0)
-    clauses = [_CLAUSE.findall(entry) for entry in found]
+    clauses = [_CLAUSE.findall(entry) for entry in found]  # a line's end is a part of the clause after it
     pool = list(chain.from_iterable(clauses))
     while True:
         draw.shuffle(pool)
@@ -232,12 +247,14 @@ def _measured(row: str, case: Case) -> tuple[float, int, float]:
     return seconds, tokens, (own + case.workers * children) / 1e3
 
 
-def measure(name: str, text: Path, tokenizer: Path, workers: int, documents: int) -> list[Row]:
+def measure(
+    name: str, text: Path, tokenizer: Path, workers: int, documents: int, document_bytes: int
+) -> list[Row]:
     """All rows on one text, in the order of `ROWS`."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         case = Case(Path(scratch) / "text.jsonl", tokenizer, workers, Path(scratch))
-        size = _write(text, documents, case.jsonl)
+        size = _write(text, documents, document_bytes, case.jsonl)
         for row in ROWS:
             print(f"{name}, {size:.1f} MB: {row}", file=sys.stderr)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
@@ -269,6 +286,7 @@ def _circumstances(arguments: argparse.Namespace) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "workers": arguments.workers,
         "documents": arguments.documents,
+        "document_bytes": arguments.document_bytes,
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
     }
 
@@ -283,13 +301,21 @@ def main() -> None:
         "--text", action="append", required=True, metavar="NAME=PATH", help="lines or records of text"
     )
     parser.add_argument("--documents", type=int, default=200_000, help="at least so many of each text")
+    parser.add_argument("--document-bytes", type=int, default=1, help="join lines to documents of so many")
     parser.add_argument("--workers", type=int, default=2, help="processes or threads of every way")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures and their circumstances")
     arguments = parser.parse_args()
     rows: list[Row] = []
     for named in arguments.text:
         name, _, path = named.partition("=")
-        rows += measure(name, Path(path), arguments.tokenizer, arguments.workers, arguments.documents)
+        rows += measure(
+            name,
+            Path(path),
+            arguments.tokenizer,
+            arguments.workers,
+            arguments.documents,
+            arguments.document_bytes,
+        )
     print(table(rows))
     if arguments.out:
         held = _circumstances(arguments) | {"rows": [asdict(row) for row in rows]}

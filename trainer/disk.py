@@ -104,7 +104,6 @@ def checksum(path: Path) -> str:
     hasher = xxhash.xxh3_128()
     block = memoryview(bytearray(BLOCK))
     with open(path, "rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # reads further ahead
         while count := file.readinto(block):
             hasher.update(block[:count])
     return hasher.hexdigest()

@@ -211,7 +211,6 @@ class Reader:
     def _open(self, path: Path) -> None:
         with open(path, "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        mapped.madvise(mmap.MADV_SEQUENTIAL)  # reads further ahead
         length = int.from_bytes(mapped[:8], "little")
         header = json.loads(mapped[8 : 8 + length])
         data = torch.frombuffer(mapped, dtype=torch.uint8)[8 + length :]

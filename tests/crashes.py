@@ -111,7 +111,7 @@ class Started:
         return [found[rank] for rank in sorted(found)]
 
     def kill(self, kill: Kill) -> None:
-        """SIGKILL to one rank or to all; once training, who is left must end without being told."""
+        """SIGKILL to one rank or to all; who is left then is ended as every launcher ends it."""
         pids = self.ranks()
         if kill.ranks == "one":
             pids = pids[kill.rank : kill.rank + 1]
@@ -120,12 +120,15 @@ class Started:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if kill.moment == "start":
-            self._tear_down()
+        self._tear_down()
         self.end()
 
     def _tear_down(self) -> None:
-        """What the launcher does: a rank that waits for a dead one to join cannot know that it is dead."""
+        """What deepspeed and srun do when a rank is gone, a second later.
+
+        A rank that waits for a dead one to join, or in DeepSpeed's shared memory, cannot know that it is
+        dead, and would wait for ever.
+        """
         time.sleep(1)
         for process in self._forked:
             process.kill()

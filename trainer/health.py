@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TextIO
@@ -34,7 +34,9 @@ EXIT_INTERRUPTED = 130
 class Signals:
     """Turns SIGTERM, SIGUSR1 (Slurm's warning) and SIGINT into a question that the loop asks each step.
 
-    The step under way is finished and saved. A second SIGINT does not wait for that.
+    The step under way is finished and saved. A second SIGINT does not wait for that. Once that is done,
+    a launcher that sees one rank gone ends the others, which are about to end: that must not make a kill of
+    a clean stop, so from then on these signals are ignored.
     """
 
     WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -52,8 +54,9 @@ class Signals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        stopped = self.asked and error is None
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if stopped else handler)
 
     @property
     def asked(self) -> bool:
@@ -66,6 +69,10 @@ class Signals:
         if self.received is None:
             return 0
         return EXIT_INTERRUPTED if self.received is signal.SIGINT else EXIT_STOPPED
+
+    def agree(self, received: Iterable[signal.Signals | None]) -> None:
+        """All ranks stop for the signal that one of them got, and with its status."""
+        self.received = next((number for number in received if number is not None), None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received is signal.SIGINT:

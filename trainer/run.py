@@ -94,6 +94,7 @@ def _train(plan: Plan, here: World, say: Any) -> int:
         runner = _Runner(plan, here, signals, watchdog, say)
         try:
             runner.train()
+            signals.agree(distributed.from_all(signals.received))
         finally:
             runner.metrics.close()
     return signals.exit_code

@@ -29,6 +29,15 @@ from trainer.health import (
 # ----------------------------------------------------------------------------------------------- signals
 
 
+@pytest.fixture(autouse=True)
+def handlers():
+    """Those of pytest come back, whatever a test leaves behind."""
+    before = {number: signal.getsignal(number) for number in Signals.WATCHED}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
 )
@@ -50,11 +59,32 @@ def test_the_first_signal_says_why_and_a_second_ctrl_c_does_not_wait():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_handlers_are_given_back():
-    before = [signal.getsignal(number) for number in Signals.WATCHED]
+def test_handlers_are_given_back_unless_the_run_was_stopped(handlers):
     with Signals():
-        assert [signal.getsignal(number) for number in Signals.WATCHED] != before
-    assert [signal.getsignal(number) for number in Signals.WATCHED] == before
+        assert {number: signal.getsignal(number) for number in Signals.WATCHED} != handlers
+    assert {number: signal.getsignal(number) for number in Signals.WATCHED} == handlers
+    with Signals():
+        os.kill(os.getpid(), signal.SIGUSR1)
+    os.kill(os.getpid(), signal.SIGTERM)  # srun's, because another rank has ended: this one ends cleanly too
+
+
+def test_a_failure_after_a_signal_gives_the_handlers_back(handlers):
+    def fail():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), Signals():
+        fail()
+    assert {number: signal.getsignal(number) for number in Signals.WATCHED} == handlers
+
+
+def test_a_rank_that_was_not_signalled_stops_with_the_status_of_one_that_was():
+    with Signals() as signals:
+        signals.agree([None, signal.SIGUSR1])
+        assert (signals.asked, signals.exit_code) == (True, 75)
+    with Signals() as signals:
+        signals.agree([None, None])
+        assert (signals.asked, signals.exit_code) == (False, 0)
 
 
 # ----------------------------------------------------------------------------------------------- numbers

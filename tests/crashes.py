@@ -113,6 +113,8 @@ class Started:
     def kill(self, kill: Kill) -> None:
         """SIGKILL to one rank or to all; who is left then is ended as every launcher ends it."""
         pids = self.ranks()
+        while len(pids) < 2 and self.running():  # one may be between fork and exec, and not known by name
+            pids = self.ranks()
         if kill.ranks == "one":
             pids = pids[kill.rank : kill.rank + 1]
         elif self.launcher is not None:

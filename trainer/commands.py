@@ -24,8 +24,10 @@ def answer(asked: argparse.Namespace, data: Any, text: str) -> None:
 
 def train(asked: argparse.Namespace) -> int:
     """`rewarm train`: everything that can fail cheaply fails before the ranks are joined."""
+    from trainer.health import stop_at_once
     from trainer.plan import prepare
 
+    stop_at_once()
     here = world()
     plan = prepare(recipes.load(asked.recipe, asked.overrides), here.world_size)
     if here.rank == 0:

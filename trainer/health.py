@@ -81,6 +81,15 @@ class Signals:
             self.received = signal.Signals(number)
 
 
+def stop_at_once() -> None:
+    """Until `Signals` takes over, SIGTERM and SIGUSR1 end this process with the status of a requeue.
+
+    A job may be preempted while it still loads: then there is nothing to save, and nothing to wait for.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: os._exit(EXIT_STOPPED))
+
+
 # ------------------------------------------------------------------------------------------------ numbers
 
 

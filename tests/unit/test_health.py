@@ -78,6 +78,15 @@ def test_a_failure_after_a_signal_gives_the_handlers_back(handlers):
     assert {number: signal.getsignal(number) for number in Signals.WATCHED} == handlers
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_job_that_is_stopped_while_it_loads_is_put_back_into_the_queue(number):
+    loading = "from trainer.health import *; stop_at_once(); print('up', flush=True); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", loading], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"up\n"
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 75
+
+
 def test_a_rank_that_was_not_signalled_stops_with_the_status_of_one_that_was():
     with Signals() as signals:
         signals.agree([None, signal.SIGUSR1])

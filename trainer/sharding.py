@@ -124,8 +124,9 @@ def check_saved(preset: dict[str, Any], file: str | Path) -> None:
     """A run must be able to save itself, which it finds out before it trains.
 
     Raises:
-        Problems: weights or optimizer states would lie on NVMe, where checkpoints do not reach.
+        Problems: weights or optimizer states would lie where checkpoints do not reach.
     """
+    zero = preset["zero_optimization"]
     problems = [
         UserError(
             "swaps tensors out to files, and checkpoints are written from memory",
@@ -136,6 +137,22 @@ def check_saved(preset: dict[str, Any], file: str | Path) -> None:
         )
         for name in ("offload_optimizer", "offload_param")
         if _offload_device(preset, name) == "nvme"
+    ]
+    offload = zero.get("offload_optimizer") or {}
+    elsewhere = {
+        "zero_optimization.offload_optimizer.ratio": offload.get("ratio", 1.0) != 1.0,
+        "zero_optimization.offload_optimizer.super_offload": bool(offload.get("super_offload")),
+        "zero_optimization.zenflow": bool(zero.get("zenflow")),
+    }
+    problems += [
+        UserError(
+            "keeps states in a second optimizer, which checkpoints do not hold",
+            file=file,
+            field=field,
+            mend="leave it out",
+        )
+        for field, used in elsewhere.items()
+        if used
     ]
     if problems:
         raise Problems(problems)

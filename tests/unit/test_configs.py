@@ -252,3 +252,17 @@ def test_an_array_task_trains_its_arm(cluster, tmp_path):
     ]
     code, calls = cluster("study.sbatch", "r.yaml", "arms.txt", **slurm, SLURM_ARRAY_TASK_ID="3")
     assert (code, calls) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("zero", "field"),
+    [
+        ({"offload_optimizer": {"device": "cpu", "ratio": 0.3}}, "offload_optimizer.ratio"),
+        ({"offload_optimizer": {"device": "cpu", "super_offload": True}}, "offload_optimizer.super_offload"),
+        ({"zenflow": {"topk_ratio": 0.1}}, "zenflow"),
+    ],
+)
+def test_states_in_a_second_optimizer_are_refused_before_training(tmp_path, zero, field):
+    preset = {"zero_optimization": {"stage": 3, **zero}}
+    with pytest.raises(Problems, match=rf"zero_optimization\.{field}: keeps states in a second optimizer"):
+        check_saved(preset, tmp_path / "mine.json")

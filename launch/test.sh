@@ -45,7 +45,8 @@ check lint-imports --no-cache
 
 printf '\n== pytest\n'
 status=0
-# Most of the time goes to imports, one after another in each launch: two files at a time take little more than half.
-pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --durations=20 ${pytest_arguments[@]+"${pytest_arguments[@]}"} || status=$?
+# Much of the time goes to imports, one after another in each launch, so two files run at a time; long ones first.
+pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --durations=20 \
+    ${pytest_arguments[@]+"${pytest_arguments[@]}"} || status=$?
 ((${#failed[@]} == 0)) || printf 'failed: %s\n' "${failed[@]}" >&2
 ((status == 0 && ${#failed[@]} == 0))

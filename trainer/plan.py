@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from tokenization import vocabulary
 from tokenization.shards import TokenStore, open_tokens
 from trainer import sharding
 from trainer.checkpoint import commit
+from trainer.claim import LOCK
 from trainer.errors import InfrastructureError, Problems, UserError
 from trainer.metrics import check as check_logging
 from trainer.mixer.mixture import Mixture, SourceSize
@@ -27,6 +29,9 @@ from trainer.scheduler.state import EXPORTED, BaseLineage, RunState
 
 RESOLVED = "recipe.resolved.yaml"
 """File in the run directory: the recipe with every default filled in."""
+
+_LEFT_AT_START = {LOCK, f"{RESOLVED}.tmp"}
+"""What a start that was killed before it began leaves in a run directory."""
 
 LARGEST_ON_HOST = 16
 """Samples in a micro batch on the CPU: beyond it nothing gets faster."""
@@ -149,7 +154,7 @@ def _refuse_another_run(recipe: Recipe) -> None:
         if name == recipe.name:
             return
         what = f"holds another run, {name!r}, and this recipe is {recipe.name!r}"
-    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    elif directory.exists() and (not directory.is_dir() or set(os.listdir(directory)) - _LEFT_AT_START):
         what = "is not empty and holds no run"
     else:
         return

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from trainer import distributed, loop
+from trainer import disk, distributed, loop
 from trainer.checkpoint import commit
 from trainer.checkpoint.load import damaged, load
 from trainer.checkpoint.save import Saver
@@ -250,7 +250,7 @@ class _Runner:
             return
         directory = self.recipe.directory
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / RESOLVED).write_text(dump(self.recipe), encoding="utf-8")
+        disk.write_text(directory / RESOLVED, dump(self.recipe))
         checkpoint = self.plan.checkpoint
         line = {
             "time": time.time(),

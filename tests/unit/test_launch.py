@@ -153,7 +153,8 @@ def test_every_check_runs_and_arguments_reach_pytest(clone):
         "ruff format --check .",
         "mypy ",
         "lint-imports --no-cache",
-        "pytest --cov --cov-report=term:skip-covered -m not slow -k mixer",
+        "pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered"
+        " --durations=20 -m not slow -k mixer",
     ]
 
 

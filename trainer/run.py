@@ -76,7 +76,7 @@ def _claim(plan: Plan, here: World, held: ExitStack, say: Any) -> bool:
     if here.rank == 0:
         try:
             told = (held.enter_context(claimed(plan.recipe.directory, say)), None)
-        except InfrastructureError as error:
+        except (InfrastructureError, OSError) as error:
             told = (False, str(error))
     waited, failure = distributed.from_rank0(told)
     if failure is not None:

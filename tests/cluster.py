@@ -106,6 +106,14 @@ class Cluster:
         log = f"--output={self.folder}/job-%j.log"
         return self.ask("sbatch", "--parsable", *size, "--partition=low", log, *arguments)
 
+    def start_now(self, job: str) -> None:
+        """Starts a requeued job without the two minutes that Slurm lets it wait.
+
+        Nodes know the credentials of the start before by its second: one within the same second is refused.
+        """
+        time.sleep(2)
+        self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+
     def state(self, job: str) -> str:
         """PENDING, RUNNING, COMPLETED, …"""
         told = dict(

@@ -16,6 +16,7 @@ from tokenization.shards import ShardWriter
 from tokenization.vocabulary import open_tokenizer, train
 
 ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "launch" / "train.py"
 
 WORDS = "the law of a people is what it keeps while its rulers change and every year adds to it"
 SIGNS = "国家为了维护人民的权利制定本法任何组织和个人都应当遵守"
@@ -117,9 +118,11 @@ def environment() -> dict[str, str]:
     return {**kept, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": path, "PYTHONPATH": str(ROOT)}
 
 
-def command(recipe: Path, ranks: int, *overrides: str, port: int | None = None) -> list[str]:
+def command(
+    recipe: Path, ranks: int, *overrides: str, port: int | None = None, script: Path = SCRIPT
+) -> list[str]:
     """What a user would type."""
-    return [*_launcher(ranks, port), str(ROOT / "launch" / "train.py"), str(recipe), *overrides]
+    return [*_launcher(ranks, port), str(script), str(recipe), *overrides]
 
 
 def _launcher(ranks: int, port: int | None = None) -> list[str]:
@@ -127,11 +130,16 @@ def _launcher(ranks: int, port: int | None = None) -> list[str]:
 
 
 def launch(
-    recipe: Path, ranks: int, *overrides: str, timeout: float = 240, port: int | None = None
+    recipe: Path,
+    ranks: int,
+    *overrides: str,
+    timeout: float = 240,
+    port: int | None = None,
+    script: Path = SCRIPT,
 ) -> subprocess.CompletedProcess[str]:
     """Trains to the end; the caller checks `returncode`."""
     return subprocess.run(
-        command(recipe, ranks, *overrides, port=port),
+        command(recipe, ranks, *overrides, port=port, script=script),
         env=environment(), capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer import commands
 from trainer.errors import RewarmError
+from trainer.launcher import rank_or_0, wait_for_rank0
 from trainer.numbers import exact
 
 Command = Callable[[argparse.Namespace], int]
@@ -31,22 +32,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command: Command = asked.command
         return command(asked)
     except RewarmError as error:
-        _complain(str(error))
+        _complain(error)
         return error.exit_code
     except BrokenPipeError:
         return 1
     except KeyboardInterrupt:
-        _complain("interrupted")
+        if rank_or_0() == 0:
+            print("rewarm: interrupted", file=sys.stderr)
         return 130
 
 
-def _complain(text: str) -> None:
-    """One line per problem, from the first rank only, so that a thousand ranks complain once."""
-    from trainer.launcher import world
-
-    if world().rank == 0:
-        for line in text.splitlines():
-            print(f"rewarm: {line}", file=sys.stderr)
+def _complain(error: RewarmError) -> None:
+    """One line per problem, from the first rank if it has the same one: a thousand ranks complain once."""
+    rank = rank_or_0()
+    wait_for_rank0(rank, error.exit_code)
+    who = f"rank {rank}: " if rank else ""
+    for line in str(error).splitlines():
+        print(f"rewarm: {who}{line}", file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:

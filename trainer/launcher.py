@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
+import time
 from dataclasses import dataclass
 
 from trainer.errors import UserError
@@ -37,6 +39,28 @@ def world() -> World:
         raise UserError(
             f"the launcher's environment is incomplete ({error})", mend=f"set all of {', '.join(names)}"
         ) from error
+
+
+def rank_or_0() -> int:
+    """This process's rank, and 0 where the launcher's environment does not tell."""
+    try:
+        return world().rank
+    except UserError:
+        return 0
+
+
+def wait_for_rank0(rank: int, exit_code: int, patience_s: float = 10.0) -> None:
+    """Gives rank 0 the time to say what is wrong for all; its launcher ends the other ranks then.
+
+    A rank that left before would have rank 0 ended before it speaks, and nobody would know why. Whoever is
+    still there afterwards has a trouble of its own. The end by the launcher is a failure with `exit_code`,
+    not a stop to go on from.
+    """
+    if rank == 0:
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(exit_code))
+    time.sleep(patience_s)
+    signal.signal(signal.SIGTERM, before)
 
 
 def announce(here: World) -> None:

@@ -73,3 +73,17 @@ def flip(file):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
+
+
+def test_a_wrong_recipe_is_told_though_the_first_rank_sees_it_last(data, tmp_path):
+    late = tmp_path / "late.py"
+    late.write_text(
+        "import os, runpy, time\n"
+        "time.sleep(4 * (os.environ['RANK'] == '0'))\n"
+        f"runpy.run_path({str(runs.SCRIPT)!r}, run_name='__main__')\n"
+    )
+    recipe = runs.write(runs.recipe(data, tmp_path / "run"), tmp_path / "r.yaml")
+    done = runs.launch(recipe, 2, "seq_len=0", script=late)
+    assert done.returncode == 2
+    (told,) = (line for line in done.stderr.splitlines() if line.startswith("rewarm: "))
+    assert "seq_len" in told

@@ -34,7 +34,7 @@ def test_a_job_that_is_warned_and_then_preempted_is_the_undisturbed_run(slurm, d
     warned = runs.last_step(run)
     assert warned < 300
 
-    slurm.ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # else Slurm waits two minutes
+    slurm.start_now(job)
     slurm.wait_for(lambda: runs.last_step(run) >= warned + 40, 240)
     slurm.submit("--partition=high", "--exclusive", "--wrap=sleep 1")
     slurm.wait_for(lambda: slurm.state(job) == "PENDING", 60)
@@ -42,7 +42,7 @@ def test_a_job_that_is_warned_and_then_preempted_is_the_undisturbed_run(slurm, d
     assert warned < preempted < 300
     assert (run / "checkpoints" / f"step-{preempted:08d}" / "COMMITTED").exists(), "saved, not killed"
 
-    slurm.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+    slurm.start_now(job)
     slurm.wait_for(lambda: slurm.state(job) in ("COMPLETED", "FAILED"), 240)
     assert slurm.state(job) == "COMPLETED", slurm.log(job)[-3000:]
     assert runs.trace(run) == runs.trace(tmp_path / "undisturbed")

@@ -118,8 +118,17 @@ def test_all_problems_are_told_at_once(train, data):
     assert len(lines) == 3
 
 
-def test_only_the_first_rank_complains(data, tmp_path, capsys, monkeypatch):
+def test_a_later_rank_leaves_the_word_to_the_first_and_then_tells_its_own(tmp_path, capsys, monkeypatch):
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setitem(os.environ, name, value)
+    said_before: list[str] = []
+    monkeypatch.setattr("trainer.launcher.time.sleep", lambda s: said_before.append(capsys.readouterr().err))
     assert main(["train", str(tmp_path / "nowhere.yaml")]) == 2
-    assert capsys.readouterr().err == ""
+    assert said_before == [""]
+    assert capsys.readouterr().err.startswith("rewarm: rank 1: ")
+
+
+def test_an_incomplete_launcher_environment_is_one_line(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(os.environ, "RANK", "first")
+    assert main(["train", str(tmp_path / "nowhere.yaml")]) == 2
+    assert "the launcher's environment is incomplete" in capsys.readouterr().err

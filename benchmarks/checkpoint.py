@@ -198,14 +198,14 @@ def save(engine: Any, saver: Any, step: int) -> None:
     from trainer import distributed
     from trainer.checkpoint.commit import VERSION, Manifest
 
-    fragments = [fragment for fragment in engine.fragments() if fragment.owned]
+    shares = [[own for own in share if own.owned] for share in engine.shares()]
     if saver.rank == 0:
         saver.prepare(step, needed=1)
     distributed.from_rank0(None)
     manifest = Manifest(
         VERSION, step, step, engine.world_size, engine.stage, {}, {}, engine.adam_step, {}, {}, {}, "", {}
     )
-    saver.save(manifest, fragments)
+    saver.save(manifest, shares)
 
 
 def finish(saver: Any) -> None:

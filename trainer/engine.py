@@ -22,12 +22,13 @@ import deepspeed
 import numpy as np
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.ops.op_builder import AsyncIOBuilder
 
 from trainer import distributed
 from trainer.errors import Problems, UserError
 from trainer.recipe import Optimizer
-from trainer.rows import Rows, stretch
-from trainer.sharding import offloads_optimizer, stage
+from trainer.rows import Rows, Stretched, stretch
+from trainer.sharding import OFFLOADED, nvme_path, offloads_optimizer, stage, swap_folders
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's running averages, as torch and DeepSpeed name them."""
@@ -81,6 +82,10 @@ class Fragment:
     """Whether this rank saves it; where several ranks hold a whole parameter, one of them does."""
     tensors: dict[str, torch.Tensor]
     """`weight` and, if trained, the moments: one-dimensional, fp32 (frozen weights: any dtype)."""
+    owner: torch.Tensor
+    """The tensor that the optimizer steps and `weight` is a part of; frozen: the weight itself."""
+    offset: int = 0
+    """Where in `owner`."""
 
 
 @contextmanager
@@ -115,8 +120,23 @@ def check_machine(preset: dict[str, Any], dtype: str) -> None:
         what = f"needs DeepSpeedCPUAdam, which is compiled at first use, and {lacking} is missing here"
         mend = "have g++ and ninja on the PATH, or take a preset without offload"
         problems.append(UserError(what, field="zero_optimization.offload_optimizer", mend=mend))
+    problems += _lacks_for_nvme(preset)
     if problems:
         raise Problems(problems)
+
+
+def _lacks_for_nvme(preset: dict[str, Any]) -> list[UserError]:
+    """What is missing to swap tensors out to files."""
+    problems = []
+    for what in OFFLOADED:
+        path = nvme_path(preset, what)
+        if path is not None and not os.access(path, os.W_OK | os.X_OK):
+            field, mend = f"zero_optimization.{what}.nvme_path", "name a directory on each node's own disk"
+            problems.append(UserError("cannot be written to", field=field, value=str(path), mend=mend))
+    if swap_folders(preset) and not AsyncIOBuilder().is_compatible(verbose=False):
+        mend = "install it (libaio-dev on Debian and Ubuntu, libaio-devel on others)"
+        problems.append(UserError("swapping to NVMe needs libaio, which is missing here", mend=mend))
+    return problems
 
 
 def _lacks_for_cpu_adam() -> str | None:
@@ -142,6 +162,9 @@ class Engine:
         self.clip = optimizer.grad_clip
         adam = _adamw(groups, optimizer, offloads_optimizer(config))
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._swapped = swap_folders(config)
+        # What a killed run left may have other lengths, on which DeepSpeed aborts; weights it clears itself.
+        self._forget_swapped("optimizer")
         rows = {
             self.names[id(one)]: group["rows"]
             for group in groups
@@ -154,7 +177,7 @@ class Engine:
         self.before_change: Callable[[], None] = lambda: None
         """Called before a step changes weights and moments: whoever still reads them makes it wait."""
         if rows:
-            stretch(self._adam(), self._stretched(rows))
+            stretch(self._adam(), list(self._stretched(rows)))
 
     # -- computing ---------------------------------------------------------------------------
 
@@ -221,11 +244,13 @@ class Engine:
             tensor = torch.as_tensor(array)
             yield (tensor.pin_memory() if cuda else tensor).to(self.device, non_blocking=True)
 
-    def _stretched(self, rows: dict[str, Rows]) -> Iterator[tuple[torch.Tensor, float]]:
+    def _stretched(self, rows: dict[str, Rows]) -> Iterator[Stretched]:
         """This rank's part of the rows that have a learning rate of their own, and its factor."""
         for fragment in self.fragments():
             if (own := rows.get(fragment.name)) is not None:
-                yield own.of(fragment.tensors["weight"], fragment.start, fragment.shape), own.factor
+                before = own.before(fragment.start, fragment.shape)
+                count = fragment.tensors["weight"].numel()
+                yield Stretched(fragment.owner, fragment.offset + before, max(0, count - before), own.factor)
 
     # -- saving and loading --------------------------------------------------------------------
 
@@ -244,9 +269,29 @@ class Engine:
         numbers = vars(self.optimizer.loss_scaler)
         return {name: value for name, value in numbers.items() if type(value) in (int, float)}
 
-    def fragments(self) -> Iterator[Fragment]:
-        """This rank's share of the run's state; together the ranks' shares cover each parameter once."""
-        yield from {0: self._whole, 1: self._flat, 2: self._flat, 3: self._sharded}[self.stage]()
+    def fragments(self, change: bool = False) -> Iterator[Fragment]:
+        """This rank's share of the run's state; together the ranks' shares cover each parameter once.
+
+        What lies on NVMe is in memory until the next fragment is asked for; it goes back if it may `change`.
+        """
+        for share in self.shares(change):
+            yield from share
+
+    def shares(self, change: bool = False) -> Iterator[list[Fragment]]:
+        """The `fragments` by what is in memory at once: all of them, or on NVMe one sub-group's."""
+        if self.stage == 3:
+            yield from self._sharded(change)
+        else:
+            yield list(self._whole() if self.stage == 0 else self._flat())
+
+    @property
+    def saved_bytes(self) -> int:
+        """What the fragments of all ranks take on a disk."""
+        return sum(
+            getattr(parameter, "ds_numel", parameter.numel())
+            * (4 * (1 + len(MOMENTS)) if parameter.requires_grad else parameter.element_size())
+            for parameter in self.engine.module.parameters()
+        )
 
     def restore(self, adam_step: int, loss_scale: dict[str, float]) -> None:
         """After fragments were overwritten: counters, and the computing copies of the weights.
@@ -269,6 +314,7 @@ class Engine:
     def close(self) -> None:
         """Gives the memory back, so that the next phase's engine fits."""
         self.engine.destroy()
+        self._forget_swapped()
         # hpZ's group outlives its engine, and the next engine asserts that there is none.
         deepspeed.utils.groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
         del self.engine, self.optimizer
@@ -304,7 +350,7 @@ class Engine:
             tensors = {"weight": parameter.data, **moments}
             flat = {kind: tensor.view(-1) for kind, tensor in tensors.items()}
             owned = number % self.world_size == rank
-            yield Fragment(name, 0, tuple(parameter.shape), parameter.requires_grad, owned, flat)
+            yield Fragment(name, 0, tuple(parameter.shape), parameter.requires_grad, owned, flat, parameter)
 
     def _flat(self) -> Iterator[Fragment]:
         """Stages 1 and 2: a parameter group is one flat fp32 buffer, cut evenly among the ranks."""
@@ -317,44 +363,87 @@ class Engine:
             name, shape = self.names[id(parameter)], tuple(parameter.shape)
             if not parameter.requires_grad:
                 owned = number % self.world_size == rank
-                yield Fragment(name, 0, shape, False, owned, {"weight": parameter.data.view(-1)})
+                yield Fragment(name, 0, shape, False, owned, {"weight": parameter.data.view(-1)}, parameter)
             elif (link := parameter._hp_mapping) is not None:
                 owner = owners[id(parameter)]
                 place = link.get_hp_fragment_address()
                 tensors = {"weight": owner.data, **self._moments(owner)}
                 own = {kind: tensor.narrow(0, place.start, place.numel) for kind, tensor in tensors.items()}
-                yield Fragment(name, link.lp_fragment_address.start, shape, True, True, own)
+                begin = link.lp_fragment_address.start
+                yield Fragment(name, begin, shape, True, True, own, owner, place.start)
 
-    def _sharded(self) -> Iterator[Fragment]:
+    def _sharded(self, change: bool) -> Iterator[list[Fragment]]:
         """Stage 3: every parameter by itself is cut evenly among the ranks, the last piece padded."""
         zero = self.optimizer
-        rank = distributed.rank()
-        for parameter in self.engine.module.parameters():
-            name, shape = self.names[id(parameter)], tuple(parameter.ds_shape)
-            share = parameter.ds_tensor.ds_numel
-            start = share * rank
-            count = max(0, min(share, parameter.ds_numel - start))
-            if count == 0:
-                continue
-            if parameter.requires_grad:
-                group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
-                owner = zero.fp32_partitioned_groups_flat[group]
+        frozen = [parameter for parameter in self.engine.module.parameters() if not parameter.requires_grad]
+        everything = [
+            own
+            for parameter in frozen
+            if (own := self._piece(parameter, {"weight": parameter.ds_tensor.data.view(-1)}, parameter))
+        ]
+        for number, parameters in enumerate(zero.fp16_groups):
+            owner = zero.fp32_partitioned_groups_flat[number]
+            with self._in_memory(number, change):
                 tensors = {"weight": owner.data, **self._moments(owner)}
+                offsets = [zero.grad_position[zero.get_param_id(one)][1] for one in parameters]
+                pieces = [
+                    own
+                    for parameter, offset in zip(parameters, offsets, strict=True)
+                    if (own := self._piece(parameter, tensors, owner, offset))
+                ]
+                if zero._swappable_optimizer_subgroup(number):
+                    yield pieces
+                else:
+                    everything += pieces
+        if everything:
+            yield everything
+
+    def _piece(
+        self, parameter: Any, tensors: dict[str, torch.Tensor], owner: torch.Tensor, offset: int = 0
+    ) -> Fragment | None:
+        """Stage 3: this rank's share of a parameter, which `tensors` hold from `offset` on; None if empty."""
+        share = parameter.ds_tensor.ds_numel
+        start = share * distributed.rank()
+        count = max(0, min(share, parameter.ds_numel - start))
+        if count == 0:
+            return None
+        own = {kind: tensor.narrow(0, offset, count) for kind, tensor in tensors.items()}
+        name, shape = self.names[id(parameter)], tuple(parameter.ds_shape)
+        return Fragment(name, start, shape, parameter.requires_grad, True, own, owner, offset)
+
+    @contextmanager
+    def _in_memory(self, number: int, change: bool) -> Iterator[None]:
+        """Stage 3: a sub-group's fp32 weights and moments are there, be they on NVMe otherwise."""
+        zero = self.optimizer
+        if not zero._swappable_optimizer_subgroup(number):
+            yield
+            return
+        made_here = not self._adam().state[zero.fp32_partitioned_groups_flat[number]]
+        zero._optimizer_states_and_gradient_swap_in(number)
+        try:
+            yield
+        finally:  # also when a save fails half-way and the run goes on
+            if change or made_here:
+                zero._optimizer_states_and_gradient_swap_out(number)
             else:
-                offset, tensors = 0, {"weight": parameter.ds_tensor.data.view(-1)}
-            own = {kind: tensor.narrow(0, offset, count) for kind, tensor in tensors.items()}
-            yield Fragment(name, start, shape, parameter.requires_grad, True, own)
+                zero._release_swap_buffers(number)
 
     def _refresh_sharded(self) -> None:
         """Stage 3: fp32 shards to computing shards, then the small parameters that stay gathered."""
         zero = self.optimizer
         zero._partition_all_parameters()
-        for number, owner in enumerate(zero.fp32_partitioned_groups_flat):
-            zero.fp16_partitioned_groups_flat[number].data.copy_(owner.data)
-            zero._unflatten_partitioned_parameters(number)
+        for number in range(len(zero.fp16_groups)):
+            with self._in_memory(number, change=False):
+                zero._reassign_or_swap_out_partitioned_parameters(number)
         if zero.persistent_parameters:
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
         zero.invalidate_secondary_tensor()
+
+    def _forget_swapped(self, kind: str = "*") -> None:
+        """Removes this rank's files on NVMe: `optimizer` are its states, the others weights."""
+        for folder in self._swapped:
+            for mine in folder.glob(f"zero_stage_3/{kind}/rank{distributed.rank()}"):
+                shutil.rmtree(mine, ignore_errors=True)
 
 
 def _adamw(groups: list[dict[str, Any]], optimizer: Optimizer, offload: bool) -> torch.optim.Optimizer:

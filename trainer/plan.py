@@ -91,7 +91,7 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
     stores = together(lambda: open_sources(recipe, described))
     validation = together(lambda: _open_validation(recipe))
     if preset is not None:
-        together(lambda: sharding.check_saved(preset, recipe.deepspeed))
+        together(lambda: sharding.check_saved(preset, recipe))
     together(lambda: check_logging(recipe.logging))
     if stores is not None and validation is not None and vocab_size is not None:
         together(lambda: _one_tokenizer(recipe, stores, validation))
@@ -105,7 +105,7 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
     mixture = together(lambda: _mixture(recipe, stores, state))
     if layout is None or mixture is None:
         raise Problems(together.problems)
-    together(lambda: sharding.complete(preset, recipe, layout, int(config["hidden_size"])))
+    together(lambda: sharding.complete(preset, recipe, layout, config))
     together(mixture.check_epochs)
     if together.problems:
         raise Problems(together.problems)

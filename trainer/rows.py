@@ -9,7 +9,7 @@ the optimizer's own step: before ZeRO rounds the weights for computing and gathe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,30 +24,42 @@ class Rows:
     first: int
     factor: float
 
-    def of(self, flat: Tensor, start: int, shape: tuple[int, ...]) -> Tensor:
-        """Their part of `flat`, which holds the elements from `start` on of a parameter of `shape`."""
+    def before(self, start: int, shape: tuple[int, ...]) -> int:
+        """How many elements from `start` on of a parameter of `shape` come before them."""
         width = torch.Size(shape[1:]).numel()
-        return flat[max(0, self.first * width - start) :]
+        return max(0, self.first * width - start)
 
 
-def stretch(optimizer: torch.optim.Optimizer, stretched: Iterable[tuple[Tensor, float]]) -> None:
-    """From now on each view moves by its factor times what `optimizer` moves it.
+@dataclass(frozen=True)
+class Stretched:
+    """Elements `begin` to `begin + count` of a flattened tensor that an optimizer steps, and their factor."""
+
+    owner: Tensor
+    begin: int
+    count: int
+    factor: float
+
+    @property
+    def view(self) -> Tensor:
+        """These elements, wherever the tensor's memory is just now."""
+        return self.owner.data.view(-1).narrow(0, self.begin, self.count)
+
+
+def stretch(optimizer: torch.optim.Optimizer, stretched: Sequence[Stretched]) -> None:
+    """From now on each of these moves by its factor times what `optimizer` moves it.
 
     Args:
-        optimizer: AdamW, torch's or DeepSpeed's; it may be stepped group by group, as ZeRO does.
-        stretched: views into tensors that it steps, and their factors.
+        optimizer: AdamW, torch's or DeepSpeed's; it may be stepped group by group, as ZeRO does, and its
+            tensors may come from and go to other memory between steps.
+        stretched: parts of tensors that it steps.
     """
-    views = [(view, factor) for view, factor in stretched if view.numel() and factor != 1.0]
+    wanted = [one for one in stretched if one.count and one.factor != 1.0]
     held: list[tuple[Tensor, Tensor, float]] = []
 
     @torch.no_grad()
     def hold(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        stepped = [tensor for group in optimizer.param_groups for tensor in group["params"]]
-        held[:] = [
-            (view, view.clone(), factor)
-            for view, factor in views
-            if any(_within(view, tensor) for tensor in stepped)
-        ]
+        stepped = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+        held[:] = [(one.view, one.view.clone(), one.factor) for one in wanted if id(one.owner) in stepped]
 
     @torch.no_grad()
     def move(*_: Any) -> None:
@@ -57,9 +69,3 @@ def stretch(optimizer: torch.optim.Optimizer, stretched: Iterable[tuple[Tensor, 
 
     optimizer.register_step_pre_hook(hold)
     optimizer.register_step_post_hook(move)
-
-
-def _within(view: Tensor, whole: Tensor) -> bool:
-    """Whether `view` shows a part of the contiguous tensor `whole`."""
-    start = whole.data_ptr()
-    return start <= view.data_ptr() < start + whole.numel() * whole.element_size()

@@ -187,7 +187,7 @@ class _Runner:
         baseline = dict(checkpoint.manifest.baseline) if checkpoint else {}
         phase = self.recipe.phases[state.phase]
         layout = self.plan.layout
-        config = complete(self.plan.preset, self.recipe, layout, int(self.plan.model_config["hidden_size"]))
+        config = complete(self.plan.preset, self.recipe, layout, self.plan.model_config)
         own_base = _checkpoint_at(self.recipe.model.base)
         if checkpoint is None and own_base is not None and (found := damaged(own_base)):
             raise InfrastructureError("; ".join(found))

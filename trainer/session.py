@@ -156,13 +156,10 @@ class Session:
             self.finish_save()
 
     def _save(self) -> None:
-        fragments = [fragment for fragment in self.engine.fragments() if fragment.owned]
-        needed = sum(t.numel() * t.element_size() for f in fragments for t in f.tensors.values())
-        needed = int(distributed.total(torch.tensor([float(needed)], dtype=torch.float64)))
         failure = None
         if self.saver.rank == 0:
             try:
-                self.saver.prepare(self.state.step, needed)
+                self.saver.prepare(self.state.step, self.engine.saved_bytes)
                 # With it a checkpoint may be another run's base, wherever this run's base has gone.
                 write_config(self.model_config, self.saver.directory / name_of(self.state.step))
             except (InfrastructureError, OSError) as error:
@@ -172,7 +169,8 @@ class Session:
             self._answer(self.state.step, failure)
             return
         self.saved_step = self.state.step
-        self.saver.save(self._manifest(), fragments)
+        shares = ([own for own in share if own.owned] for share in self.engine.shares())
+        self.saver.save(self._manifest(), shares)
 
     def finish_save(self) -> None:
         """Waits for the save under way on every rank; a failure is answered as the recipe says.

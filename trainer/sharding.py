@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from trainer.errors import Problems, UserError
 from trainer.recipe import Recipe
@@ -25,6 +29,13 @@ OWNED_BY_RECIPE = {
     "steps_per_print": "logging.every_steps",
 }
 """Fields of a DeepSpeed configuration that a preset may not hold, and the recipe's field instead."""
+
+
+OFFLOADED = ("offload_optimizer", "offload_param")
+"""Sections of zero_optimization that say what is kept outside of the GPU."""
+
+NVME_WEIGHTS = {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0}
+"""With other values DeepSpeed 0.19 does not train with weights on NVMe."""
 
 
 @dataclass(frozen=True)
@@ -120,24 +131,44 @@ def offloads_parameters(preset: dict[str, Any]) -> bool:
     return _offload_device(preset, "offload_param") != "none"
 
 
-def check_saved(preset: dict[str, Any], file: str | Path) -> None:
+def nvme_path(preset: dict[str, Any], what: str) -> Path | None:
+    """The directory that `offload_optimizer` or `offload_param` swaps to; None if it does not.
+
+    Raises:
+        UserError: it does and names none.
+    """
+    if _offload_device(preset, what) != "nvme":
+        return None
+    path = preset["zero_optimization"][what].get("nvme_path")
+    if not path:
+        field = f"zero_optimization.{what}.nvme_path"
+        raise UserError("is missing", field=field, mend="name a directory on each node's own disk")
+    return Path(path)
+
+
+def swap_folders(config: dict[str, Any]) -> set[Path]:
+    """Where a completed configuration swaps to; nothing but this run's files lies there."""
+    return {path for what in OFFLOADED if (path := nvme_path(config, what)) is not None}
+
+
+def check_saved(preset: dict[str, Any], recipe: Recipe) -> None:
     """A run must be able to save itself, which it finds out before it trains.
 
     Raises:
         Problems: weights or optimizer states would lie where checkpoints do not reach.
     """
-    zero = preset["zero_optimization"]
-    problems = [
-        UserError(
-            "swaps tensors out to files, and checkpoints are written from memory",
-            file=file,
-            field=f"zero_optimization.{name}.device",
-            value="nvme",
-            mend="take ds_configs/zero3-offload.json, which offloads to host memory",
-        )
-        for name in ("offload_optimizer", "offload_param")
-        if _offload_device(preset, name) == "nvme"
-    ]
+    zero, file = preset["zero_optimization"], recipe.deepspeed
+    problems = []
+    nvme = [what for what in OFFLOADED if nvme_path(preset, what) is not None]
+    if nvme and stage(preset) != 3:
+        mend = "take ds_configs/zero3-nvme.json"
+        field = f"zero_optimization.{nvme[0]}.device"
+        problems.append(UserError("needs ZeRO stage 3", file=file, field=field, value="nvme", mend=mend))
+    if nvme and recipe.checkpoint.asynchronous:
+        what = f"copies to host memory what {file} keeps on NVMe since it does not fit there"
+        problems.append(UserError(what, field="checkpoint.asynchronous", value=True, mend="leave it out"))
+    if "offload_param" in nvme:
+        problems += _unlike_nvme_weights(zero, recipe)
     offload = zero.get("offload_optimizer") or {}
     elsewhere = {
         "zero_optimization.offload_optimizer.ratio": offload.get("ratio", 1.0) != 1.0,
@@ -158,8 +189,39 @@ def check_saved(preset: dict[str, Any], file: str | Path) -> None:
         raise Problems(problems)
 
 
-def complete(preset: dict[str, Any], recipe: Recipe, layout: Layout, hidden_size: int) -> dict[str, Any]:
-    """The whole DeepSpeed configuration: the preset, what the recipe says, bucket sizes from hidden_size.
+def _unlike_nvme_weights(zero: dict[str, Any], recipe: Recipe) -> list[UserError]:
+    """What DeepSpeed or this trainer cannot do while weights are swapped to NVMe."""
+    mend = "or offload_param to cpu: weights are a small part of what a run holds"
+    problems = [
+        UserError(
+            "makes DeepSpeed swap a weight in twice or run out of buffers (its issue 3062)",
+            file=recipe.deepspeed,
+            field=f"zero_optimization.{field}",
+            value=value,
+            mend=f"leave it out, {mend}",
+        )
+        for field in NVME_WEIGHTS
+        if (value := zero.get(field, 0)) != 0
+    ]
+    problems += [
+        UserError(
+            "leaves weights frozen, which cannot be saved from NVMe",
+            field=f"phases.{number}.train",
+            value=phase.train,
+            mend=f"set zero_optimization.offload_param.device to cpu in {recipe.deepspeed}",
+        )
+        for number, phase in enumerate(recipe.phases)
+        if phase.train != "all"
+    ]
+    return problems
+
+
+def complete(
+    preset: dict[str, Any], recipe: Recipe, layout: Layout, model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The whole DeepSpeed configuration: the preset, what the recipe says, and sizes that follow the model's.
+
+    `model` are the fields of its Hugging Face configuration.
 
     Raises:
         UserError: stage 0 keeps weights in fp32 alone and cannot run in 16 bits.
@@ -172,6 +234,7 @@ def complete(preset: dict[str, Any], recipe: Recipe, layout: Layout, hidden_size
             value=recipe.model.dtype,
             mend="take ds_configs/zero1.json, or dtype: fp32",
         )
+    hidden_size = int(model["hidden_size"])
     bucket = max(hidden_size * hidden_size, 2**20)
     zero.setdefault("reduce_bucket_size", bucket)
     if stage(preset) in (1, 2):
@@ -179,6 +242,14 @@ def complete(preset: dict[str, Any], recipe: Recipe, layout: Layout, hidden_size
     if stage(preset) == 3:
         zero.setdefault("stage3_prefetch_bucket_size", int(0.9 * bucket))
         zero.setdefault("stage3_param_persistence_threshold", 10 * hidden_size)
+    for what in OFFLOADED:
+        if (path := nvme_path(preset, what)) is not None:
+            # DeepSpeed names its files by rank alone: two runs on one node would share them.
+            zero[what] = {**zero[what], "nvme_path": str(path / f"rewarm-{_key(recipe.directory)}")}
+    if nvme_path(preset, "offload_param") is not None:
+        zero |= NVME_WEIGHTS
+        widest = max(int(model["vocab_size"]), int(model["intermediate_size"]), 3 * hidden_size)
+        zero["offload_param"].setdefault("buffer_size", math.ceil(widest * hidden_size / layout.world_size))
     config = {
         **preset,
         "zero_optimization": zero,
@@ -190,3 +261,8 @@ def complete(preset: dict[str, Any], recipe: Recipe, layout: Layout, hidden_size
     if recipe.model.dtype != "fp32":
         config[recipe.model.dtype] = {"enabled": True}
     return config
+
+
+def _key(directory: Path) -> str:
+    """Short and different for every run directory."""
+    return xxhash.xxh3_64_hexdigest(str(directory.resolve()).encode())

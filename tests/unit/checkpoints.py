@@ -67,7 +67,7 @@ def save(folder: Path, step: int, ranks: int = 1, **changes) -> list[str | None]
 def save_with(all_ranks: list[Saver], step: int) -> list[str | None]:
     all_ranks[0].prepare(step, needed=1)
     threads = [
-        threading.Thread(target=one.save, args=(manifest(step, len(all_ranks)), fragments(one.rank)))
+        threading.Thread(target=one.save, args=(manifest(step, len(all_ranks)), [fragments(one.rank)]))
         for one in all_ranks
     ]
     for thread in threads:

@@ -12,3 +12,4 @@ class Fragment:
     shape: tuple[int, ...]
     trained: bool = True
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    owned: bool = True

@@ -31,7 +31,7 @@ def recipe(data, tmp_path):
         state = state.after_step(8, lr=1e-3, trained=True)
         if step % 4 == 0:
             one.prepare(step, needed=1)
-            one.save(replace(manifest(step), tokens=state.tokens, state=state.to_json()), fragments())
+            one.save(replace(manifest(step), tokens=state.tokens, state=state.to_json()), [fragments()])
             assert one.wait() is None
     (recipe.directory / "recipe.resolved.yaml").write_text(yaml.safe_dump({"name": recipe.name}))
     return recipe

@@ -26,11 +26,11 @@ def folder(tmp_path):
 def test_two_ranks_commit_once_both_have_written(folder, asynchronous):
     ranks = savers(folder, 2, asynchronous=asynchronous)
     ranks[0].prepare(1, needed=1)
-    first = threading.Thread(target=ranks[0].save, args=(manifest(1, 2), fragments(0)))
+    first = threading.Thread(target=ranks[0].save, args=(manifest(1, 2), [fragments(0)]))
     first.start()
     first.join(0.2)
     assert commit.scan(folder)[0] == []  # rank 1 has not written yet
-    ranks[1].save(manifest(1, 2), fragments(1))
+    ranks[1].save(manifest(1, 2), [fragments(1)])
     first.join()
     assert [one.wait() for one in ranks] == [None, None]
     good, broken = commit.scan(folder)
@@ -48,7 +48,7 @@ def test_asynchronous_saves_hold_the_weights_of_their_moments_in_the_same_memory
     for step in (1, 2):
         one.prepare(step, needed=1)
         live[0].tensors["weight"].fill_(step)
-        one.save(manifest(step), live)
+        one.save(manifest(step), [live])
         one.let_change()
         live[0].tensors["weight"].fill_(99)  # training goes on
         assert one.wait() is None
@@ -82,9 +82,9 @@ def test_a_rank_that_cannot_write_undoes_the_save_on_all_ranks(folder, asynchron
 def test_ranks_at_different_positions_do_not_commit(folder):
     ranks = savers(folder, 2)
     ranks[0].prepare(1, needed=1)
-    other = threading.Thread(target=ranks[1].save, args=(replace(manifest(1, 2), tokens=7), fragments(1)))
+    other = threading.Thread(target=ranks[1].save, args=(replace(manifest(1, 2), tokens=7), [fragments(1)]))
     other.start()
-    ranks[0].save(manifest(1, 2), fragments(0))
+    ranks[0].save(manifest(1, 2), [fragments(0)])
     other.join()
     assert ["another position" in (one.wait() or "") for one in ranks] == [True, True]
     assert commit.scan(folder)[0] == []
@@ -95,7 +95,7 @@ def test_shares_with_a_hole_do_not_commit(folder):
     one.prepare(1, needed=1)
     fragment = fragments()[0]
     fragment.shape = (5,)
-    one.save(manifest(1), [fragment])
+    one.save(manifest(1), [[fragment]])
     assert "w0: 4 of 5 elements" in (one.wait() or "")
     assert commit.scan(folder)[0] == []
 
@@ -107,7 +107,7 @@ def test_a_rank_that_is_gone_ends_the_save_of_the_others(folder):
     (one,) = savers(folder)
     one.gather = alone
     one.prepare(1, needed=1)
-    one.save(manifest(1), fragments())
+    one.save(manifest(1), [fragments()])
     assert one.wait() == "Connection closed by peer"
     assert commit.scan(folder)[0] == []
 
@@ -174,7 +174,7 @@ def test_disk_full_in_mid_save_is_one_line_and_the_last_good_one_stays(small_dis
     one.prepare(2, needed=1)  # someone else fills the disk after the check
     large = fragments()
     large[0].shape, large[0].tensors["weight"] = (1 << 20,), torch.zeros(1 << 20)
-    one.save(manifest(2), large)
+    one.save(manifest(2), [large])
     failure = one.wait() or ""
     assert "rank-00000.safetensors: No space left on device" in failure
     assert "\n" not in failure
@@ -246,7 +246,7 @@ def test_what_lies_beside_the_ranks_files_is_proved_too(tmp_path):
     one.prepare(3, needed=1)
     config = tmp_path / "step-00000003" / "config.json"
     config.write_text('{"hidden_size": 32}')
-    one.save(manifest(3), fragments())
+    one.save(manifest(3), [fragments()])
     assert one.wait() is None
     ((checkpoint,), _) = commit.scan(tmp_path)
     assert [path.name for path in checkpoint.files] == ["rank-00000.safetensors"]

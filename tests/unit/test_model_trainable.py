@@ -153,7 +153,7 @@ def test_a_factor_on_what_is_not_trained_is_refused():
 @pytest.mark.parametrize("start", [0, 30, 70 * 4, 71 * 4 + 3, 90 * 4])
 def test_the_part_of_a_fragment_that_belongs_to_the_last_rows(start):
     whole = torch.arange(90 * 4)
-    part = Rows(70, 2.0).of(whole[start:], start, (90, 4))
+    part = whole[start:][Rows(70, 2.0).before(start, (90, 4)) :]
     assert part.tolist() == list(range(max(start, 280), 360))
 
 

@@ -33,7 +33,7 @@ def open_session(tmp_path, monkeypatch):
             state=SimpleNamespace(step=1, tokens=100),
             mixture=None,
             model_config={},
-            engine=SimpleNamespace(fragments=lambda: owned, close=lambda: None),
+            engine=SimpleNamespace(shares=lambda: [owned], saved_bytes=1, close=lambda: None),
             loader=nothing,
             validation={},
             micro_batch_size=1,

@@ -12,6 +12,9 @@ from trainer import sharding
 from trainer.errors import Problems, UserError
 from trainer.recipe import Recipe
 
+MODEL = {"hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000}
+"""LLaMA-2 7B's."""
+
 
 def recipe(**changes) -> Recipe:
     return Recipe.model_validate(runs.tree(Path("data"), Path("run"), "ds_configs/zero2.json", **changes))
@@ -72,18 +75,22 @@ def test_a_file_that_is_no_preset(tmp_path, text):
 
 def test_bucket_sizes_follow_the_hidden_size_unless_given():
     layout = sharding.Layout(2, 4, 1)
-    zero = sharding.complete({"zero_optimization": {"stage": 3}}, recipe(), layout, 4096)["zero_optimization"]
+    zero = sharding.complete({"zero_optimization": {"stage": 3}}, recipe(), layout, MODEL)[
+        "zero_optimization"
+    ]
     assert zero["reduce_bucket_size"] == 4096 * 4096
     assert zero["stage3_param_persistence_threshold"] == 40960
     given_ = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 123}}
-    assert sharding.complete(given_, recipe(), layout, 4096)["zero_optimization"]["reduce_bucket_size"] == 123
+    assert (
+        sharding.complete(given_, recipe(), layout, MODEL)["zero_optimization"]["reduce_bucket_size"] == 123
+    )
     assert given_ == {"zero_optimization": {"stage": 2, "reduce_bucket_size": 123}}  # left as it was
 
 
 def test_sixteen_bits_without_sharded_master_weights_are_refused():
     half = recipe(model={"tokenizer": "t", "dtype": "bf16", "init": {"hidden_size": 8}})
     with pytest.raises(UserError, match=r"model\.dtype: 'bf16' .*zero1\.json"):
-        sharding.complete({"zero_optimization": {"stage": 0}}, half, sharding.Layout(1, 1, 1), 8)
+        sharding.complete({"zero_optimization": {"stage": 0}}, half, sharding.Layout(1, 1, 1), MODEL)
 
 
 @pytest.mark.parametrize("section", [None, {"device": None}, {"device": "none"}, {}])
@@ -92,3 +99,78 @@ def test_null_is_no_offload_as_deepspeed_has_it(section):
     assert not sharding.offloads_optimizer(preset)
     assert not sharding.offloads_parameters(preset)
     assert sharding.offloads_optimizer({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}})
+
+
+CPU = {"device": "cpu"}
+NVME = {"device": "nvme", "nvme_path": "/fast"}
+
+
+@pytest.mark.parametrize(
+    ("zero", "changes", "told"),
+    [
+        (
+            {"offload_optimizer": {**CPU, "ratio": 0.3}},
+            {},
+            "mine.json: zero_optimization.offload_optimizer.ratio: keeps states in a second optimizer",
+        ),
+        (
+            {"offload_optimizer": {**CPU, "super_offload": True}},
+            {},
+            "zero_optimization.offload_optimizer.super_offload: keeps states in a second",
+        ),
+        ({"zenflow": {"topk_ratio": 0.1}}, {}, "zero_optimization.zenflow: keeps states in a second"),
+        (
+            {"offload_optimizer": {"device": "nvme"}},
+            {},
+            "zero_optimization.offload_optimizer.nvme_path: is missing",
+        ),
+        (
+            {"stage": 2, "offload_optimizer": NVME},
+            {},
+            "zero_optimization.offload_optimizer.device: 'nvme' needs ZeRO stage 3",
+        ),
+        (
+            {"offload_optimizer": NVME},
+            {"checkpoint": {"every_tokens": 256, "asynchronous": True}},
+            "checkpoint.asynchronous: True copies to host memory what mine.json keeps on NVMe",
+        ),
+        (
+            {"offload_param": NVME, "stage3_prefetch_bucket_size": 1000},
+            {},
+            "zero_optimization.stage3_prefetch_bucket_size: 1000 makes DeepSpeed",
+        ),
+    ],
+)
+def test_what_cannot_be_saved_or_trained_is_refused_before_training(zero, changes, told):
+    preset = {"zero_optimization": {"stage": 3, **zero}}
+    with pytest.raises(UserError) as caught:
+        sharding.check_saved(preset, recipe(deepspeed="mine.json", **changes))
+    (line,) = str(caught.value).splitlines()
+    assert told in line
+
+
+def test_frozen_weights_on_nvme_are_refused():
+    tree = runs.tree(Path("data"), Path("run"), "mine.json")
+    tree["phases"][0]["train"] = "new_rows"
+    told = r"phases\.0\.train: 'new_rows' leaves weights frozen.*to cpu in mine\.json"
+    with pytest.raises(Problems, match=told):
+        sharding.check_saved(
+            {"zero_optimization": {"stage": 3, "offload_param": NVME}}, Recipe.model_validate(tree)
+        )
+
+
+def test_two_runs_on_one_node_swap_to_different_places():
+    preset = {"zero_optimization": {"stage": 3, "offload_optimizer": NVME, "offload_param": CPU}}
+    folders = [
+        sharding.swap_folders(sharding.complete(preset, recipe(run_dir=run), sharding.Layout(2, 4, 1), MODEL))
+        for run in ("one", "two", "one")
+    ]
+    assert folders[0] == folders[2] != folders[1]
+    assert {folder.parent for shown in folders for folder in shown} == {Path("/fast")}
+
+
+def test_a_buffer_for_swapped_weights_holds_a_ranks_share_of_the_largest():
+    preset = {"zero_optimization": {"stage": 3, "offload_param": NVME}}
+    zero = sharding.complete(preset, recipe(), sharding.Layout(2, 4, 1), MODEL)["zero_optimization"]
+    assert zero["offload_param"]["buffer_size"] == 32000 * 4096 // 2
+    assert (zero["stage3_prefetch_bucket_size"], zero["stage3_max_reuse_distance"]) == (0, 0)

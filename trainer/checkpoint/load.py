@@ -25,12 +25,12 @@ def load(engine: Engine, checkpoint: Checkpoint, keep_optimizer: bool) -> None:
         InfrastructureError: what is in memory is not what was saved.
     """
     reader = portable.Reader(checkpoint.files)
-    for fragment in engine.fragments():
+    for fragment in engine.fragments(change=True):
         reader.fill(fragment, fragment.tensors if keep_optimizer else ("weight",))
     manifest = checkpoint.manifest
     engine.restore(manifest.adam_step if keep_optimizer else 0, manifest.loss_scale)
     # A frozen weight may be kept in fewer bits than it was saved with; all others must be equal.
-    exact = [f for f in engine.fragments() if f.owned and f.tensors["weight"].dtype == torch.float32]
+    exact = (f for f in engine.fragments() if f.owned and f.tensors["weight"].dtype == torch.float32)
     shares = distributed.from_all(portable.weight_checksums(exact))
     for name, found in portable.add_checksums(shares).items():
         if found != manifest.weights[name]:

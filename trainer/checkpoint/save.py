@@ -37,7 +37,7 @@ class Share:
 
     position: str
     """Digest of where this rank believes the run to be."""
-    written: portable.Written | None
+    written: list[portable.Written]
     failure: str | None
 
 
@@ -101,15 +101,16 @@ class Saver:
             self.say(f"{path}: is not part of this history; written again")
             _remove(path)
 
-    def save(self, manifest: Manifest, fragments: Iterable[portable.Fragment]) -> None:
+    def save(self, manifest: Manifest, shares: Iterable[Sequence[portable.Fragment]]) -> None:
         """Writes this rank's fragments, at once or in the background; `prepare` came before on rank 0.
 
-        `manifest` needs no files and weights yet. With `asynchronous` this returns at once, and the
-        fragments' tensors must not change before `let_change` has returned.
+        `manifest` needs no files and weights yet. Each of `shares` becomes a file and is in memory until the
+        next is asked for. With `asynchronous` this returns at once, all are in memory together, and their
+        tensors must not change before `let_change` has returned.
         Whatever fails, on whichever rank, is told by `wait` on every rank.
         """
         started, self._begun = time.monotonic(), True
-        live = list(fragments)
+        live = list(shares) if self.asynchronous else shares
         ready = portable.moment()
         self._copied.clear()
 
@@ -156,23 +157,26 @@ class Saver:
         return f"last good checkpoint: {good[-1].path if good else 'none'}"
 
     def _save(
-        self, manifest: Manifest, live: Sequence[portable.Fragment], ready: Callable[[], None]
+        self, manifest: Manifest, live: Iterable[Sequence[portable.Fragment]], ready: Callable[[], None]
     ) -> str | None:
         """Writes, meets the other ranks, commits on rank 0; the same failure, or None, on every rank."""
         path = self.directory / name_of(manifest.step)
-        written = failure = None
+        written, failure = [], None
         try:
             try:
-                mine = portable.snapshot(live, self._arena, ready) if self.asynchronous else live
+                if self.asynchronous:
+                    live = [portable.snapshot([f for share in live for f in share], self._arena, ready)]
             finally:
                 self._copied.set()
-            written = self._write(path / f"rank-{self.rank:05d}.safetensors", mine)
+            for number, share in enumerate(live):
+                part = f"-{number:05d}" if number else ""
+                written.append(self._write(path / f"rank-{self.rank:05d}{part}.safetensors", share))
         except Exception as error:  # the other ranks wait to hear of it
             failure = _told(error)
         shares: list[Share] = self.gather(Share(_position(manifest), written, failure))
         failure = _disagreement(shares)
         if self.rank == 0 and failure is None:
-            failure = self._commit(path, manifest, [s.written for s in shares if s.written])
+            failure = self._commit(path, manifest, [file for share in shares for file in share.written])
         failure = self.gather(failure)[0]
         if self.rank == 0:
             if failure is not None:

@@ -13,6 +13,7 @@ from trainer import commands
 from trainer.errors import RewarmError
 from trainer.launcher import rank_or_0, wait_for_rank0
 from trainer.numbers import exact
+from trainer.study.grids import STUDIES
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -204,6 +205,20 @@ def _runs(rooms: Any) -> None:
     )
     report.add_argument("runs", nargs="+", metavar="RUN")
     report.add_argument("--out", required=True, metavar="FILE.html")
+
+    study = _command(
+        rooms,
+        "study",
+        commands.study,
+        "a paper's experiment with your recipe, before you spend the cluster",
+        "replay --recipe recipe.yaml --out runs/replay phases.0.tokens=1e8",
+    )
+    study.add_argument("name", metavar="NAME", help=", ".join(STUDIES))
+    study.add_argument("--recipe", required=True)
+    study.add_argument("--out", required=True, metavar="DIR")
+    study.add_argument("--nproc", type=int, help="ranks of each arm (default: the GPUs here, or 1)")
+    study.add_argument("--arms-only", action="store_true", help="write DIR/arms.txt for a batch system")
+    study.add_argument("overrides", nargs="*", metavar="field=value", help="for every arm")
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:

@@ -215,3 +215,27 @@ def report(asked: argparse.Namespace) -> int:
     write_report(runs, Path(asked.out))
     answer(asked, {"out": asked.out}, f"{table(runs)}\n\n{asked.out}")
     return 0
+
+
+def study(asked: argparse.Namespace) -> int:
+    """`rewarm study`: a paper's experiment with the user's recipe and data."""
+    from trainer.plan import devices
+    from trainer.study import series
+
+    out, world_size = Path(asked.out), asked.nproc or devices()
+    trials = series.plan(asked.name, asked.recipe, out, asked.overrides, world_size)
+    arms = series.write_arms(trials, out)
+    told = {"arms": str(arms), "runs": [str(trial.directory) for trial in trials]}
+    if asked.arms_only:
+        submit = f"sbatch --array=1-{len(trials)} launch/slurm/study.sbatch {asked.recipe} {arms}"
+        answer(asked, told, f"{arms}: {len(trials)} arms\n{submit}")
+        return 0
+
+    def say(line: str) -> None:
+        print(f"rewarm: {line}", file=sys.stderr, flush=True)
+
+    if status := series.train(trials, asked.recipe, world_size, say):
+        return status
+    page = out / "report.html"
+    answer(asked, {**told, "report": str(page)}, f"{series.conclude(asked.name, trials, out)}\n\n{page}")
+    return 0

@@ -231,6 +231,13 @@ def _layout(recipe: Recipe, memory: Memory, world_size: int) -> sharding.Layout:
     return sharding.layout(recipe, world_size, memory.largest_micro_batch(available_bytes(world_size)))
 
 
+def devices() -> int:
+    """The ranks that this machine has room for: one per GPU, else one."""
+    import torch
+
+    return torch.cuda.device_count() or 1
+
+
 def available_bytes(world_size: int) -> int:
     """Memory that a rank may plan with: nine tenths of its GPU, else its share of half of the host."""
     import torch

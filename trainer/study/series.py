@@ -1,0 +1,120 @@
+"""A study from its name to its page: all arms are planned before the first is trained."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer import disk
+from trainer import recipe as recipes
+from trainer.errors import Problems, UserError
+from trainer.plan import prepare
+from trainer.study import grids
+from trainer.study.report import report, table
+
+SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train.py"
+ARMS = "arms.txt"
+"""File in a study's directory: a line of overrides per arm, as launch/slurm/study.sbatch reads them."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An arm of a study as it will be run."""
+
+    name: str
+    directory: Path
+    overrides: tuple[str, ...]
+    finished: bool
+
+
+def plan(
+    name: str, recipe: str | Path, out: str | Path, overrides: Sequence[str], world_size: int
+) -> list[Trial]:
+    """The arms of a study, all of which can be trained as they stand.
+
+    Raises:
+        Problems: what is wrong with each arm.
+        UserError: there is no such study, or the recipe has nothing for it to vary.
+    """
+    base = recipes.load(recipe, overrides)
+    trials, problems = [], []
+    for variant in grids.variants(name, base):
+        directory = Path(out) / variant.name
+        words = (*overrides, f"name={base.name}-{variant.name}", f"run_dir={directory}", *variant.overrides)
+        if blank := next((word for word in words if len(word.split()) != 1), None):
+            raise UserError("has a blank, at which a batch script would cut it", value=blank)
+        try:
+            decision = prepare(recipes.load(recipe, words), world_size).decision
+            if decision.kind == "refuse":
+                raise UserError(decision.reason)
+        except UserError as error:
+            found = error.problems if isinstance(error, Problems) else [error]
+            problems += [UserError(f"arm {variant.name}: {one}") for one in found]
+            continue
+        trials.append(Trial(variant.name, directory, words, decision.kind == "finished"))
+    if problems:
+        raise Problems(problems)
+    return trials
+
+
+def write_arms(trials: Sequence[Trial], out: Path) -> Path:
+    """The arms as a file for launch/slurm/study.sbatch; its path."""
+    out.mkdir(parents=True, exist_ok=True)
+    disk.write_text(out / ARMS, "".join(" ".join(trial.overrides) + "\n" for trial in trials))
+    return out / ARMS
+
+
+def train(trials: Sequence[Trial], recipe: str | Path, world_size: int, say: Callable[[str], Any]) -> int:
+    """Trains the arms that are not finished, one after another, under the deepspeed launcher.
+
+    Ends with the first status that is not 0; the same call goes on with that arm, from its checkpoint.
+    """
+    for number, trial in enumerate(trials, start=1):
+        where = f"arm {number} of {len(trials)}, {trial.name}"
+        if trial.finished:
+            say(f"{where}: is finished")
+            continue
+        say(f"{where}: {' '.join(trial.overrides)}")
+        if status := _launch(recipe, trial.overrides, world_size):
+            say(f"{where}: ended with status {status}; the same command goes on from there")
+            return status
+    return 0
+
+
+def conclude(name: str, trials: Sequence[Trial], out: Path) -> str:
+    """Writes the page about all arms; the question, the table, and what the papers found."""
+    study, runs = grids.find(name), [trial.directory for trial in trials]
+    report(runs, out / "report.html")
+    return "\n".join([study.question, "", table(runs), "", f"The papers: {study.found}."])
+
+
+def _launch(recipe: str | Path, overrides: Sequence[str], world_size: int) -> int:
+    """One arm under the launcher that stands beside this Python."""
+    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(world_size)]
+    process = subprocess.Popen(
+        [*launcher, "--master_port", str(_free_port()), str(SCRIPT), str(recipe), *overrides],
+        env={"OMP_NUM_THREADS": "1", **os.environ},
+        stdout=sys.stderr,  # standard output is for the study's answer
+    )
+    before = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue  # the terminal has sent it to the arm as well, which saves before it ends
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer import commands
 from trainer.errors import RewarmError
-from trainer.launcher import rank_or_0, wait_for_rank0
+from trainer.launcher import note_status, rank_or_0, wait_for_rank0
 from trainer.numbers import exact
 from trainer.study.grids import STUDIES
 
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _complain(error: RewarmError) -> None:
     """One line per problem, from the first rank if it has the same one: a thousand ranks complain once."""
     rank = rank_or_0()
+    note_status(error.exit_code)
     wait_for_rank0(rank, error.exit_code)
     who = f"rank {rank}: " if rank else ""
     for line in str(error).splitlines():

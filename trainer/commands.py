@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer import recipe as recipes
 from trainer.errors import UserError
-from trainer.launcher import wait_for_rank0, world
+from trainer.launcher import note_status, wait_for_rank0, world
 from trainer.numbers import count
 
 
@@ -34,6 +34,7 @@ def train(asked: argparse.Namespace) -> int:
         for line in [*plan.broken, *plan.decision.render().splitlines()]:
             print(f"rewarm: {line}", file=sys.stderr, flush=True)
     if plan.decision.kind == "refuse":
+        note_status(UserError.exit_code)
         wait_for_rank0(here.rank, UserError.exit_code)
         return UserError.exit_code
     from trainer.run import run

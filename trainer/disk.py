@@ -153,6 +153,7 @@ class Arena:
             pages.madvise(mmap.MADV_HUGEPAGE)  # fewer and cheaper first touches
             self._memory = torch.frombuffer(pages, dtype=torch.uint8)
             if torch.cuda.is_available():
+                # Where the system pins no more, copies are as right and slower.
                 torch.cuda.cudart().cudaHostRegister(self._memory.data_ptr(), size, 0)
         return self._memory[:size]
 

@@ -61,6 +61,11 @@ def rank() -> int:
     return dist.get_rank()
 
 
+def local_rank() -> int:
+    """This process's number on its node."""
+    return int(os.environ["LOCAL_RANK"])
+
+
 def world_size() -> int:
     """The number of processes in the group."""
     return dist.get_world_size()

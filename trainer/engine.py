@@ -101,6 +101,19 @@ def sharded_loading(config: dict[str, Any]) -> Iterator[None]:
         unset_hf_deepspeed_config()
 
 
+def clear_swapped(config: dict[str, Any]) -> None:
+    """Removes the run's files on this node's NVMe; all ranks call it while none uses them.
+
+    What a killed run left may be of other ranks, and of other lengths, on which DeepSpeed aborts.
+    """
+    if folders := swap_folders(config):
+        distributed.from_all(None)
+        if distributed.local_rank() == 0:
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
+        distributed.from_all(None)
+
+
 def check_machine(preset: dict[str, Any], dtype: str) -> None:
     """What this machine lacks for a preset and a number format; to be asked before the ranks are joined.
 
@@ -159,12 +172,10 @@ class Engine:
     ) -> None:
         """Shards `model`; `groups` are those of `trainable.parameter_groups`."""
         self.stage = stage(config)
+        self._config = config
         self.clip = optimizer.grad_clip
         adam = _adamw(groups, optimizer, offloads_optimizer(config))
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self._swapped = swap_folders(config)
-        # What a killed run left may have other lengths, on which DeepSpeed aborts; weights it clears itself.
-        self._forget_swapped("optimizer")
         rows = {
             self.names[id(one)]: group["rows"]
             for group in groups
@@ -314,7 +325,7 @@ class Engine:
     def close(self) -> None:
         """Gives the memory back, so that the next phase's engine fits."""
         self.engine.destroy()
-        self._forget_swapped()
+        clear_swapped(self._config)
         # hpZ's group outlives its engine, and the next engine asserts that there is none.
         deepspeed.utils.groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
         del self.engine, self.optimizer
@@ -437,13 +448,9 @@ class Engine:
                 zero._reassign_or_swap_out_partitioned_parameters(number)
         if zero.persistent_parameters:
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
-        zero.invalidate_secondary_tensor()
-
-    def _forget_swapped(self, kind: str = "*") -> None:
-        """Removes this rank's files on NVMe: `optimizer` are its states, the others weights."""
-        for folder in self._swapped:
-            for mine in folder.glob(f"zero_stage_3/{kind}/rank{distributed.rank()}"):
-                shutil.rmtree(mine, ignore_errors=True)
+        # ZeRO++'s copies, which are as old as the model; DeepSpeed itself would keep those of frozen weights.
+        for parameter in self.engine.module.parameters():
+            parameter.ds_secondary_tensor = None
 
 
 def _adamw(groups: list[dict[str, Any]], optimizer: Optimizer, offload: bool) -> torch.optim.Optimizer:

@@ -49,6 +49,16 @@ def rank_or_0() -> int:
         return 0
 
 
+def note_status(exit_code: int) -> None:
+    """Tells the batch script, where one waits for it, what this rank fails with.
+
+    srun reports the highest status of all ranks: often that of one that was ended for another's failure.
+    """
+    if "REWARM_STATUS" in os.environ:
+        with open(os.environ["REWARM_STATUS"], "a", encoding="ascii") as file:
+            file.write(f"{exit_code}\n")
+
+
 def wait_for_rank0(rank: int, exit_code: int, patience_s: float = 10.0) -> None:
     """Gives rank 0 the time to say what is wrong for all; its launcher ends the other ranks then.
 

@@ -15,7 +15,7 @@ from trainer.checkpoint import commit
 from trainer.checkpoint.load import damaged, load
 from trainer.checkpoint.save import Saver
 from trainer.claim import claimed
-from trainer.engine import Engine, check_machine, sharded_loading
+from trainer.engine import Engine, check_machine, clear_swapped, sharded_loading
 from trainer.errors import InfrastructureError, UserError
 from trainer.health import NonFinite, Signals, Spikes, Watchdog, clearing_stale_locks
 from trainer.launcher import World
@@ -59,29 +59,34 @@ def train(plan: Plan, here: World) -> int:
         RewarmError: as `run`.
     """
     say = _say if here.rank == 0 else _silent
-    with ExitStack() as held:
-        if _claim(plan, here, held, say):
-            plan = prepare(plan.recipe, here.world_size)
-            say(plan.decision.render())
-        return _train(_verified(plan, here, say), here, say)
+    try:
+        with ExitStack() as held:
+            _claim(plan, here, held, say)
+            # Another job may have saved since this one looked, at the latest until the directory was claimed.
+            before, plan = plan.decision.render(), prepare(plan.recipe, here.world_size)
+            if plan.decision.render() != before:
+                say(plan.decision.render())
+            return _train(_verified(plan, here, say), here, say)
+    except OSError as error:
+        where = error.filename or plan.recipe.directory
+        raise InfrastructureError(f"{where}: {error.strerror or error}") from error
 
 
-def _claim(plan: Plan, here: World, held: ExitStack, say: Any) -> bool:
-    """Rank 0 holds the run directory for all; whether another job was there until now.
+def _claim(plan: Plan, here: World, held: ExitStack, say: Any) -> None:
+    """Rank 0 holds the run directory for all.
 
     Raises:
-        InfrastructureError: on every rank, if it still is.
+        InfrastructureError: on every rank, if another job is there and stays.
     """
-    told: tuple[bool, str | None] = (False, None)
+    failure = None
     if here.rank == 0:
         try:
-            told = (held.enter_context(claimed(plan.recipe.directory, say)), None)
+            held.enter_context(claimed(plan.recipe.directory, say))
         except (InfrastructureError, OSError) as error:
-            told = (False, str(error))
-    waited, failure = distributed.from_rank0(told)
+            failure = str(error)
+    failure = distributed.from_rank0(failure)
     if failure is not None:
         raise InfrastructureError(failure)
-    return bool(waited)
 
 
 def _train(plan: Plan, here: World, say: Any) -> int:
@@ -122,15 +127,18 @@ def _verified(plan: Plan, here: World, say: Any) -> Plan:
 
 
 def _agreed(plan: Plan) -> None:
-    """Ranks that see different checkpoints would train different runs.
+    """Ranks that see different things would train different runs, or wait for each other for ever.
 
     Raises:
         InfrastructureError: they do.
     """
-    seen = str(plan.checkpoint.path) if plan.checkpoint else "none"
-    places = sorted(set(distributed.from_all(seen)))
-    if len(places) > 1:
-        raise InfrastructureError(f"ranks see different checkpoints: {places}; is run_dir on a shared disk?")
+    checkpoint = f"checkpoint {plan.checkpoint.path}" if plan.checkpoint else "no checkpoint"
+    decision = f"{plan.decision.kind} at phase {plan.decision.state.phase}"
+    mine = (checkpoint, decision, f"micro_batch_size {plan.layout.micro_batch_size}")
+    for seen in zip(*distributed.from_all(mine), strict=True):
+        if len(different := sorted(set(seen))) > 1:
+            mend = "set micro_batch_size" if "micro" in seen[0] else "is run_dir on a shared disk?"
+            raise InfrastructureError(f"ranks differ: {' or '.join(different)}; {mend}")
 
 
 class _Runner:
@@ -177,6 +185,7 @@ class _Runner:
             if ending == "stopped":
                 return
             self.plan = prepare(self.recipe, self.here.world_size)
+            _agreed(self.plan)
             self.say(self.plan.decision.render())
 
     def _open(self) -> Session:
@@ -192,6 +201,7 @@ class _Runner:
         if checkpoint is None and own_base is not None and (found := damaged(own_base)):
             raise InfrastructureError("; ".join(found))
         weights = checkpoint or own_base
+        clear_swapped(config)
         with sharded_loading(config):
             model = build(self.recipe, self.plan.vocab_size, weights=weights is None)
         groups = parameter_groups(model, phase, self.recipe.optimizer.weight_decay)

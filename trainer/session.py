@@ -56,6 +56,8 @@ class Session:
     """The step of the last save, be it still under way; -1 once it has failed."""
     blocked_s: float = 0.0
     """For how long the last save has kept the training waiting."""
+    unrecorded: bool = False
+    """Whether metrics wait for room on the disk."""
     noted: dict[str, Any] = field(default_factory=dict)
     """Metrics that wait for the next line of the log."""
     sums: torch.Tensor | None = None
@@ -135,8 +137,21 @@ class Session:
             self.noted |= self.throughput.read()
             if (height := self.spikes.seen(self.noted["loss/train"])) is not None:
                 self.say(f"step {self.state.step}: loss/train is {height:.0f} deviations too high")
-        self.metrics.log(self.state.step, self.state.tokens, self.noted)
+        self._record(self.noted)
         self.noted, self.sums = {}, None
+
+    def _record(self, values: Mapping[str, Any]) -> None:
+        """Writes metrics; a disk that takes none is answered as one that takes no checkpoint."""
+        try:
+            self.metrics.log(self.state.step, self.state.tokens, values)
+            self.unrecorded = False
+        except OSError as error:
+            why = f"step {self.state.step} cannot be recorded: {error.strerror or error}"
+            if self.recipe.checkpoint.on_failure == "stop":
+                raise InfrastructureError(f"{why}; {self.saver.last_good()}") from error
+            if not self.unrecorded:
+                self.say(f"{why}; metrics wait in memory for room on the disk")
+            self.unrecorded = True
 
     def save(self) -> None:
         """Commits the run as it stands, once per step.
@@ -202,7 +217,7 @@ class Session:
                 "the same command goes on from there"
             )
         if told := {name: value for name, value in self.noted.items() if name.startswith("perf/save")}:
-            self.metrics.log(self.state.step, self.state.tokens, told)
+            self._record(told)
         self.loader.close()
         self.engine.close()
 

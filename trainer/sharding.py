@@ -14,6 +14,12 @@ import xxhash
 from trainer.errors import Problems, UserError
 from trainer.recipe import Recipe
 
+SHARDING = ("zero_optimization", "aio")
+"""Fields of a DeepSpeed configuration that say how memory is split."""
+
+DIAGNOSTICS = ("comms_logger", "flops_profiler", "memory_breakdown", "wall_clock_breakdown")
+"""Fields that change nothing but what DeepSpeed prints."""
+
 OWNED_BY_RECIPE = {
     "train_batch_size": "global_batch_size",
     "train_micro_batch_size_per_gpu": "micro_batch_size",
@@ -23,6 +29,10 @@ OWNED_BY_RECIPE = {
     "scheduler": "phases.N.schedule",
     "bf16": "model.dtype",
     "fp16": "model.dtype",
+    "amp": "model.dtype",
+    "torch_autocast": "model.dtype",
+    "data_types": "model.dtype",
+    "communication_data_type": "model.dtype",
     "activation_checkpointing": "model.activation_checkpointing",
     "tensorboard": "logging.tensorboard",
     "wandb": "logging.wandb_project",
@@ -105,6 +115,11 @@ def read_preset(path: str | Path) -> dict[str, Any]:
         )
         for field in preset
         if field in OWNED_BY_RECIPE
+    ]
+    problems += [
+        UserError("does not say how memory is split", file=path, field=field, mend="leave it out")
+        for field in preset
+        if field not in (*SHARDING, *DIAGNOSTICS, *OWNED_BY_RECIPE)
     ]
     if problems:
         raise Problems(problems)

@@ -56,7 +56,8 @@ def folder(data, tmp_path_factory):
         jobs.append(runs.Job(tree(data, run, preset(disk, swapped))))
         jobs.append(runs.Job(tree(data, again, preset(disk, swapped)), after=(run, 2)))
         jobs.append(runs.Job(tree(data, elsewhere, preset(disk, ())), after=(run, 2)))
-    assert {job["status"] for job in runs.launch_several(folder, jobs, 2)} == {0}
+    done = runs.launch_several(folder, jobs, 2, timeout=1500)  # where the ops are still to be compiled
+    assert {job["status"] for job in done} == {0}
     return folder
 
 

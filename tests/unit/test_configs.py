@@ -249,6 +249,24 @@ def test_what_the_plan_finds_wrong_costs_no_gpu_time(cluster, tmp_path, script, 
     assert [call.split()[0] for call in calls] == ["rewarm"]
 
 
+@pytest.mark.parametrize(
+    ("noted", "highest", "status"),
+    [
+        ("75", 137, 75),  # a rank's disk failed, and the others were killed in the middle of a step
+        ("2\n2", 75, 2),  # the recipe was wrong, and a rank was ended while it loaded
+        ("75\n2", 143, 2),
+    ],
+)
+def test_the_rank_that_failed_first_says_what_it_means(cluster, tmp_path, noted, highest, status):
+    srun = tmp_path / "bin" / "srun"
+    srun.write_text(f'#!/usr/bin/env bash\nprintf "{noted}\n" >>"$REWARM_STATUS"\nexit {highest}\n')
+    for _ in range(2):  # what one start noted is not read by the next
+        code, calls = cluster("train.sbatch", "recipe.yaml")
+        assert code == status
+        assert calls[1:] == (["scontrol requeue 7"] if status == 75 else [])
+    assert list(tmp_path.glob(".rewarm-*")) == []
+
+
 def test_an_array_task_prepares_its_part(cluster):
     slurm = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MAX": "8", "SLURM_CPUS_PER_TASK": "16"}
     _, calls = cluster("prepare.sbatch", "--out", "data/zh", **slurm)

@@ -1,9 +1,11 @@
 """A run's numbers: nothing is rounded, nothing is lost by a kill, a restored step counts once."""
 
+import errno
 import io
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -203,6 +205,29 @@ def test_weights_and_biases_sees_one_run_over_all_attempts(tmp_path, monkeypatch
     assert [start["project"] for start in started] == ["demo", "demo"]
     assert started[0]["id"] == started[1]["id"]
     assert [record["step"] for record in logged] == [1, 2, 2]
+
+
+def test_what_a_full_disk_does_not_take_is_written_when_there_is_room(tmp_path):
+    metrics = Metrics(
+        tmp_path, Logging(tensorboard=False), rank=0, name="x", total_tokens=100, stream=io.StringIO()
+    )
+    (truth, *_) = metrics._sinks
+    room, disk = [17], truth._file
+
+    def write(data):  # as a file does: a part, and then an error
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = disk.write(data[: room[0]])
+        room[0] -= taken
+        return taken
+
+    truth._file = SimpleNamespace(write=write)
+    for step in (1, 2):
+        with pytest.raises(OSError, match="No space left"):
+            metrics.log(step, step * 10, {"loss/train": 1.0})
+    room[0] = 10**6
+    metrics.log(3, 30, {"loss/train": 1.0})
+    assert [record["step"] for record in read(tmp_path)] == [1, 2, 3]
 
 
 # ---------------------------------------------------------------------------------------------- progress

@@ -121,10 +121,13 @@ def test_all_problems_are_told_at_once(train, data):
 def test_a_later_rank_leaves_the_word_to_the_first_and_then_tells_its_own(tmp_path, capsys, monkeypatch):
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setitem(os.environ, name, value)
+    status = tmp_path / "status"
+    monkeypatch.setitem(os.environ, "REWARM_STATUS", str(status))
     said_before: list[str] = []
     monkeypatch.setattr("trainer.launcher.time.sleep", lambda s: said_before.append(capsys.readouterr().err))
     assert main(["train", str(tmp_path / "nowhere.yaml")]) == 2
     assert said_before == [""]
+    assert status.read_text() == "2\n"
     assert capsys.readouterr().err.startswith("rewarm: rank 1: ")
 
 

@@ -29,7 +29,9 @@ def open_session(tmp_path, monkeypatch):
         (saver,) = savers(tmp_path / "checkpoints", asynchronous=asynchronous)
         said = []
         session = sessions.Session(
-            recipe=SimpleNamespace(checkpoint=SimpleNamespace(on_failure=on_failure)),
+            recipe=SimpleNamespace(
+                checkpoint=SimpleNamespace(on_failure=on_failure), logging=SimpleNamespace(every_steps=1)
+            ),
             state=SimpleNamespace(step=1, tokens=100),
             mixture=None,
             model_config={},
@@ -125,3 +127,22 @@ def test_how_long_a_save_took_and_kept_the_training_waiting_is_logged(open_sessi
     assert step == 1
     assert values["perf/save_s"] >= values["perf/save_blocked_s"] - 0.5
     assert values.keys() == {"perf/save_s", "perf/save_blocked_s"}
+
+
+def test_metrics_that_a_full_disk_does_not_take_end_the_run_or_are_said_once(open_session):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    def evaluated(session):
+        session.metrics.log = refuse
+        session.noted["eval/upstream/bits_per_byte"] = 1.0
+        session.log()
+
+    session, said = open_session("continue")
+    evaluated(session)
+    evaluated(session)
+    (line,) = said
+    assert line.startswith("step 1 cannot be recorded: No space left on device")
+    session, _ = open_session("stop")
+    with pytest.raises(InfrastructureError, match=r"step 1 cannot be recorded: .*; last good checkpoint"):
+        evaluated(session)

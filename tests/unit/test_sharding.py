@@ -66,6 +66,13 @@ def test_every_field_of_the_recipe_is_refused_in_a_preset(tmp_path):
         assert f"{preset}: {field}: belongs into the recipe; set {instead} there" in str(caught.value)
 
 
+def test_what_does_not_say_how_memory_is_split_is_refused_in_a_preset(tmp_path):
+    preset = tmp_path / "mine.json"
+    preset.write_text('{"zero_optimization": {"stage": 1}, "aio": {}, "curriculum_learning": {}}')
+    with pytest.raises(UserError, match=r"mine\.json: curriculum_learning: does not say how memory is split"):
+        sharding.read_preset(preset)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"zero": 1}'])
 def test_a_file_that_is_no_preset(tmp_path, text):
     (tmp_path / "x.json").write_text(text)

@@ -27,6 +27,10 @@ from trainer import disk
 from trainer.errors import InfrastructureError
 from trainer.model.directory import Weight
 
+_MAPPING = mmap.MAP_PRIVATE | 0x4000
+"""MAP_NORESERVE, which has no name in Python 3.11: writable, as torch wants its memory, but nothing is
+reserved for copies that are never made, or a file larger than the memory could not be opened."""
+
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -83,6 +87,13 @@ def snapshot(fragments: Sequence[Fragment], arena: disk.Arena, ready: Callable[[
         _Copy(f.name, f.start, tuple(f.shape), f.trained, {k: copies[f"{k}:{f.name}"] for k in f.tensors})
         for f in fragments
     ]
+
+
+def same_device() -> Callable[[], None]:
+    """Another thread that calls the answer works on this thread's GPU; by itself it would take the first."""
+    if not torch.cuda.is_available():
+        return lambda: None
+    return partial(torch.cuda.set_device, torch.cuda.current_device())
 
 
 def moment() -> Callable[[], None]:
@@ -210,7 +221,7 @@ class Reader:
 
     def _open(self, path: Path) -> None:
         with open(path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            mapped = mmap.mmap(file.fileno(), 0, flags=_MAPPING, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         length = int.from_bytes(mapped[:8], "little")
         header = json.loads(mapped[8 : 8 + length])
         data = torch.frombuffer(mapped, dtype=torch.uint8)[8 + length :]

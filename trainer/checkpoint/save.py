@@ -111,11 +111,12 @@ class Saver:
         """
         started, self._begun = time.monotonic(), True
         live = list(shares) if self.asynchronous else shares
-        ready = portable.moment()
+        ready, begin = portable.moment(), portable.same_device()
         self._copied.clear()
 
         def work() -> None:
             try:
+                begin()
                 self._failure = self._save(manifest, live, ready)
             except Exception as error:  # the ranks could not meet: one of them is gone
                 self._failure = _told(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from tokenization import vocabulary
 from trainer.checkpoint import commit, portable
 from trainer.checkpoint.export import Card, export
 from trainer.errors import InfrastructureError, UserError
+from trainer.metrics.records import FILE, read
 from trainer.model.architecture import read_config
 from trainer.recipe import parse
 from trainer.scheduler.state import RunState
@@ -90,7 +92,7 @@ def _card(checkpoint: commit.Checkpoint) -> Card:
         base=recipe.model.base,
         tokens=state.trained_tokens,
         phases=phases,
-        evaluation=_evaluation(run / "metrics.jsonl", manifest.step),
+        evaluation=_evaluation(run, manifest.step),
         lineage=_lineage(run / "lineage.jsonl"),
         state=manifest.state,
     )
@@ -102,17 +104,20 @@ def _weights(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield field.split(".", 2)[2], value
 
 
-def _evaluation(metrics: Path, step: int) -> dict[str, float]:
+def _evaluation(run: Path, step: int) -> dict[str, float]:
     """The last losses measured up to `step`."""
     found: dict[str, float] = {}
-    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ():
-        record = json.loads(line)
-        if record.get("step", step + 1) <= step:
-            found |= {name: value for name, value in record.items() if name.startswith("eval/")}
+    for record in read(run) if (run / FILE).exists() else ():
+        if record["step"] <= step:
+            found |= {
+                name: value
+                for name, value in record.items()
+                if name.startswith("eval/") and math.isfinite(value)
+            }
     return found
 
 
 def _lineage(file: Path) -> list[dict[str, Any]]:
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []  # whole ones
     kept = ("kind", "step", "tokens", "phase_name", "reason")
     return [{name: json.loads(line).get(name) for name in kept} for line in lines]

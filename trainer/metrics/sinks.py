@@ -125,26 +125,37 @@ class Jsonl:
             earlier = attempts(run_dir)
         self.run_id = earlier[-1].run_id if earlier else uuid.uuid4().hex
         self._number = len(earlier) + 1
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""
         start = {"number": self._number, "restored_step": restored_step}
         self._write({**start, "time": self._clock(), "run_id": self.run_id})
 
     def log(self, record: Record) -> None:
-        """Appends one line, which survives a kill from here on."""
+        """Appends one line, which survives a kill from here on.
+
+        Raises:
+            OSError: the disk is full; the line is written with the next one that it takes.
+        """
         self._write({"attempt": self._number, "time": self._clock(), **record})
 
     def close(self) -> None:
         """Makes it survive a power cut, too."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._file:
+            self._flush()
+            os.fsync(self._file.fileno())
 
     def _write(self, record: Record) -> None:
         writable = {
             name: value if not isinstance(value, float) or math.isfinite(value) else str(value)
             for name, value in record.items()
         }
-        self._file.write(json.dumps(writable, allow_nan=False) + "\n")
-        self._file.flush()
+        self._unwritten += json.dumps(writable, allow_nan=False).encode() + b"\n"
+        self._flush()
+
+    def _flush(self) -> None:
+        """What a full disk did not take is kept, and goes first as soon as there is room."""
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -18,22 +18,30 @@ STEP = 8 * 32
 PRESETS = ("zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload", "zeropp")
 """All that need neither a GPU nor an NVMe disk; of zeropp the part that is not quantized."""
 CASES = {
-    **{preset: (preset, "fp32") for preset in PRESETS},
-    **{f"zero{stage}-{dtype}": (f"zero{stage}", dtype) for dtype in ("bf16", "fp16") for stage in STAGES[1:]},
-    "zero2-offload-bf16": ("zero2-offload", "bf16"),
-    "zero3-offload-bf16": ("zero3-offload", "bf16"),
+    **{preset: (preset, "fp32", "all") for preset in PRESETS},
+    **{
+        f"zero{stage}-{dtype}": (f"zero{stage}", dtype, "all")
+        for dtype in ("bf16", "fp16")
+        for stage in STAGES[1:]
+    },
+    "zero2-offload-bf16": ("zero2-offload", "bf16", "all"),
+    "zero3-offload-bf16": ("zero3-offload", "bf16", "all"),
+    "zeropp-frozen": ("zeropp", "fp32", "embeddings"),
 }
-"""Name to preset and model.dtype."""
+"""Name to preset, model.dtype and phases.0.train."""
+WHOLE = [name for name, (_, dtype, train) in CASES.items() if (dtype, train) == ("fp32", "all")]
+FP16 = [name for name, (_, dtype, _) in CASES.items() if dtype == "fp16"]
 
 POISONED = 3
 """The step whose gradients are made infinite."""
 
 
-def tree(data: Path, run: Path, preset: str, dtype: str, every: int = 3) -> dict:
+def tree(data: Path, run: Path, preset: str, dtype: str, train: str = "all", every: int = 3) -> dict:
     """Six steps with accumulation of a run of twelve."""
     tree = runs.recipe(data, run, name="any", stop_after=6 * STEP, micro_batch_size=2)
     tree["deepspeed"] = str(_on_cpu(preset, run.parent))
     tree["model"]["dtype"] = dtype
+    tree["phases"][0]["train"] = train
     # With this beta2, powers taken at once and multiplied up differ in the bits of the first steps.
     tree["optimizer"] = {"beta2": 0.99}
     tree["validation"] = {"every_tokens": 100 * STEP}
@@ -80,13 +88,13 @@ def test_resumed_it_is_the_same_run_to_the_bit(folder, name):
         assert again[same] == whole[same], same
 
 
-@pytest.mark.parametrize("name", [name for name, (_, dtype) in CASES.items() if dtype == "fp32"])
+@pytest.mark.parametrize("name", WHOLE)
 def test_a_preset_changes_where_memory_is_and_not_what_is_learnt(folder, name):
     for left, right in zip(runs.trace(folder / "zero0"), runs.trace(folder / name), strict=True):
         assert right == pytest.approx(left, abs=1e-6, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name, (_, dtype) in CASES.items() if dtype == "fp16"])
+@pytest.mark.parametrize("name", FP16)
 def test_fp16_skips_the_steps_that_overflow_and_its_schedule_waits(folder, name):
     first, last = (runs.manifest(folder / name, step) for step in (3, 6))
     # DeepSpeed bears one overflow and halves the scale at the next; the two lie on both sides of the resume.

@@ -163,6 +163,8 @@ def _read_model(path: Path) -> spm.ModelProto:
         model.ParseFromString(path.read_bytes())
     except DecodeError:
         raise UserError("is not a SentencePiece model", file=path) from None
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", file=path) from None
     if not model.pieces:
         raise UserError("is a SentencePiece model without pieces", file=path)
     return model
@@ -173,6 +175,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         read = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"is not JSON ({error})", file=path) from None
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", file=path) from None
     if not isinstance(read, dict):
         raise UserError("is not a JSON object", file=path)
     return read

@@ -81,11 +81,15 @@ def plan(inputs: Sequence[str | Path], format: Format, slice_bytes: int | None =
         UserError: an input is missing, is of an unknown kind, lacks the column of the text, or is one
             document of more than `MAX_DOCUMENT_BYTES`.
     """
-    files = find(inputs).files
+    return cut(find(inputs).files, format, slice_bytes)
+
+
+def cut(files: Sequence[Path], format: Format, slice_bytes: int | None = None) -> list[Slice]:
+    """The slices of `files`; see `plan`."""
     if slice_bytes is None:
         total = sum(file.stat().st_size for file in files)
         slice_bytes = BLOCK_BYTES * max(1, -(-total // (BLOCK_BYTES * _SLICES)))
-    return [piece for file in files for piece in _cut(file, format, slice_bytes)]
+    return [piece for file in files for piece in _cut_file(file, format, slice_bytes)]
 
 
 def blocks(slices: Sequence[Slice], format: Format, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
@@ -109,7 +113,7 @@ def beginning(block: Block, size: int) -> Block:
     return replace(block, stop=min(block.stop, block.start + size)) if plain else block
 
 
-def _cut(path: Path, format: Format, slice_bytes: int) -> Iterator[Slice]:
+def _cut_file(path: Path, format: Format, slice_bytes: int) -> Iterator[Slice]:
     name, size = str(path), path.stat().st_size
     if path.suffix in (".parquet", ".arrow"):
         yield from _cut_columns(path, size, format)

@@ -67,7 +67,7 @@ def prepare(
     _check(workers, part, validation, max_rejects)
     format = documents.Format(text_field, txt)
     found = find(inputs)
-    slices = documents.plan(found.files, format)
+    slices = documents.cut(found.files, format)
     total = sum(piece.size for piece in slices)
     parts = part[1] if part else min(max(1, math.ceil(total / PART_BYTES)), MAX_PARTS)
     share = Fraction(str(validation)) if isinstance(validation, float) else Fraction(validation)

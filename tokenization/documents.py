@@ -8,8 +8,6 @@ used; compressed and columnar ones, which have no place to begin in the middle, 
 from __future__ import annotations
 
 import gzip
-import json
-import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from tokenization.errors import UserError
+from tokenization.inputs import find
 
 TxtDocuments = Literal["file", "blocks", "lines"]
 """What one document of a `.txt` is: the file, a run of lines between blank ones, or a line."""
@@ -33,7 +32,6 @@ _BETWEEN = {
     "lines": re.compile(rb"\n"),
 }
 """What ends a record of an unpacked stream."""
-_SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz", ".txt.zst", ".jsonl.zst", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,18 @@ def plan(inputs: Sequence[str | Path], format: Format, slice_bytes: int | None =
     than files, however much there is to read.
 
     Raises:
-        UserError: an input is missing, is of an unknown kind, or lacks the column of the text.
+        UserError: an input is missing, is of an unknown kind, lacks the column of the text, or is one
+            document of more than `MAX_DOCUMENT_BYTES`.
     """
-    files = [file for path in inputs for file in _files(Path(path))]
+    return cut(find(inputs).files, format, slice_bytes)
+
+
+def cut(files: Sequence[Path], format: Format, slice_bytes: int | None = None) -> list[Slice]:
+    """The slices of `files`; see `plan`."""
     if slice_bytes is None:
         total = sum(file.stat().st_size for file in files)
         slice_bytes = BLOCK_BYTES * max(1, -(-total // (BLOCK_BYTES * _SLICES)))
-    return [piece for file in files for piece in _cut(file, format, slice_bytes)]
+    return [piece for file in files for piece in _cut_file(file, format, slice_bytes)]
 
 
 def blocks(slices: Sequence[Slice], format: Format, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
@@ -97,8 +100,7 @@ def blocks(slices: Sequence[Slice], format: Format, block_bytes: int = BLOCK_BYT
         elif piece.packed:
             yield from _unpacked_blocks(piece, format, block_bytes)
         elif piece.kind == "txt" and format.txt == "file":
-            kind: Literal["txt", "long"] = "long" if piece.size > MAX_DOCUMENT_BYTES else "txt"
-            yield Block(piece.path, kind, 0, piece.stop, piece.size)
+            yield Block(piece.path, "txt", 0, piece.stop, piece.size)
         else:
             for start in range(piece.start, piece.stop, block_bytes):
                 stop = min(start + block_bytes, piece.stop)
@@ -111,30 +113,7 @@ def beginning(block: Block, size: int) -> Block:
     return replace(block, stop=min(block.stop, block.start + size)) if plain else block
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        if (path / "dataset_dict.json").is_file():
-            splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
-            raise UserError("holds several splits", file=path, mend=f"name one: {path / splits[0]}")
-        if (path / "state.json").is_file():
-            state = json.loads((path / "state.json").read_text())
-            yield from (path / data["filename"] for data in state["_data_files"])
-            return
-        found = [
-            Path(top) / name for top, _, names in os.walk(path) for name in names if name.endswith(_SUFFIXES)
-        ]
-        if not found:
-            raise UserError(f"has no {' '.join(_SUFFIXES)} file", file=path)
-        yield from sorted(found, key=lambda file: file.relative_to(path).parts)
-    elif not path.exists():
-        raise UserError("is not there", file=path, mend="name a file or a directory of texts")
-    elif not path.name.endswith((*_SUFFIXES, ".arrow")):
-        raise UserError("is of no known kind", file=path, mend=f"convert it to one of {' '.join(_SUFFIXES)}")
-    else:
-        yield path
-
-
-def _cut(path: Path, format: Format, slice_bytes: int) -> Iterator[Slice]:
+def _cut_file(path: Path, format: Format, slice_bytes: int) -> Iterator[Slice]:
     name, size = str(path), path.stat().st_size
     if path.suffix in (".parquet", ".arrow"):
         yield from _cut_columns(path, size, format)
@@ -142,6 +121,12 @@ def _cut(path: Path, format: Format, slice_bytes: int) -> Iterator[Slice]:
     packed = path.suffix[1:] if path.suffix in (".gz", ".zst") else ""
     kind = Path(path.stem).suffix[1:] if packed else path.suffix[1:]
     if packed or (kind == "txt" and format.txt == "file"):
+        if size > MAX_DOCUMENT_BYTES and not packed:
+            raise UserError(
+                f"is {size / 1e6:,.0f} MB, too much for one document",
+                file=path,
+                mend="give --documents lines or blocks, or leave it out",
+            )
         yield Slice(name, kind, 0, size, size, packed)  # type: ignore[arg-type]
         return
     for start in range(0, size, slice_bytes):
@@ -160,8 +145,8 @@ def _cut_columns(path: Path, size: int, format: Format) -> Iterator[Slice]:
         else:
             with pq.ParquetFile(path) as file:
                 names, groups = file.schema_arrow.names, file.num_row_groups
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"cannot be read ({error})", file=path) from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"cannot be read ({' '.join(str(error).split())})", file=path) from None
     if format.text_field not in names:
         raise UserError(
             f"is not a column; there are {', '.join(names)}",
@@ -179,7 +164,7 @@ def _row_blocks(piece: Slice, format: Format, block_bytes: int) -> Iterator[Bloc
     row, held, size = _first_row(piece), [], 0
     first = row
     for column in _columns(piece, format.text_field):
-        for value in column.to_pylist():
+        for value in _values(column):
             held.append(value)
             size += len(value) if isinstance(value, (str, bytes)) else 0
             row += 1
@@ -202,15 +187,30 @@ def _columns(piece: Slice, name: str) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if piece.kind == "arrow":
-        with pa.memory_map(piece.path) as source:
-            for batch in pa.ipc.open_stream(source):
-                yield batch.column(name)
-        return
-    with pq.ParquetFile(piece.path) as file:
+    try:
+        if piece.kind == "arrow":
+            with pa.memory_map(piece.path) as source:
+                for batch in pa.ipc.open_stream(source):
+                    yield batch.column(name)
+            return
         groups = list(range(piece.start, piece.stop))
-        for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=[name], use_threads=False):
-            yield batch.column(0)
+        with pq.ParquetFile(piece.path) as file:
+            for batch in file.iter_batches(1024, row_groups=groups, columns=[name], use_threads=False):
+                yield batch.column(0)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"is damaged or cut short ({reason})", file=piece.path) from None
+
+
+def _values(column: Any) -> list[Any]:
+    """What a column holds; as bytes where it says that it is text and some of it is not."""
+    import pyarrow as pa
+
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        values = column.cast(pa.large_binary()).to_pylist()
+    return values
 
 
 def _unpacked_blocks(piece: Slice, format: Format, block_bytes: int) -> Iterator[Block]:

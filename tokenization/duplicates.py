@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import io
+import os
 import shutil
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +46,10 @@ class Duplicates:
 
 def forget(job: Job) -> None:
     """Remove what was written down, when every part is finished."""
-    for ending in (".duplicates.npz", ".duplicates.npz.lock"):
-        beside(job.out, ending).unlink(missing_ok=True)
+    file = beside(job.out, ".duplicates.npz")
+    _sweep(file, "*")
+    for path in (file, file.with_name(f"{file.name}.lock")):
+        path.unlink(missing_ok=True)
 
 
 def find(job: Job, identity: str, workers: int) -> Duplicates:
@@ -52,9 +57,13 @@ def find(job: Job, identity: str, workers: int) -> Duplicates:
     file = beside(job.out, ".duplicates.npz")
     with disk(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(file.with_name(f"{file.name}.lock")):
+        with _locked(file.with_name(f"{file.name}.lock")) as alone:
             known = _load(file, identity)
-            return known if known is not None else _search(job, identity, workers, file)
+            if known is not None:
+                return known
+            if alone:  # of this host at least: what lies here is of processes that were killed
+                _sweep(file, f"{socket.gethostname()}.*")
+            return _search(job, identity, workers, file)
 
 
 def _load(file: Path, identity: str) -> Duplicates | None:
@@ -65,7 +74,7 @@ def _load(file: Path, identity: str) -> Duplicates | None:
 
 
 def _search(job: Job, identity: str, workers: int, file: Path) -> Duplicates:
-    folder = file.with_name(f"{file.name}.partial.d")
+    folder = file.with_name(f"{file.name}.{socket.gethostname()}.{os.getpid()}.partial.d")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
@@ -90,9 +99,16 @@ def _search(job: Job, identity: str, workers: int, file: Path) -> Duplicates:
         found = Duplicates(bits, np.array(starts, dtype=np.int64))
         packed = io.BytesIO()
         np.savez_compressed(packed, bits=found.bits, starts=found.starts, identity=np.array(identity))
-        write_atomically(file, packed.getvalue())
+        written = folder / file.name
+        write_atomically(written, packed.getvalue())
+        written.replace(file)
         return found
     finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(file: Path, whose: str) -> None:
+    for folder in file.parent.glob(f"{glob.escape(file.name)}.{whose}.partial.d"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -120,14 +136,17 @@ def _buckets(folder: Path) -> Iterator[np.ndarray]:
 def _repeated(records: np.ndarray) -> np.ndarray:
     """The places of the records whose hash an earlier place has."""
     ordered = records[np.lexsort((records["place"], records["low"], records["high"]))]
-    same = (ordered["high"][1:] == ordered["high"][:-1]) & (ordered["low"][1:] == ordered["low"][:-1])
-    return ordered["place"][1:][same]
+    same = [ordered[name][1:] == ordered[name][:-1] for name in ("high", "low", "place")]
+    return ordered["place"][1:][same[0] & same[1] & ~same[2]]
 
 
 @contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
+def _locked(file: Path) -> Iterator[bool]:
     """Wait until no other process of the job holds the lock; without locks each finds the same by itself."""
     with open(file, "wb") as lock:
-        with contextlib.suppress(OSError):
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+            alone = True
+        except OSError:
+            alone = False
+        yield alone

@@ -22,7 +22,7 @@ from tokenization import tokenizer_json
 from tokenization.encoder import HARD_LINES, disagreements
 from tokenization.errors import Problems, UserError, nearest
 from tokenization.scripts import NAMES, script
-from tokenization.tokenizer_files import Piece, Tokenizer, open_tokenizer, write_directory
+from tokenization.tokenizer_files import Piece, Tokenizer, added_tokens, open_tokenizer, write_directory
 
 SENTINEL = -1e8
 """Scores below it mark pieces of no rank, such as LLaMA's runs of spaces at −1e9."""
@@ -270,17 +270,14 @@ def _tied(model: spm.ModelProto) -> list[str]:
 
 def _refuse_tokens_outside(tokenizer: Tokenizer) -> None:
     """Added tokens of a directory that its `tokenizer.model` does not know would collide with new ids."""
-    beside = tokenizer.path.parent / "tokenizer.json"
-    if not beside.is_file():
-        return
-    pieces, known = open_tokenizer(beside).pieces, set(tokenizer.pieces)
-    outside = [piece for piece in pieces if piece not in known]
-    if outside:
-        raise UserError(
-            f"has {', '.join(outside[:5])}, which tokenizer.model has not: their ids would be given away",
-            file=beside,
-            mend="give the tokenizer.model file itself as --base to extend without them",
-        )
+    known = set(tokenizer.pieces)
+    for file, tokens in added_tokens(tokenizer).items():
+        if outside := [token for token in tokens if token not in known]:
+            raise UserError(
+                f"has {', '.join(outside[:5])}, which tokenizer.model has not: their ids would be given away",
+                file=file,
+                mend="give the tokenizer.model file itself as --base to extend without them",
+            )
 
 
 def _offered_model(tokenizer: Tokenizer) -> spm.ModelProto:

@@ -96,6 +96,8 @@ class Prepared:
     parts: int
     finished_before: int = 0
     """Parts that an earlier start had finished."""
+    validation: bool = False
+    """Whether documents were to be held out."""
     documents: int = 0
     tokens: int = 0
     utf8_bytes: int = 0
@@ -133,10 +135,10 @@ class Prepared:
             f" {self.utf8_bytes / 1e6:,.1f} MB of text"
             f" ({self.utf8_bytes / max(self.tokens, 1):.2f} bytes per token) in {self.parts} part(s)"
         ]
-        if self.validation_documents:
-            lines.append(
-                f"validation: {self.validation_documents:,} documents, {self.validation_tokens:,} tokens"
-            )
+        if self.validation:
+            held_out = f"{self.validation_documents:,} documents, {self.validation_tokens:,} tokens"
+            few = "" if self.validation_documents else "; give a larger --validation or more documents"
+            lines.append(f"validation: {held_out}{few}")
         if self.duplicates:
             lines.append(f"left out {self.duplicates:,}: duplicate documents")
         lines += [f"left out {count:,}: {why}" for why, count in sorted(self.rejects.items())]

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -22,11 +22,12 @@ import numpy as np
 from tokenization import documents, duplicates, encoder, records
 from tokenization.encoding import Encoding, Tokens, run, tasks
 from tokenization.errors import Problems, UserError
+from tokenization.inputs import find
 from tokenization.jobs import Job, PartCounts, Prepared
 from tokenization.progress import Meter
 from tokenization.rejects import Rejects
 from tokenization.shard_format import beside, disk, write_atomically
-from tokenization.shards import ShardWriter, token_dtype
+from tokenization.shards import ShardWriter, open_tokens, token_dtype
 from tokenization.tokenizer_files import open_tokenizer
 
 PART_BYTES = 1 << 30
@@ -65,7 +66,8 @@ def prepare(
     began = time.monotonic()
     _check(workers, part, validation, max_rejects)
     format = documents.Format(text_field, txt)
-    slices = documents.plan(inputs, format)
+    found = find(inputs)
+    slices = documents.cut(found.files, format)
     total = sum(piece.size for piece in slices)
     parts = part[1] if part else min(max(1, math.ceil(total / PART_BYTES)), MAX_PARTS)
     share = Fraction(str(validation)) if isinstance(validation, float) else Fraction(validation)
@@ -75,10 +77,11 @@ def prepare(
         whole = [job.out, Path(f"{job.out}-validation")]
         mine = [prefix for index in wanted for prefix in (job.prefix(index), job.validation_prefix(index))]
         _clear(mine if part else whole)
-    _hold_apart(job)
+    _hold_apart(job, part)
     identity = job.identity
     done = {} if overwrite else _finished(job, identity, wanted)
-    result = Prepared(str(out), parts, finished_before=len(done))
+    notes = [found.left_out] if found.left_out else []
+    result = Prepared(str(out), parts, finished_before=len(done), validation=share > 0, notes=notes)
     for counts in done.values():
         result.add(counts)
     if todo := [index for index in wanted if index not in done]:
@@ -87,9 +90,8 @@ def prepare(
         duplicates.forget(job)
     if len(wanted) == parts and not result.documents + result.validation_documents:
         why = "".join(f" ({count:,}: {reason})" for reason, count in result.rejects.items())
-        raise UserError(
-            f"has no document{why}", file=", ".join(map(str, inputs)), mend="is --text-field right?"
-        )
+        mend = _mend(result.rejects)
+        raise UserError(f"has no document{why}", file=", ".join(map(str, inputs)), mend=mend)
     result.seconds = time.monotonic() - began
     return result
 
@@ -129,6 +131,16 @@ def _check(
         raise Problems(problems)
 
 
+def _mend(rejects: Mapping[str, int]) -> str:
+    """What to do about records that are no documents, by the reason of most of them."""
+    why = max(rejects, key=lambda reason: rejects[reason], default="")
+    if why.startswith(("has no field", "is not text")):
+        return "is --text-field right?"
+    if why == records.LONG:
+        return "give --documents lines or blocks if it is plain text"
+    return "see the .rejects.jsonl beside --out" if why else "name files that hold text"
+
+
 def _sample(slices: Sequence[documents.Slice], format: documents.Format) -> list[str]:
     """Texts from places spread over the corpus, for choosing the encoder."""
     chosen = slices[:: max(1, len(slices) // _SAMPLE_SLICES)][:_SAMPLE_SLICES]
@@ -156,7 +168,7 @@ def _prepare_parts(
 ) -> None:
     """Choose the encoder, find duplicates if asked, do the parts, and count them into `result`."""
     choice = encoder.choose(job.tokenizer, _sample(job.slices, job.format), only=engine)
-    result.engine, result.notes = choice.engine.name, choice.dropped
+    result.engine, result.notes = choice.engine.name, [*result.notes, *choice.dropped]
     tokenizer = job.tokenizer
     encode = Encoding(
         job.format, choice.engine, tokenizer.eos_id, token_dtype(tokenizer.size), job.validation
@@ -232,18 +244,19 @@ def _write_counts(job: Job, index: int, counts: PartCounts) -> None:
         write_atomically(path, json.dumps(asdict(counts), indent=2, ensure_ascii=False) + "\n")
 
 
-def _hold_apart(job: Job) -> None:
-    """Refuse to write beside shards of another number of parts.
+def _hold_apart(job: Job, part: tuple[int, int] | None) -> None:
+    """Refuse to write beside shards of another number of parts, which --overwrite removes only for all parts.
 
     Raises:
         UserError: there are some at the prefix.
     """
     for name, parts in _shards_at(job.out):
         if name.endswith((".bin", ".idx")) and parts != job.parts:
+            mend = "remove their .bin, .idx and .json, or choose another --out"
             raise UserError(
-                f"holds {parts} part(s) where {job.parts} are to be written",
+                f"holds {parts} part(s) where {job.parts} are to be written ({name} is one)",
                 file=job.out,
-                mend="remove them, choose another --out, or give --overwrite",
+                mend=mend if part else f"{mend}, or give --overwrite",
             )
 
 
@@ -274,8 +287,7 @@ def _finished(job: Job, identity: str, wanted: Sequence[int]) -> dict[int, PartC
     for index in wanted:
         shards = [job.prefix(index), *([job.validation_prefix(index)] if job.validation else [])]
         sides = [beside(prefix, ".json") for prefix in shards]
-        path = job.counts_path(index)
-        counts = PartCounts(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        counts = _counted(job.counts_path(index))
         if counts is None or counts.job != identity:
             if found := [side for side in sides if side.is_file()]:
                 raise UserError(
@@ -283,6 +295,23 @@ def _finished(job: Job, identity: str, wanted: Sequence[int]) -> dict[int, PartC
                     file=found[0],
                     mend="choose another --out, or give --overwrite",
                 )
-        elif counts.finished and all(side.is_file() for side in sides):
+        elif counts.finished and all(map(_is_whole, shards)):
             done[index] = counts
     return done
+
+
+def _counted(path: Path) -> PartCounts | None:
+    """What an earlier start has written down about a part; None if there is nothing that can be read."""
+    try:
+        return PartCounts(**json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _is_whole(prefix: Path) -> bool:
+    """Whether a shard is there with all of its files, each of the size that the side file tells."""
+    try:
+        open_tokens(prefix)
+    except UserError:
+        return False
+    return True

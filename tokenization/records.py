@@ -16,7 +16,8 @@ from tokenization.documents import BLOCK_BYTES, MAX_DOCUMENT_BYTES, Block, Forma
 from tokenization.errors import InfrastructureError
 
 _BOM = b"\xef\xbb\xbf"
-_LONG = f"is longer than {MAX_DOCUMENT_BYTES >> 20} MiB"
+LONG = f"is longer than {MAX_DOCUMENT_BYTES >> 20} MiB"
+"""Why a record is rejected that is longer than any document."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Batch:
         if not text or text.isspace():
             return self.reject(value, at, lines, "is empty")
         if size > MAX_DOCUMENT_BYTES:
-            return self.reject(value, at, lines, _LONG)
+            return self.reject(value, at, lines, LONG)
         self.texts.append(text)
         self.sizes.append(size)
         return None
@@ -108,7 +109,7 @@ def read(block: Block, format: Format) -> Batch:
 def _read(block: Block, format: Format) -> Batch:
     batch = Batch(block)
     if block.kind == "long":
-        batch.reject("", block.start, 0, _LONG)
+        batch.reject("", block.start, 0, LONG)
     elif isinstance(block.data, list):
         batch.take_all(block.data, lambda row: (block.start + row, 0))
     elif block.kind == "txt" and format.txt == "blocks":
@@ -162,7 +163,7 @@ def _take_json(batch: Batch, at: int, data: bytes, name: str) -> None:
 
 def _take_json_line(batch: Batch, at: int, index: int, line: bytes, name: str) -> None:
     if len(line) > MAX_DOCUMENT_BYTES:
-        return batch.reject(line, at, index, _LONG)
+        return batch.reject(line, at, index, LONG)
     try:
         record = json.loads(line)
     except UnicodeDecodeError:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tokenization import records
 from tokenization.errors import UserError
+from tokenization.inputs import shown
 from tokenization.shard_format import beside, disk, write_atomically
 
 _KEPT = 1000
@@ -50,7 +51,7 @@ class Rejects:
             if self._kept:
                 rows = (
                     {
-                        "file": reject.path,
+                        "file": shown(reject.path),
                         "row" if reject.row else "line": place,
                         "why": reject.why,
                         "text": reject.excerpt,

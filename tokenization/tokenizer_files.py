@@ -19,7 +19,7 @@ from tokenization.errors import InfrastructureError, UserError
 from tokenization.shard_format import write_atomically
 
 Piece = spm.ModelProto.SentencePiece
-MODEL_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"
+MODEL_FILE, JSON_FILE, CONFIG_FILE = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,27 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
         path = found
     if not path.is_file():
         raise UserError("is not there", file=path, mend="name a tokenizer's directory or a `.model` file")
-    config_path = path.parent / "tokenizer_config.json"
+    config_path = path.parent / CONFIG_FILE
     config = _read_json(config_path) if config_path.is_file() else {}
     if path.suffix == ".json":
         return Tokenizer(path, None, _checked_json(path), config)
     return Tokenizer(path, _read_model(path), None, config)
+
+
+def added_tokens(tokenizer: Tokenizer) -> dict[Path, list[str]]:
+    """By file, the pieces that the files beside a `tokenizer.model` name: transformers reads them all.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    folder, found = tokenizer.path.parent, {}
+    if (path := folder / JSON_FILE).is_file():
+        found[path] = open_tokenizer(path).pieces
+    if (path := folder / "added_tokens.json").is_file():
+        found[path] = list(_read_json(path))
+    decoder = tokenizer.config.get("added_tokens_decoder") or {}
+    found[folder / CONFIG_FILE] = [token["content"] for token in decoder.values()]
+    return found
 
 
 def fingerprint(path: str | Path) -> str:
@@ -131,7 +147,7 @@ def write_directory(out: str | Path, model: spm.ModelProto, extra: Mapping[str, 
     }
     files = {
         JSON_FILE: tokenizer_json.from_model(model),
-        "tokenizer_config.json": config,
+        CONFIG_FILE: config,
         "special_tokens_map.json": special,
         **(extra or {}),
     }
@@ -163,6 +179,8 @@ def _read_model(path: Path) -> spm.ModelProto:
         model.ParseFromString(path.read_bytes())
     except DecodeError:
         raise UserError("is not a SentencePiece model", file=path) from None
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", file=path) from None
     if not model.pieces:
         raise UserError("is a SentencePiece model without pieces", file=path)
     return model
@@ -173,6 +191,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         read = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"is not JSON ({error})", file=path) from None
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", file=path) from None
     if not isinstance(read, dict):
         raise UserError("is not a JSON object", file=path)
     return read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -147,15 +148,20 @@ def _train(lines: list[str], size: int, character_coverage: float, threads: int)
             minloglevel=2,
         )
     except RuntimeError as error:
-        message = str(error).rsplit("]", 1)[-1].strip()
-        raise UserError(
-            f"cannot be trained: {message}",
-            field="--size",
-            value=size,
-            mend="ask for another size, or give more text",
-        ) from None
+        raise _refusal(size, str(error).rsplit("]", 1)[-1].strip()) from None
     except OSError as error:
         raise InfrastructureError(f"the vocabulary could not be trained ({error})") from error
     model = spm.ModelProto()
     model.ParseFromString(written.getvalue())
     return model
+
+
+def _refusal(size: int, message: str) -> UserError:
+    """What SentencePiece's refusal means here, with the size that it asks for."""
+    if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        what, mend = f"is too small for the {found[1]} single pieces", f"give {found[1]} or more"
+    elif found := re.search(r"too high .* value <= (\d+)", message):
+        what, mend = "is more than this text makes", f"give {found[1]} or less, or more text"
+    else:
+        what, mend = f"cannot be trained: {message}", "ask for another size, or give more text"
+    return UserError(what, field="--size", value=size, mend=mend)

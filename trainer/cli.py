@@ -166,6 +166,7 @@ def _model(parser: argparse.ArgumentParser) -> None:
     extend.add_argument("--new-rows", choices=("subpiece_mean", "mean", "random"), default="subpiece_mean")
     extend.add_argument("--seed", type=int, default=0, help="of random rows")
     extend.add_argument("--text", nargs="*", default=[], metavar="PATH", help="text to compare the losses on")
+    extend.add_argument("--text-field", default="text", help="of jsonl and parquet records")
 
 
 def _runs(rooms: Any) -> None:

@@ -143,20 +143,23 @@ def inspect_data(asked: argparse.Namespace) -> int:
 
 def extend_model(asked: argparse.Namespace) -> int:
     """`rewarm model extend`: grown embeddings, and what that did to the loss."""
+    from trainer.model.directory import local
+    from trainer.model.extend import bits_per_byte, encoder, extend
 
-    from trainer.model.extend import bits_per_byte, extend
-
-    extension = extend(asked.base, asked.tokenizer, asked.out, asked.new_rows, asked.seed)
+    base = local(asked.base, field="--base")
+    texts = {path: _beginning(path, 100_000, asked.text_field) for path in asked.text}
+    if texts:
+        encoder(base)  # which could not be had otherwise until all is written
+    extension = extend(base, asked.tokenizer, asked.out, asked.new_rows, asked.seed)
     added = extension.pieces - extension.base_pieces
     lines = [
         f"{asked.out}: {extension.base_pieces:,} + {added:,} pieces in {extension.rows:,} rows; a new piece "
         f"was {extension.mean_split:.2f} base tokens on average"
     ]
     losses = {}
-    for path in asked.text:
-        text = _beginning(path, 100_000)
+    for path, text in texts.items():
         losses[path] = {
-            name: bits_per_byte(model, text) for name, model in (("before", asked.base), ("after", asked.out))
+            name: bits_per_byte(model, text) for name, model in (("before", base), ("after", asked.out))
         }
         lines.append("{}: {before:.4f} bits/byte before, {after:.4f} after".format(path, **losses[path]))
     answer(
@@ -165,16 +168,22 @@ def extend_model(asked: argparse.Namespace) -> int:
     return 0
 
 
-def _beginning(path: str, characters: int) -> str:
-    """The first documents of a file or folder, up to so many characters."""
+def _beginning(path: str, characters: int, text_field: str) -> str:
+    """The first documents of a file or folder, up to so many characters.
+
+    Raises:
+        UserError: there is none.
+    """
     from tokenization import documents, records
 
-    format = documents.Format()
+    format = documents.Format(text_field, "lines")
     texts: list[str] = []
     for block in documents.blocks(documents.plan([path], format), format):
         texts += records.read(block, format).texts
         if sum(map(len, texts)) >= characters:
             break
+    if not texts:
+        raise UserError("has no text", field="--text", value=path, mend="is --text-field right?")
     return "\n".join(texts)[:characters]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -94,6 +95,22 @@ def test_the_arm_without_replay_is_an_override_of_the_quickstart():
     assert without.phases[0].mixture[0].replay_ratio == 0
     assert with_replay.phases[0].mixture[0].replay_ratio == pytest.approx(0.25)
     assert without.phases[0].schedule == with_replay.phases[0].schedule
+
+
+@pytest.mark.parametrize("size", ["7b", "13b", "70b"])
+def test_the_recipes_validate_on_what_the_readmes_commands_hold_out(size):
+    walk = (ROOT / "README.md").read_text(encoding="utf-8")
+    made = set(re.findall(r"rewarm data prepare .* --out (\S+) --validation", walk))
+    validation = load(ROOT / "launch" / "recipes" / f"llama2-{size}-zh.yaml").validation
+    assert {validation.upstream, validation.downstream} == {f"{prefix}-validation" for prefix in made}
+
+
+def test_the_arms_that_the_study_script_shows_differ_in_every_phase():
+    script = (ROOT / "launch" / "slurm" / "study.sbatch").read_text(encoding="utf-8")
+    arms = [line.removeprefix("#   ").split() for line in script.splitlines() if line.startswith("#   name=")]
+    recipe = ROOT / "launch" / "recipes" / "llama2-7b-zh.yaml"
+    shares = [[float(phase.mixture[0].replay_ratio) for phase in load(recipe, arm).phases] for arm in arms]
+    assert shares == [[0, 0], [0.05, 0.05], [0.25, 0.25]]
 
 
 @by_name(PRESETS)

@@ -146,3 +146,13 @@ def test_the_card_tells_where_the_model_comes_from():
     assert "| forgetting | 0.0123 |" in text
     assert "| step | decision |\n| --- | --- |\n| 0 | start |" in text
     assert "starts from random weights" in render(Card("x"), "fp32")
+
+
+def test_a_directory_is_no_base_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "base_model: models/base\n" in render(Card("x", base="models/base"), "fp32")
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    for base in ("models/base", "/models/base", "./base", "~/base", "runs/a/b"):
+        text = render(Card("x", base=base), "fp32")
+        assert "base_model" not in text
+        assert f"continues `{base}`" in text

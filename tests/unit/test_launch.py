@@ -184,3 +184,54 @@ def test_help_tells_the_options(clone):
     done = launch(clone, "test.sh", "--help")
     assert done.returncode == 0
     assert "--fast leaves out" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------ quickstart.sh
+
+
+@pytest.fixture
+def quickstart(clone, tmp_path):
+    """Calls quickstart.sh where everything is stood in for, as far as its first training."""
+    shutil.copy(ROOT / "launch" / "quickstart.sh", clone / "launch" / "quickstart.sh")
+    tool(clone / "launch" / "setup.sh", "exit 0")
+    for name in ("python", "rewarm"):
+        tool(clone / ".venv" / "bin" / name, "exit 0")
+    tool(clone / ".venv" / "bin" / "deepspeed", 'echo "ranks: $4, on ${DS_ACCELERATOR:-gpu}" >&2; exit 1')
+
+    def call(gpus: int, *arguments: str, **environment: str) -> str:
+        listed = "; ".join(f'echo "GPU {number}: H200 (UUID: x)"' for number in range(gpus)) or "exit 9"
+        tool(tmp_path / "bin" / "nvidia-smi", listed)
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        done = launch(
+            clone, "quickstart.sh", "--out", str(tmp_path / "o"), *arguments, PATH=path, **environment
+        )
+        return complaint(done)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("gpus", "environment", "said"),
+    [
+        (0, {}, "ranks: 2, on cpu"),
+        (1, {}, "ranks: 1, on gpu"),
+        (4, {}, "ranks: 2, on gpu"),
+        (4, {"CUDA_VISIBLE_DEVICES": "3"}, "ranks: 1, on gpu"),
+        (4, {"CUDA_VISIBLE_DEVICES": ""}, "ranks: 2, on cpu"),
+        (1, {"DS_ACCELERATOR": "cpu"}, "ranks: 2, on cpu"),
+    ],
+)
+def test_the_quickstart_takes_two_ranks_where_it_can(quickstart, gpus, environment, said):
+    assert quickstart(gpus, **environment) == f"{said}\n"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nproc", "said"),
+    [
+        (0, "16", "--nproc 16: take 1, 2, 4 or 8"),  # a step has 8 samples
+        (2, "4", "--nproc 4: there are 2 GPUs; take no more ranks"),
+    ],
+)
+def test_ranks_that_cannot_be_are_refused_at_once(quickstart, tmp_path, gpus, nproc, said):
+    assert quickstart(gpus, "--nproc", nproc) == f"quickstart: {said}\n"
+    assert not (tmp_path / "o").exists()

@@ -13,7 +13,9 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from tokenization.tokenizer_files import write_directory
+from trainer.cli import main
 from trainer.errors import UserError
+from trainer.model import directory
 from trainer.model.architecture import EMBEDDINGS
 from trainer.model.build import build
 from trainer.model.directory import WeightsReader
@@ -149,6 +151,59 @@ def test_bits_per_byte_of_a_text(tmp_path):
     )
     # 20 tokens instead of 30, each about as surprising for a model that has learnt nothing.
     assert bits_per_byte(tmp_path / "out", text) < 0.75 * expected
+
+
+def test_the_command_tells_the_losses_on_a_text(tmp_path, capsys):
+    base(tmp_path)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"body": "ab c 中国" * 5}) + "\n")
+    assert command(tmp_path, "a.jsonl", "--text-field", "body") == 0
+    before = bits_per_byte(tmp_path / "base", "ab c 中国" * 5)
+    assert f"a.jsonl: {before:.4f} bits/byte before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a.jsonl", "has no text; is --text-field right?"),
+        ("gone.jsonl", "is not there"),
+        ("plain.txt", "base/tokenizer.json: is not SentencePiece's"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_told_before_anything_is_written(tmp_path, capsys, text, said):
+    base(tmp_path)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"body": "ab"}) + "\n")
+    (tmp_path / "plain.txt").write_text("ab")
+    if text == "plain.txt":
+        write_directory(tmp_path / "base", sentencepiece_model(*ENGLISH))
+        (tmp_path / "base" / "tokenizer.model").unlink()
+    assert command(tmp_path, text) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_base_of_the_losses_may_be_a_hub_id(tmp_path, capsys, monkeypatch):
+    base(tmp_path)
+    (tmp_path / "a.txt").write_text("ab c")
+    fetched = []
+
+    def fetch(model, files, field):
+        fetched.append((model, field))
+        return tmp_path / "base"
+
+    monkeypatch.setattr(directory, "fetch", fetch)
+    assert command(tmp_path, "a.txt", base="org/name") == 0
+    assert fetched == [("org/name", "--base")]
+    assert "bits/byte before" in capsys.readouterr().out
+
+
+def command(tmp_path, text, *more, base=None):
+    folders = {
+        "--base": base or tmp_path / "base",
+        "--tokenizer": tmp_path / "new",
+        "--out": tmp_path / "out",
+    }
+    words = [str(word) for pair in folders.items() for word in pair]
+    return main(["model", "extend", *words, "--text", str(tmp_path / text), *more])
 
 
 def nats_of(hf, ids):

@@ -1,5 +1,6 @@
 """The arms of each study: what differs is what the study asks about, and nothing else."""
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import runs
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.cli import build_parser
 from trainer.errors import UserError
-from trainer.recipe import Recipe, dump, parse
+from trainer.recipe import Recipe, dump, load, parse
 from trainer.scheduler.curves import lr
 from trainer.study import grids
 
@@ -108,3 +110,12 @@ def test_what_a_recipe_lacks_is_told():
     changing = [{"zh": "1"}, {"from": 512, "zh": "1/2", "en": "1/2"}]
     with pytest.raises(UserError, match=r"phases\.1\.mixture: changes within the phase"):
         grids.variants("replay", recipe(mixture=changing))
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_the_readme_names_every_study_and_a_command_that_is_one(page):
+    text = (runs.ROOT / page).read_text(encoding="utf-8")
+    assert re.findall(r"(?m)^\| `(\w+)` \|", text)[: len(grids.STUDIES)] == list(grids.STUDIES)
+    (command,) = re.findall(r"(?m)^rewarm (study .*)$", text)
+    asked = build_parser().parse_args(command.split())
+    assert grids.variants(asked.name, load(runs.ROOT / asked.recipe))

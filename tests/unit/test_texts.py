@@ -158,6 +158,10 @@ def test_a_users_folder_of_txt_and_jsonl(tmp_path):
         ({"a.txt": b"\xff\xfe"}, r"a\.txt: cannot be read as UTF-8"),
         ({"a.jsonl": b'{"text": "x"}\n{"txt": "y"}\n'}, r"a\.jsonl:2: .*is not a document.*\"text\""),
         ({"a.jsonl": b"{\n"}, r"a\.jsonl:1: "),
+        ({"a.jsonl": b'{"text": "x"}\n{"text": null}\n'}, r"a\.jsonl:2: .*is not a document"),
+        ({"a.jsonl": b'{"text": 5}\n'}, r"a\.jsonl:1: .*is not a document"),
+        ({"a.jsonl": b"5\n"}, r"a\.jsonl:1: .*is not a document"),
+        ({"a.jsonl": b'{"text": "\\ud800"}\n'}, r"a\.jsonl:1: .*is not a document"),
     ],
 )
 def test_a_bad_folder_is_one_clear_line(tmp_path, files, message):
@@ -191,3 +195,20 @@ def test_the_command_writes_four_files_once_and_reports_errors_as_one_line(tmp_p
     capsys.readouterr()
     assert texts.main([*command, "--chinese", str(tmp_path / "absent")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_other_text_is_not_written_over_what_the_rest_was_made_from(tmp_path, capsys):
+    for language in ("en", "zh", "other"):
+        (tmp_path / language).mkdir()
+        for number in range(3):
+            (tmp_path / language / f"{number}.txt").write_text(f"{language} {number}", encoding="utf-8")
+    command = ["--out", str(tmp_path / "o"), "--english", str(tmp_path / "en"), "--chinese"]
+    assert texts.main([*command, str(tmp_path / "zh")]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "o" / "text").iterdir()}
+    capsys.readouterr()
+    assert texts.main([*command, str(tmp_path / "other")]) == 2
+    assert (
+        capsys.readouterr().err == f"texts: {tmp_path / 'o'}: was made from other text; give another --out\n"
+    )
+    assert {path: path.read_bytes() for path in (tmp_path / "o" / "text").iterdir()} == before
+    assert texts.main([*command, str(tmp_path / "zh")]) == 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from tokenization import documents, records
 from tokenization.documents import Format
 from tokenization.errors import InfrastructureError, UserError
+from tokenization.inputs import find
 
 
 def read_all(paths, format, block_bytes=documents.BLOCK_BYTES):
@@ -178,8 +181,100 @@ def test_directories_are_read_in_the_order_of_names(tmp_path):
     assert read_all([tmp_path], Format())[0] == ["a.jsonl", "b/x.jsonl", "c.jsonl.gz"]
 
 
-@pytest.mark.parametrize("packed", ["", ".gz"])
-@pytest.mark.parametrize("txt", ["file", "lines", "blocks"])
+def test_links_are_followed_and_no_folder_is_read_twice(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "x.txt").write_text("linked")
+    (tmp_path / "in" / "b").mkdir(parents=True)
+    (tmp_path / "in" / "b" / "y.txt").write_text("own")
+    (tmp_path / "in" / "a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "b" / "up").symlink_to(tmp_path / "in")
+    assert read_all([tmp_path / "in"], Format())[0] == ["linked", "own"]
+
+
+def test_what_is_left_out_is_named(tmp_path):
+    for name in ("a.txt", "b/c.json", "d.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    found = find([tmp_path])
+    assert found.files == [tmp_path / "a.txt"]
+    assert found.left_out == "left out 2 file(s) of other kinds: c.json, d.csv"
+    for number in range(5):
+        (tmp_path / f"e{number}").write_text("")
+    assert find([tmp_path]).left_out == ("left out 7 file(s) of other kinds: c.json, d.csv, e0, e1, e2, …")
+    assert find([tmp_path / "a.txt"]).left_out is None
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("x")
+    scandir = os.scandir
+
+    def closed(path):
+        if os.path.basename(path) == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match=r"closed: cannot be read \(Permission denied\)"):
+        find([tmp_path])
+
+
+def saved_dataset(folder, texts):
+    """As `datasets` saves one."""
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    table = pa.table({"text": texts})
+    with pa.OSFile(str(folder / "data.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return folder
+
+
+def test_a_saved_dataset_within_a_folder_is_read(tmp_path):
+    saved_dataset(tmp_path / "in" / "b", ["two", "three"])
+    (tmp_path / "in" / "a.txt").write_text("one")
+    (tmp_path / "in" / "state.json").write_text('{"last": 7}')  # some other program's
+    assert read_all([tmp_path / "in"], Format())[0] == ["one", "two", "three"]
+    assert find([tmp_path / "in"]).left_out == "left out 1 file(s) of other kinds: state.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("data.arrow", None, r"data\.arrow: is not there"),
+        ("state.json", "", r"state\.json: is not what `datasets` saves"),
+        ("state.json", "[]", r"state\.json: is not what `datasets` saves"),
+        ("dataset_dict.json", '{"splits": 3}', r"dataset_dict\.json: is not what `datasets` saves"),
+    ],
+)
+def test_a_saved_dataset_that_is_damaged_is_named(tmp_path, name, text, message):
+    saved_dataset(tmp_path / "in", ["one"])
+    (tmp_path / "in" / name).unlink(missing_ok=True)
+    if text is not None:
+        (tmp_path / "in" / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        documents.plan([tmp_path / "in"], Format())
+
+
+def test_damaged_pages_are_named(tmp_path):
+    pq.write_table(pa.table({"text": [f"text {n * n}" for n in range(5000)]}), tmp_path / "a.parquet")
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    data[100:400] = bytes(byte ^ 0xFF for byte in data[100:400])
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.parquet: is damaged or cut short"):
+        read_all([tmp_path / "a.parquet"], Format())
+
+
+def test_a_column_of_text_with_bytes_that_are_none_has_rejects(tmp_path):
+    column = pa.array([b"one", b"\xff", b"three"]).cast(pa.string(), safe=False)
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    assert read_all([tmp_path / "a.parquet"], Format()) == (["one", "three"], [("is not UTF-8", 2)])
+
+
+@pytest.mark.parametrize(
+    ("txt", "packed"),
+    [("lines", ""), ("blocks", ""), ("file", ".gz"), ("lines", ".gz"), ("blocks", ".gz")],
+)
 def test_a_record_without_end_is_a_reject_not_a_heap(tmp_path, monkeypatch, packed, txt):
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 100)
     monkeypatch.setattr(records, "MAX_DOCUMENT_BYTES", 100)
@@ -189,6 +284,14 @@ def test_a_record_without_end_is_a_reject_not_a_heap(tmp_path, monkeypatch, pack
     texts, rejects = read_all([tmp_path], Format(txt=txt), 10)
     assert texts == ([] if txt == "file" else ["before", "after"])
     assert rejects == [(f"is longer than {32} MiB", 1 if txt == "file" else 3)]
+
+
+def test_a_text_file_that_is_too_much_for_one_document_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 10_000_000)
+    (tmp_path / "a.txt").write_text("a line\n" * 2_000_000)
+    with pytest.raises(UserError, match=r"a\.txt: is 14 MB, too much for one.*--documents lines or blocks"):
+        documents.plan([tmp_path], Format())
+    assert documents.plan([tmp_path], Format(txt="lines"))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
@@ -206,6 +309,8 @@ def test_a_truncated_archive_is_named(tmp_path, name):
         (lambda path: path, "has no .txt .jsonl"),
         (lambda path: ((path / "a.pdf").write_text("") and path) or path / "a.pdf", "is of no known kind"),
         (lambda path: (path / "a.parquet").write_bytes(b"x") and path / "a.parquet", "cannot be read"),
+        (lambda path: (path / "a.txt").symlink_to("gone") or path, r"a\.txt: is not there"),
+        (lambda path: os.mkfifo(path / "a.jsonl") or path, r"a\.jsonl: is no plain file"),
     ],
 )
 def test_inputs_that_are_none_are_named(tmp_path, make, message):

@@ -192,13 +192,21 @@ def test_bases_that_cannot_be_extended_exactly_are_refused(tmp_path, change, mes
         vocabulary.extend(saved(tmp_path / "b", base), saved(tmp_path / "a", ADD), tmp_path / "out")
 
 
-def test_added_tokens_beside_the_model_are_not_overwritten(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer.json", {"added_tokens": [{"id": len(BASE.pieces), "content": "<pad>"}]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {str(len(BASE.pieces)): {"content": "<pad>"}}}),
+        ("added_tokens.json", {"<pad>": len(BASE.pieces)}),
+    ],
+)
+def test_added_tokens_beside_the_model_are_not_overwritten(tmp_path, name, change):
     base = tmp_path / "b"
     write_directory(base, BASE)
-    held = json.loads((base / "tokenizer.json").read_text())
-    held["added_tokens"].append({"id": len(BASE.pieces), "content": "<pad>", "special": True})
-    (base / "tokenizer.json").write_text(json.dumps(held))
-    with pytest.raises(UserError, match=r"<pad>, which tokenizer[.]model has not"):
+    held = json.loads((base / name).read_text()) if (base / name).exists() else {}
+    (base / "tokenizer.json").unlink()  # which a slow tokenizer has not
+    (base / name).write_text(json.dumps({**held, **change}))
+    with pytest.raises(UserError, match=rf"{name}: has <pad>, which tokenizer[.]model has not"):
         vocabulary.extend(base, saved(tmp_path / "a", ADD), tmp_path / "out")
     vocabulary.extend(base / "tokenizer.model", tmp_path / "a", tmp_path / "out")
 

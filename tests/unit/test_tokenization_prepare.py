@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import json
+import multiprocessing
 import os
+import socket
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +142,46 @@ def test_duplicates_are_found_across_buckets_on_the_disk(tmp_path, corpus, token
     assert made.duplicates == 200
 
 
+def test_array_tasks_without_file_locks_search_apart(tmp_path, corpus, tokenizer, monkeypatch):
+    from tokenization import duplicates
+
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    context = multiprocessing.get_context("fork")
+    together, spill = context.Barrier(2, timeout=30), duplicates._spill
+
+    def spill_together(folder, records):
+        together.wait()
+        spill(folder, records)
+        together.wait()
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(duplicates, "_HELD", 70)
+    monkeypatch.setattr(duplicates, "_spill", spill_together)
+    tasks = [
+        context.Process(
+            target=run, args=(corpus, tokenizer, tmp_path / "out" / "a"), kwargs={"part": part, "dedup": True}
+        )
+        for part in ((1, 2), (2, 2))
+    ]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join()
+    assert [task.exitcode for task in tasks] == [0, 0]
+    assert decoded(tmp_path / "out" / "a", tokenizer) == TEXTS
+    assert not list((tmp_path / "out").glob("*.partial*"))
+
+
+def test_what_a_killed_search_left_is_removed(tmp_path, corpus, tokenizer):
+    left = tmp_path / "out" / f"a.duplicates.npz.{socket.gethostname()}.1.partial.d"
+    left.mkdir(parents=True)
+    (left / "007").write_bytes(b"half")
+    run(corpus, tokenizer, tmp_path / "out" / "a", dedup=True, part=(1, 2))
+    assert not left.exists()
+
+
 def test_validation_is_stable_when_files_are_added(tmp_path, corpus, tokenizer):
     made = run(corpus, tokenizer, tmp_path / "out" / "a", validation=Fraction(1, 5))
     train, validation = (decoded(tmp_path / "out" / name, tokenizer) for name in ("a", "a-validation"))
@@ -169,6 +213,28 @@ def test_a_restart_redoes_only_what_is_missing(tmp_path, corpus, tokenizer):
     assert bytes_of(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("name", ["a.bin", "a.idx", "a-validation.bin"])
+@pytest.mark.parametrize("cut", [None, 10])
+def test_a_part_that_is_not_whole_is_done_again(tmp_path, corpus, tokenizer, name, cut):
+    run(corpus, tokenizer, tmp_path / "out" / "a", validation=0.5)
+    before = bytes_of(tmp_path / "out")
+    if cut is None:
+        (tmp_path / "out" / name).unlink()
+    else:
+        (tmp_path / "out" / name).write_bytes(before[name][:cut])
+    assert run(corpus, tokenizer, tmp_path / "out" / "a", validation=0.5).finished_before == 0
+    assert bytes_of(tmp_path / "out") == before
+
+
+def test_counts_that_cannot_be_read_are_none(tmp_path, corpus, tokenizer):
+    run(corpus, tokenizer, tmp_path / "out" / "a")
+    (tmp_path / "out" / "a.prepared.json").write_text("")
+    with pytest.raises(UserError, match=r"a\.json: is the shard of another job"):
+        run(corpus, tokenizer, tmp_path / "out" / "a")
+    (tmp_path / "out" / "a.json").unlink()
+    assert run(corpus, tokenizer, tmp_path / "out" / "a").documents == 300
+
+
 @pytest.mark.parametrize("change", ["input", "tokenizer", "option"])
 def test_another_job_does_not_overwrite(tmp_path, corpus, tokenizer, change):
     run(corpus, tokenizer, tmp_path / "out" / "a")
@@ -192,6 +258,17 @@ def test_other_parts_at_the_prefix_are_refused(tmp_path, corpus, tokenizer):
     with pytest.raises(UserError, match="holds 2 part"):
         run(corpus, tokenizer, tmp_path / "out" / "a")
     run(corpus, tokenizer, tmp_path / "out" / "a", overwrite=True)
+    assert open_tokens(tmp_path / "out" / "a").documents == 300
+
+
+def test_what_overwriting_a_part_would_not_remove_is_not_left_to_it(tmp_path, corpus, tokenizer):
+    run(corpus, tokenizer, tmp_path / "out" / "a")
+    with pytest.raises(UserError, match=r"remove their \.bin, \.idx and \.json, or .*--out$"):
+        run(corpus, tokenizer, tmp_path / "out" / "a", part=(1, 2), overwrite=True)
+    for ending in ("bin", "idx", "json"):
+        (tmp_path / "out" / f"a.{ending}").unlink()
+    for number in (1, 2):
+        run(corpus, tokenizer, tmp_path / "out" / "a", part=(number, 2), overwrite=True)
     assert open_tokens(tmp_path / "out" / "a").documents == 300
 
 
@@ -247,6 +324,53 @@ def test_too_many_rejects_end_the_job(tmp_path, corpus, tokenizer):
 def test_the_wrong_field_is_told(tmp_path, corpus, tokenizer):
     with pytest.raises(UserError, match=r"has no document.*has no field 'body'.*--text-field"):
         run(corpus, tokenizer, tmp_path / "out" / "a", text_field="body")
+
+
+@pytest.mark.parametrize(
+    ("text", "mend"),
+    [
+        ("", "name files that hold text"),
+        ('{"text": ""}\n', r"see the \.rejects\.jsonl beside --out"),
+        ('{"text": null}\n', "is --text-field right"),
+    ],
+)
+def test_what_to_do_without_a_document_follows_from_the_reason(tmp_path, tokenizer, text, mend):
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(UserError, match=f"has no document.*; {mend}"):
+        run(tmp_path / "a.jsonl", tokenizer, tmp_path / "out" / "a")
+
+
+def test_what_was_left_out_and_held_out_is_told(tmp_path, corpus, tokenizer):
+    (corpus / "c.json").write_text("[]")
+    told = run(corpus, tokenizer, tmp_path / "out" / "a", validation=Fraction(1, 10**9)).to_text()
+    assert "left out 1 file(s) of other kinds: c.json" in told
+    assert "validation: 0 documents, 0 tokens; give a larger --validation" in told
+    assert "validation" not in run(corpus, tokenizer, tmp_path / "whole" / "a").to_text()
+
+
+def test_rejects_of_a_file_whose_name_is_not_utf_8(tmp_path, corpus, tokenizer):
+    name = os.fsdecode(b"\xff.jsonl")
+    (corpus / name).write_text('broken\n{"text": "ok"}\n')
+    (corpus / os.fsdecode(b"\xfe.json")).write_text("")
+    made = run(corpus, tokenizer, tmp_path / "out" / "a")
+    assert made.documents == 301
+    assert made.to_text().encode()
+    (row,) = [json.loads(line) for line in (tmp_path / "out" / "a.rejects.jsonl").read_text().splitlines()]
+    assert row["file"].endswith("/\\xff.jsonl")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer_config.json"])
+def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path, corpus, tokenizer, monkeypatch, name):
+    opened = Path.open
+
+    def closed(self, *arguments, **options):
+        if self.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", closed)
+    with pytest.raises(UserError, match=rf"{name}: cannot be read \(Permission denied\)"):
+        run(corpus, tokenizer, tmp_path / "out" / "a")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from sentencepiece import sentencepiece_model_pb2 as spm
@@ -85,12 +86,18 @@ def test_a_draw_is_spread_over_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "message"), [(100, "--size: 100 cannot be trained"), (90000, "--size: 90000")]
+    ("size", "message"),
+    [
+        (100, r"--size: 100 is too small for the (\d+) single pieces; give \1 or more$"),
+        (90000, r"--size: 90000 is more than this text makes; give (\d+) or less, or more text$"),
+    ],
 )
-def test_sizes_that_cannot_be_are_told(tmp_path, corpus, size, message):
-    with pytest.raises(UserError, match=message):
+def test_sizes_that_cannot_be_are_told_with_one_that_can(tmp_path, corpus, size, message):
+    with pytest.raises(UserError, match=message) as refused:
         vocabulary.train([corpus], size, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    possible = int(re.search(message, str(refused.value))[1])
+    assert vocabulary.train([corpus], possible, tmp_path / "out").pieces == possible
 
 
 def test_no_text_is_told(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -128,7 +129,7 @@ def _tokenizer_loader(model_type: str, draft: Path) -> str:
 def render(card: Card, dtype: str, tokenizer_loader: str = "AutoTokenizer") -> str:
     """The model card, in Markdown with the metadata block of the hub."""
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [rewarm]"]
-    if card.base:
+    if card.base and _is_hub_id(card.base):
         head.append(f"base_model: {card.base}")
     origin = f"continues `{card.base}`" if card.base else "starts from random weights"
     parts = [
@@ -145,6 +146,11 @@ def render(card: Card, dtype: str, tokenizer_loader: str = "AutoTokenizer") -> s
         parts.append("Forgetting is upstream bits per byte now minus the base model's.")
     parts += ["## Use", _USE.replace("AutoTokenizer", tokenizer_loader)]
     return "\n\n".join(parts) + "\n"
+
+
+def _is_hub_id(base: str) -> bool:
+    """Whether a base is `owner/name` on the hub rather than a directory here."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) is not None and not Path(base).is_dir()
 
 
 _USE = """```python

@@ -178,6 +178,19 @@ def _processor(model: Any) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
 
+def encoder(directory: str | Path) -> sentencepiece.SentencePieceProcessor:
+    """The encoder of the model in a directory.
+
+    Raises:
+        UserError: its tokenizer is not SentencePiece's.
+    """
+    tokenizer = open_tokenizer(directory)
+    if tokenizer.model is None:
+        mend = "leave --text away, or add its tokenizer.model"
+        raise UserError("is not SentencePiece's: no text can be read", file=tokenizer.path, mend=mend)
+    return _processor(tokenizer.model)
+
+
 def bits_per_byte(model: str | Path, text: str, window: int = 1024) -> float:
     """How well the model in a directory predicts `text`, in a unit that no tokenizer changes.
 
@@ -187,10 +200,7 @@ def bits_per_byte(model: str | Path, text: str, window: int = 1024) -> float:
 
     from trainer.model.loss import CausalLM
 
-    tokenizer = open_tokenizer(model)
-    if tokenizer.model is None:
-        raise UserError("is not SentencePiece's: its text cannot be read", file=tokenizer.path)
-    processor = _processor(tokenizer.model)
+    processor = encoder(model)
     ids = torch.tensor([[max(processor.bos_id(), 0), *processor.encode(text)]])
     hf = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
     causal = CausalLM(hf, processor.get_piece_size())

@@ -31,7 +31,7 @@ def train(asked: argparse.Namespace) -> int:
     here = world()
     plan = prepare(recipes.load(asked.recipe, asked.overrides), here.world_size)
     if here.rank == 0:
-        for line in [*plan.broken, *plan.decision.render().splitlines()]:
+        for line in [*plan.broken, *plan.notes, *plan.decision.render().splitlines()]:
             print(f"rewarm: {line}", file=sys.stderr, flush=True)
     if plan.decision.kind == "refuse":
         wait_for_rank0(here.rank, UserError.exit_code)

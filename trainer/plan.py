@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from trainer import sharding
 from trainer.checkpoint import commit
 from trainer.claim import LOCK
 from trainer.errors import InfrastructureError, Problems, UserError
+from trainer.evaluation import Baseline, measured_on
 from trainer.metrics import check as check_logging
 from trainer.mixer.mixture import Mixture, SourceSize
 from trainer.mixer.sources import open_sources
@@ -59,6 +60,8 @@ class Plan:
     """The newest good one in the run directory."""
     broken: tuple[str, ...]
     """A line for each checkpoint that is not good."""
+    notes: tuple[str, ...]
+    """A line for each thing that the run will not measure."""
     data: list[dict[str, Any]]
     """Per phase what the mixer takes its samples from."""
     base: BaseLineage | None
@@ -123,6 +126,7 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
         memory=memory,
         checkpoint=checkpoint,
         broken=tuple(broken),
+        notes=tuple(_unmeasured(recipe, validation, checkpoint)),
         data=data,
         base=base,
         decision=decide(recipe, data, state, base),
@@ -190,6 +194,28 @@ def _open_validation(recipe: Recipe) -> dict[str, TokenStore]:
     if problems:
         raise Problems(problems)
     return stores
+
+
+def baselines(checkpoint: commit.Checkpoint | None) -> dict[str, Baseline]:
+    """What the base scored on each validation set, as far as the run has measured it."""
+    told = checkpoint.manifest.baseline if checkpoint else {}
+    return {name: Baseline.from_json(base) for name, base in told.items()}
+
+
+def _unmeasured(
+    recipe: Recipe, validation: Mapping[str, TokenStore], checkpoint: commit.Checkpoint | None
+) -> Iterator[str]:
+    """Forgetting is a difference of two scores on the same text, and is told where the base has none."""
+    if checkpoint is None or "upstream" not in validation:
+        return
+    base = baselines(checkpoint).get("upstream")
+    now = measured_on(validation["upstream"], recipe.seq_len, recipe.validation.max_tokens)
+    prefix = recipe.validation.upstream
+    where = f"validation.upstream: {prefix!r}: forgetting is not logged, since the base was"
+    if base is None:
+        yield f"{where} not scored on it before the first step; start a new run directory to have it"
+    elif changed := ", ".join(base.unlike(now)):
+        yield f"{where} scored on another set ({changed}); put that back, or start a new run directory"
 
 
 def _one_tokenizer(

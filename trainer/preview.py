@@ -33,6 +33,7 @@ def to_json(plan: Plan, lr_at: Sequence[int] | None = None) -> dict[str, Any]:
         "parameters": parameters(plan.model_config),
         "flops": _flops(plan),
         "broken_checkpoints": list(plan.broken),
+        "notes": list(plan.notes),
         "recipe": json.loads(plan.recipe.model_dump_json()),
     }
 
@@ -45,7 +46,7 @@ def checkpoint_bytes(plan: Plan) -> int:
 def render(plan: Plan, lr_at: Sequence[int] | None = None) -> str:
     """The plan for people."""
     parts = [
-        "\n".join([*plan.broken, plan.decision.render()]),
+        "\n".join([*plan.broken, *plan.notes, plan.decision.render()]),
         _table(
             ("phase", "tokens", "steps", "schedule", "max_lr", "trained"),
             [list(map(str, row.values())) for row in _phases(plan)],

@@ -1,0 +1,76 @@
+"""What a plan says of a run that has begun, and what it refuses before ranks are joined."""
+
+from dataclasses import replace
+
+import pytest
+import runs
+from checkpoints import manifest
+
+from trainer import recipe as recipes
+from trainer.checkpoint import commit
+from trainer.plan import prepare
+from trainer.preview import render, to_json
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return runs.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def file(data, tmp_path):
+    return runs.write(runs.recipe(data, tmp_path / "run", phases=2), tmp_path / "recipe.yaml")
+
+
+def plan(file, *overrides):
+    return prepare(recipes.load(file, overrides), 1)
+
+
+def saved(file, *overrides, steps=4, baseline=None):
+    """Commits what the run says of itself after so many steps, without its weights; the state."""
+    begun = plan(file, *overrides)
+    state = begun.decision.state
+    for _ in range(steps):
+        state = state.after_step(begun.recipe.global_batch_size, lr=state.next_lr)
+    path = begun.recipe.directory / "checkpoints" / commit.name_of(state.step)
+    path.mkdir(parents=True)
+    (begun.recipe.directory / "recipe.resolved.yaml").write_text(recipes.dump(begun.recipe))
+    commit.commit(path, replace(manifest(state.step), state=state.to_json(), baseline=baseline or {}))
+    return state
+
+
+def scored(file, *overrides):
+    """The base's score as a checkpoint holds it."""
+    upstream = plan(file, *overrides).validation["upstream"]
+    on = {"fingerprint": upstream.fingerprint, "tokens": upstream.tokens, "seq_len": 32}
+    return {"upstream": {"bits_per_byte": 2.0, "measured_on": on}}
+
+
+def test_the_same_validation_set_needs_no_note(file):
+    saved(file, baseline=scored(file))
+    assert plan(file).notes == ()
+
+
+def test_another_validation_set_is_told_with_what_changed_and_the_way_on(file, data):
+    baseline = scored(file)
+    saved(file, baseline=baseline)
+    fingerprint = baseline["upstream"]["measured_on"]["fingerprint"]
+    (note,) = plan(file, f"validation.upstream={data}/zh-val").notes
+    assert f"validation.upstream: '{data}/zh-val': forgetting is not logged" in note
+    assert f"(fingerprint {fingerprint} → " in note
+    assert note.endswith("put that back, or start a new run directory")
+    shorter = plan(file, "validation.max_tokens=50")
+    assert "→ 51)" in shorter.notes[0]
+    assert shorter.notes[0] in render(shorter)
+    assert to_json(shorter)["notes"] == list(shorter.notes)
+
+
+def test_a_validation_set_that_is_added_to_a_run_is_told(file):
+    saved(file, "validation.upstream=null")
+    (note,) = plan(file).notes
+    assert "the base was not scored on it before the first step" in note
+
+
+def test_a_bare_score_of_an_older_checkpoint_needs_no_note(file):
+    saved(file, baseline={"upstream": 2.0})
+    assert plan(file).notes == ()

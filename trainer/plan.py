@@ -279,7 +279,7 @@ def _mixture(recipe: Recipe, stores: Mapping[str, TokenStore], state: RunState |
     if state is None:
         return Mixture.from_recipe(recipe, sizes)
     done = [*(record.samples for record in state.phases[:-1]), state.samples]
-    return Mixture.from_recipe(recipe, sizes, taken=state.taken(), done=done)
+    return Mixture.from_recipe(recipe, sizes, taken=state.taken(), done=done, begun_with=state.sources())
 
 
 def base_lineage(recipe: Recipe, config: Mapping[str, Any]) -> BaseLineage | None:

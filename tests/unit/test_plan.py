@@ -74,3 +74,26 @@ def test_a_validation_set_that_is_added_to_a_run_is_told(file):
 def test_a_bare_score_of_an_older_checkpoint_needs_no_note(file):
     saved(file, baseline={"upstream": 2.0})
     assert plan(file).notes == ()
+
+
+LAW = "sources.law={{path: {}/zh-val, role: new}}"
+NEW_PHASE = "{name: law, tokens: 256, mixture: {law: 1/2, en: 1/2}, schedule: {kind: constant, max_lr: 1e-4}}"
+
+
+@pytest.mark.parametrize("steps", [4, 12])
+def test_a_source_that_is_declared_for_a_later_phase_leaves_the_shares_of_one_that_has_begun(
+    file, data, steps
+):
+    ratio = "phases.0.mixture={replay_ratio: 25%}"
+    state = saved(file, ratio, steps=steps)
+    later = plan(file, ratio, LAW.format(data), f"phases.1={NEW_PHASE}")
+    assert later.decision.kind == ("restore" if steps < 12 else "new_phase")
+    assert later.decision.diff == ()
+    assert later.data[0] == state.phases[0].data
+    assert later.mixture.consumed(1, 0)["law"] == 0
+
+
+def test_a_source_that_is_put_into_a_phase_that_has_begun_is_refused(file, data):
+    saved(file, "phases.0.mixture={replay_ratio: 25%, zh: 1, en: 1}")
+    mixture = "phases.0.mixture={replay_ratio: 25%, zh: 9, law: 1, en: 1}"
+    assert plan(file, mixture, LAW.format(data)).decision.kind == "refuse"

@@ -179,6 +179,10 @@ class RunState:
             for number, record in enumerate(self.phases)
         }
 
+    def sources(self) -> dict[int, set[str]]:
+        """By phase, the names of the sources that it takes from, for the mixer."""
+        return {number: sources_of(record.data) for number, record in enumerate(self.phases)}
+
     def to_json(self) -> dict[str, Any]:
         """A tree of plain values that `from_json` reads back to an equal state."""
         return asdict(self)
@@ -261,6 +265,12 @@ def shares(data: Mapping[str, Any], samples: int) -> dict[str, float]:
                 name = key.removeprefix(place)
                 found[name] = found.get(name, 0.0) + held * float(Fraction(str(weight)))
     return found
+
+
+def sources_of(data: Mapping[str, Any]) -> set[str]:
+    """Names of the sources that a phase takes from, from the mixer's description."""
+    end = ".fingerprint"
+    return {key.removeprefix("sources.").removesuffix(end) for key in data if key.endswith(end)}
 
 
 def fingerprint_of(data: Mapping[str, Any], source: str) -> str:

@@ -97,3 +97,14 @@ def test_a_source_that_is_put_into_a_phase_that_has_begun_is_refused(file, data)
     saved(file, "phases.0.mixture={replay_ratio: 25%, zh: 1, en: 1}")
     mixture = "phases.0.mixture={replay_ratio: 25%, zh: 9, law: 1, en: 1}"
     assert plan(file, mixture, LAW.format(data)).decision.kind == "refuse"
+
+
+@pytest.mark.parametrize("dropped", [False, True], ids=["kept", "dropped"])
+def test_a_phase_with_segments_is_cut_short_by_an_anneal(file, data, dropped):
+    first = "phases.0.mixture=[{{from: 0, zh: 1/4, en: 3/4}}{}]"
+    whole = first.format(", {from: 2304, law: 1}")
+    saved(file, whole, LAW.format(data))
+    anneal = "phases.0.schedule.anneal={from_tokens: 1536, tokens: 512, end_lr: 0}"
+    found = plan(file, first.format("") if dropped else whole, LAW.format(data), anneal)
+    assert found.decision.kind == "restore", found.decision.render()
+    assert found.mixture.phase_samples[0] == 2048 // 32

@@ -139,10 +139,11 @@ class Mixture:
         for number, phase in enumerate(recipe.phases if not problems else ()):
             for place, segment in enumerate(phase.mixture):
                 field = f"phases.{number}.mixture.{place}"
-                if segment.start >= phase.length:
+                # One that an anneal cuts off stays: whoever ends a phase early need not rewrite its mixture.
+                if segment.start >= (end := max(phase.tokens, phase.length)):
                     problems.append(
                         UserError(
-                            f"is not reached: the phase ends after {phase.length:,} tokens",
+                            f"is not reached: the phase ends after {end:,} tokens",
                             field=f"{field}.from",
                             value=segment.start,
                             mend="lower it or remove the segment",

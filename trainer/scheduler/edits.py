@@ -12,7 +12,7 @@ from trainer.recipe import Recipe
 from trainer.scheduler.curves import Curve
 from trainer.scheduler.decision import Difference, Refusal
 from trainer.scheduler.guards import HORIZON, REWARM, SHIFT
-from trainer.scheduler.state import PhaseRecord, RunState, settings_of
+from trainer.scheduler.state import PhaseRecord, RunState, settings_of, up_to
 
 OTHER_RUN = "start another run: give it a run_dir of its own, and this run's checkpoint as model.base"
 UNDO = "undo the edit: the run then goes on exactly where it stands"
@@ -247,13 +247,16 @@ def _record_differences(
     saved = state.phases[number]
     asked = PhaseRecord.asked(recipe, data, number, saved.reached, saved.horizon)
     same_samples = recipe.seq_len == state.settings["seq_len"]
+    stands = state.samples if number == state.phase else saved.samples
+    shared = max(stands, min(saved.samples, asked.samples))  # beyond it there is nothing to differ from
     for field in ("name", "tokens", "train", "keep_optimizer", "schedule", "data"):
         if field == "data" and not same_samples:
             continue  # every number of samples differs; seq_len is the difference
         old, new = getattr(saved, field), getattr(asked, field)
         if field == "data":
             old, new = (
-                {k: v for k, v in told.items() if k not in ("seed", "seq_len")} for told in (old, new)
+                {k: v for k, v in up_to(told, shared).items() if k not in ("seed", "seq_len")}
+                for told in (old, new)
             )
         yield from _differences({field: old}, {field: new}, f"phases.{number}.")
 

@@ -267,6 +267,26 @@ def shares(data: Mapping[str, Any], samples: int) -> dict[str, float]:
     return found
 
 
+def up_to(data: Mapping[str, Any], samples: int) -> dict[str, Any]:
+    """The mixer's description of a phase that ends after so many samples, without what it does not reach."""
+    end = ".from_sample"
+    late = tuple(
+        key.removesuffix("from_sample")
+        for key, start in data.items()
+        if key.startswith("mixture.") and key.endswith(end) and int(start) >= max(samples, 1)
+    )
+    kept = {key: value for key, value in data.items() if not key.startswith(late)}
+    used = {key.split(".", 2)[2] for key in kept if key.startswith("mixture.")}
+    gone = sources_of(data) - used
+    kept = {
+        key: value
+        for key, value in kept.items()
+        if key.endswith(".taken_before") or key.removeprefix("sources.").rpartition(".")[0] not in gone
+    }
+    places = sorted(value for key, value in kept.items() if key.endswith(".place"))
+    return {key: places.index(value) if key.endswith(".place") else value for key, value in kept.items()}
+
+
 def sources_of(data: Mapping[str, Any]) -> set[str]:
     """Names of the sources that a phase takes from, from the mixer's description."""
     end = ".fingerprint"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Context
 from fractions import Fraction
 
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][+-]?\d+)?")
@@ -45,6 +46,11 @@ def count(text: object) -> int:
     if number.denominator != 1 or number < 0:
         raise ValueError(f"{str(text)!r} is not a whole number of at least 0")
     return int(number)
+
+
+def at_most(number: float) -> str:
+    """A number for a message that advises it as an upper bound: three digits, rounded down."""
+    return f"{float(Context(prec=3, rounding=ROUND_FLOOR).create_decimal(repr(number))):g}"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from trainer.numbers import at_most
 from trainer.recipe import Recipe
 from trainer.scheduler.curves import Curve
 from trainer.scheduler.decision import Difference, Refusal
@@ -196,7 +197,7 @@ def _refuse_budget(saved: Curve, asked: Curve, now: int, number: int) -> Iterato
     )
     go_on = (
         f"keep {field}={saved.tokens}, let the run finish, and add a phase after it: at the reached LR "
-        f"{saved.end:.3g} without a re-warm, or with a re-warm on new data with replay"
+        f"{at_most(saved.end)} without a re-warm, or with a re-warm on new data with replay"
     )
     falls = _decay_begins(saved), _decay_begins(asked)
     if falls[0] is None or falls[1] is None:

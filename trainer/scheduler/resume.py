@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trainer.numbers import at_most
 from trainer.recipe import Recipe
 from trainer.scheduler import guards
 from trainer.scheduler.decision import Decision, Difference, Refusal, Span
@@ -205,7 +206,9 @@ def _same_data(number: int, record: PhaseRecord, reached: float | None, seen: se
     same = guards.overlap(record, seen)
     if reached is None or record.curve.peak <= reached or same <= guards.LARGEST_REPLAY:
         return None
-    go_on = f"go on without a re-warm: phases.{number}.schedule with max_lr {reached:.3g} (the reached LR)"
+    go_on = (
+        f"go on without a re-warm: phases.{number}.schedule with max_lr {at_most(reached)} (the reached LR)"
+    )
     whose = "the base's data" if number == 0 else "the data of the base or of earlier phases"
     return Refusal(
         f"phase {record.name!r} re-warms the LR from {reached:.3g} to {record.curve.peak:.3g} on data that "

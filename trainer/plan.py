@@ -290,8 +290,9 @@ def base_lineage(recipe: Recipe, config: Mapping[str, Any]) -> BaseLineage | Non
     if (Path(base) / commit.MARKER).is_file():
         return BaseLineage.of(RunState.from_json(commit.read(Path(base)).manifest.state), base)
     if (Path(base) / EXPORTED).is_file():
-        state = RunState.from_json(json.loads((Path(base) / EXPORTED).read_text(encoding="utf-8")))
-        return BaseLineage.of(state, base, optimizer=False)
+        told = json.loads((Path(base) / EXPORTED).read_text(encoding="utf-8"))
+        new_rows = told.pop("new_rows", 0)
+        return BaseLineage.of(RunState.from_json(told), base, new_rows, optimizer=False)
     rows = int(config.get("base_vocab_size") or config["vocab_size"])
     new_rows = int(config["vocab_size"]) - rows
     return BaseLineage(base, new_rows=new_rows)

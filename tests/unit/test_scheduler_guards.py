@@ -40,6 +40,18 @@ CASES = [
         ["short_budget_without_warmup"],
     ),
     ("cycles", (phase("x", "{kind: cosine, max_lr: 3e-4, cycles: 3}"),), OTHER, ["rewarm_within_phase"]),
+    (
+        "cycles that begin at their top",
+        (phase("x", "{kind: cosine, max_lr: 3e-5, warmup: 0, cycles: 3}"),),
+        OTHER,
+        ["rewarm_within_phase"],
+    ),
+    (
+        "an anneal that leaves in the middle",
+        (phase("x", "{kind: cosine, max_lr: 3e-5, anneal: {from_tokens: 5000, tokens: 1000, end_lr: 0}}"),),
+        OTHER,
+        [],
+    ),
     ("a rising stage", (phase("x", WAVES),), OTHER, ["rewarm_within_phase"]),
     (
         "a few of the base's tokens under role new",
@@ -127,8 +139,23 @@ def test_a_well_known_base_has_a_published_peak():
     decision = decide(run, data(run), None)
     assert [warning.name for warning in decision.warnings] == ["max_lr_above_base_peak"]
     assert decision.state.peak_before == 1.5e-4
-    assert published_peak("models/llama-2-7b-zh") == 3e-4
-    assert published_peak("models/else") is None
+
+
+@pytest.mark.parametrize(
+    ("base", "peak"),
+    [
+        ("models/llama-2-7b-zh", 3e-4),
+        ("models/llama2-7b-zh", 3e-4),
+        ("models/Llama_2_13B", 3e-4),
+        ("models/llama2-70b", 1.5e-4),
+        ("EleutherAI/pythia-410m", 3e-4),
+        ("models/llama-2/7b", None),
+        ("models/else", None),
+        (None, None),
+    ],
+)
+def test_a_published_peak_is_found_however_the_name_is_joined(base, peak):
+    assert published_peak(base) == peak
 
 
 def test_phases_that_have_begun_are_not_warned_of_again():

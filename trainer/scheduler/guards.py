@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
 
 from trainer.errors import Problems, UserError, nearest
 from trainer.recipe import Recipe
@@ -58,8 +61,8 @@ SHORT_BUDGET = 100_000_000_000
 SAFE_LR = 3e-5
 VOCABULARY_BUDGET = 2_000_000_000
 
-_PUBLISHED_PEAKS = {"llama-2-7b": 3e-4, "llama-2-13b": 3e-4, "llama-2-70b": 1.5e-4, "pythia-410m": 3e-4}
-"""Peak LRs that the makers of a base have published."""
+_PUBLISHED_PEAKS = {"llama27b": 3e-4, "llama213b": 3e-4, "llama270b": 1.5e-4, "pythia410m": 3e-4}
+"""Peak LRs that the makers of a base have published, by its name without `-` and `_`."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,9 @@ def check_allow(recipe: Recipe) -> None:
 
 
 def published_peak(base: str | None) -> float | None:
-    """The highest LR of a well-known base model, by its name."""
-    for name, peak in _PUBLISHED_PEAKS.items():
-        if base is not None and name in base.lower():
-            return peak
-    return None
+    """The highest LR of a well-known base model, by its name, however that is joined."""
+    joined = (base or "").lower().replace("-", "").replace("_", "")
+    return next((peak for name, peak in _PUBLISHED_PEAKS.items() if name in joined), None)
 
 
 def substantial(seen: Mapping[str, int]) -> set[str]:
@@ -171,12 +172,13 @@ def warnings(
 
 def _rising_again(where: str, record: PhaseRecord) -> Iterator[Warning]:
     """A schedule that rises after it has fallen, on the one mixture of its phase."""
-    pieces = record.curve.pieces
-    for piece in pieces[1:]:
-        if piece.last > piece.first:
+    for before, piece in pairwise(record.curve.pieces):
+        low = float(before.at(np.asarray(float(piece.start))))
+        top = max(piece.first, piece.last)  # a cycle without a warm-up begins at its top
+        if top > low:
             yield Warning(
                 "rewarm_within_phase",
-                f"{where}: the LR rises again, from {piece.first:.3g} to {piece.last:.3g} after "
+                f"{where}: the LR rises again, from {low:.3g} to {top:.3g} after "
                 f"{int(piece.start):,} tokens. {REWARM}",
             )
             return

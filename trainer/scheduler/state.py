@@ -17,7 +17,8 @@ from trainer.scheduler.curves import Curve
 VERSION = 1
 
 EXPORTED = "rewarm.json"
-"""File in an exported model: the `RunState` that it was taken at, for a run that has it as its base."""
+"""File in an exported model: the `RunState` that it was taken at, for a run that has it as its base; and
+`new_rows`, where `rewarm model extend` has appended some since."""
 
 
 @dataclass(frozen=True)

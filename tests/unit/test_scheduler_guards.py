@@ -57,13 +57,19 @@ CASES = [
         "a few of the base's tokens under role new",
         (phase("x", mixture="{law: 30%, zh: 70%}"),),
         BaseLineage("base", lr=3e-5, seen={"law": 10**9}),
-        ["rewarm_on_same_data"],
+        ["base_samples_again", "rewarm_on_same_data"],
     ),
     (
         "the same, declared as replay",
         (phase("x", mixture="{en: 30%, zh: 70%}"),),
         BaseLineage("base", lr=3e-5, seen={"en": 10**9}),
         [],
+    ),
+    (
+        "the base's data once more, with no re-warm",
+        (phase("x", LOW),),
+        BaseLineage("base", lr=3e-5, seen={"zh": 5_000, "en": 5_000}),
+        ["base_samples_again"],
     ),
     (
         "several at once, in a later phase",
@@ -107,6 +113,16 @@ def test_warnings(phases, base, names):
     [
         ((phase("x", HIGH),), OTHER, ("0.0006", "0.0003", "2.42, 2.43, 2.44, 2.48")),
         ((phase("x", mixture="{zh: 1}"),), OTHER, ("3.56", "2.33", "2.17", "2403.08763")),
+        (
+            (phase("x", LOW), phase("y", LOW)),
+            BaseLineage("b", lr=3e-5, seen={"zh": 5_000, "en": 5_000}),
+            ("up to 500 of its 500 samples of zh come again",),  # 1,500 are asked for
+        ),
+        (
+            (phase("x", LOW),),
+            BaseLineage("b", lr=3e-5, seen={"zh": 20_000}),
+            ("up to 750 of its 2,000 samples of zh come again",),
+        ),
         (
             (phase("x", SUDDEN),),
             OTHER,

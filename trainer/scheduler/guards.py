@@ -6,7 +6,8 @@ a re-warm on the data that the weights have already seen, is a refusal; `allow` 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from trainer.errors import Problems, UserError, nearest
 from trainer.recipe import Recipe
-from trainer.scheduler.state import PhaseRecord, fingerprint_of, shares
+from trainer.scheduler.state import PhaseRecord, fingerprint_of, shares, sources_of
 
 REWARM = (
     "Gupta et al. 2023 (arXiv 2308.04014): re-warming on the same data raised the loss, more with a larger "
@@ -46,6 +47,7 @@ NAMES = (
     "rewarm_on_same_data",
     "settings_edited",
     "rewarm_within_phase",
+    "base_samples_again",
     "max_lr_above_base_peak",
     "no_replay",
     "short_budget_without_warmup",
@@ -167,6 +169,37 @@ def warnings(
         yield Warning(
             "small_budget_for_vocabulary",
             f"{new_rows:,} new embedding rows and {total:,} tokens in all. {VOCABULARY}",
+        )
+
+
+def samples_again(
+    recipe: Recipe, records: Sequence[PhaseRecord], seen: Mapping[str, int]
+) -> Iterator[Warning]:
+    """The base's own samples, which a run in a new directory takes again: it begins every source anew.
+
+    Those that are declared as replay are meant so.
+
+    Args:
+        recipe: the whole run.
+        records: every phase of it.
+        seen: tokens by source fingerprint that the base was trained on.
+    """
+    names: dict[str, str] = {}
+    planned: Counter[str] = Counter()
+    for record in records:
+        held = {fingerprint_of(record.data, name): name for name in sources_of(record.data)}
+        names |= {key: name for key, name in held.items() if recipe.sources[name].role == "new"}
+        planned.update(record.seen(record.samples, recipe.seq_len))
+    told = []
+    for key in names.keys() & seen.keys():
+        again, known = (tokens // recipe.seq_len for tokens in (min(planned[key], seen[key]), seen[key]))
+        told.append(f"{again:,} of its {known:,} samples of {names[key]}")
+    if told:
+        yield Warning(
+            "base_samples_again",
+            "this run begins its sources anew, and the base was trained on some: up to "
+            f"{', '.join(sorted(told))} come again, which max_epochs does not count; a further phase in the "
+            "base's own run directory goes on where they were left",
         )
 
 

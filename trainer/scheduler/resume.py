@@ -115,6 +115,7 @@ def _start(recipe: Recipe, data: Sequence[Mapping[str, Any]], base: BaseLineage)
     first = PhaseRecord.asked(recipe, data, 0, reached)
     state = RunState((first,), settings_of(recipe), seen_before=base.seen, peak_before=known)
     ahead = _look_ahead(recipe, data, None, replace(base, peak=known))
+    again = guards.samples_again(recipe, ahead.records, base.seen)
     refusals, lifted = _lift(ahead.refusals, recipe)
     decision = Decision(
         "start",
@@ -123,7 +124,7 @@ def _start(recipe: Recipe, data: Sequence[Mapping[str, Any]], base: BaseLineage)
         state,
         _spans(state, replace(ahead, records=ahead.records[1:])),
         lifted=lifted,
-        warnings=ahead.warnings,
+        warnings=(*(one for one in again if one.name not in recipe.allow), *ahead.warnings),
         keep_optimizer=recipe.phases[0].keep_optimizer,
     )
     if refusals:

@@ -103,6 +103,7 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
     if preset is None or stores is None or validation is None or vocab_size is None or together.problems:
         raise Problems(together.problems)
     config = architecture.resolve(recipe, vocab_size)
+    together(lambda: _trained(recipe, vocab_size))
     memory = _memory(recipe, preset, config, world_size)
     layout = together(lambda: _layout(recipe, memory, world_size))
     mixture = together(lambda: _mixture(recipe, stores, state))
@@ -237,6 +238,16 @@ def _one_tokenizer(
         if store.tokenizer != wanted
     ]
     if problems:
+        raise Problems(problems)
+
+
+def _trained(recipe: Recipe, vocab_size: int) -> None:
+    """Patterns that match no parameter, in the model that will be trained."""
+    if all(isinstance(phase.train, str) for phase in recipe.phases):
+        return  # nothing that needs the model, whose library takes seconds to import
+    from trainer.model.build import check_trained
+
+    if problems := check_trained(recipe, vocab_size):
         raise Problems(problems)
 
 

@@ -8,6 +8,7 @@ from checkpoints import manifest
 
 from trainer import recipe as recipes
 from trainer.checkpoint import commit
+from trainer.errors import Problems
 from trainer.plan import prepare
 from trainer.preview import render, to_json
 
@@ -108,3 +109,23 @@ def test_a_phase_with_segments_is_cut_short_by_an_anneal(file, data, dropped):
     found = plan(file, first.format("") if dropped else whole, LAW.format(data), anneal)
     assert found.decision.kind == "restore", found.decision.render()
     assert found.mixture.phase_samples[0] == 2048 // 32
+
+
+NOTHING = r"phases\.phase-1\.train: 'layer_1' matches no parameter; names are like hf\.model\.embed_tokens"
+IN_VAIN = r"phases\.phase-1\.schedule\.lr_scale: scales the LR of embeddings that the phase does not train"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["phases.1.train=[mlp, layer_1]"], NOTHING),
+        (["phases.1.train=[mlp]", "phases.1.schedule.lr_scale={embeddings: 2}"], IN_VAIN),
+    ],
+)
+def test_what_a_later_phase_would_train_in_vain_is_refused_by_the_plan(file, overrides, told):
+    with pytest.raises(Problems, match=told):
+        plan(file, *overrides)
+
+
+def test_patterns_that_match_are_planned(file):
+    assert plan(file, "phases.1.train=[mlp, lm_head]").decision.kind == "start"

@@ -191,7 +191,7 @@ def samples_again(
         names |= {key: name for key, name in held.items() if recipe.sources[name].role == "new"}
         planned.update(record.seen(record.samples, recipe.seq_len))
     told = []
-    for key in names.keys() & seen.keys():
+    for key in names.keys() & seen.keys() & planned.keys():
         again, known = (tokens // recipe.seq_len for tokens in (min(planned[key], seen[key]), seen[key]))
         told.append(f"{again:,} of its {known:,} samples of {names[key]}")
     if told:

@@ -47,8 +47,7 @@ def plan(asked: argparse.Namespace) -> int:
     from trainer.plan import prepare
 
     found = prepare(recipes.load(asked.recipe, asked.overrides), asked.world_size)
-    tokens = None if asked.lr_at is None else [count(text) for text in asked.lr_at.split(",")]
-    answer(asked, preview.to_json(found, tokens), preview.render(found, tokens))
+    answer(asked, preview.to_json(found, asked.lr_at), preview.render(found, asked.lr_at))
     return UserError.exit_code if found.decision.kind == "refuse" else 0
 
 
@@ -182,7 +181,7 @@ def export(asked: argparse.Namespace) -> int:
     from trainer.checkpoint.take import export_checkpoint, find
 
     checkpoint = find(Path(asked.checkpoint))
-    export_checkpoint(checkpoint, Path(asked.out), asked.dtype, int(count(asked.shard_size)))
+    export_checkpoint(checkpoint, Path(asked.out), asked.dtype, asked.shard_size)
     told = {"checkpoint": str(checkpoint.path), "out": asked.out, "dtype": asked.dtype}
     answer(asked, told, f"{asked.out}: {checkpoint.path.name} in {asked.dtype}")
     return 0

@@ -161,6 +161,8 @@ def _refuse_another_run(recipe: Recipe) -> None:
         what = f"holds another run, {name!r}, and this recipe is {recipe.name!r}"
     elif directory.exists() and (not directory.is_dir() or set(os.listdir(directory)) - _LEFT_AT_START):
         what = "is not empty and holds no run"
+    elif any(above.is_file() for above in directory.parents):
+        what = "lies below a file"
     else:
         return
     raise UserError(what, field="run_dir", value=str(directory), mend="give another run_dir")

@@ -40,12 +40,16 @@ class Model(Section):
         return self
 
 
+Decay = Annotated[Rate, Field(lt=1)]
+"""How much of a moving average is kept at each step."""
+
+
 class Optimizer(Section):
     """AdamW, with LLaMA-2's own settings as defaults."""
 
-    beta1: Rate = 0.9
-    beta2: Rate = 0.95
-    eps: Rate = 1e-8
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
+    eps: Annotated[Rate, Field(gt=0)] = 1e-8
     weight_decay: Rate = 0.1
     """Applied to matrices only, not to norms and biases."""
     grad_clip: Rate = 1.0
@@ -101,7 +105,7 @@ class Phase(Section):
     name: str
     tokens: Positive
     """Budget and horizon of the schedule; an `anneal` may end the phase before or after it."""
-    mixture: tuple[Segment, ...]
+    mixture: tuple[Segment, ...] = Field(min_length=1)
     schedule: Schedule
     train: Literal["all", "embeddings", "new_rows"] | tuple[str, ...] = "all"
     """What is trained; a list holds regular expressions searched in parameter names."""
@@ -256,15 +260,23 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise UserError("appears twice", field=f"line {line}", value=key, mend="keep one of the two")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    yaml_constructors = yaml.SafeLoader.yaml_constructors | dict.fromkeys(
+        (f"tag:yaml.org,2002:{kind}" for kind in ("float", "int", "timestamp")),
+        yaml.SafeLoader.construct_yaml_str,
+    )
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Looks at the fields as they are written, before `<<` brings in those of another mapping."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            where = f"line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError("has a list or mapping for a field's name", field=where, mend="write a word")
+            if key.value in seen:
+                raise UserError("appears twice", field=where, value=key.value, mend="keep one of the two")
+            seen.add(key.value)
+        return node
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -286,7 +298,7 @@ def parse(text: str, overrides: Sequence[str] = (), file: object = "recipe") -> 
         tree = yaml.load(text, Loader=_Loader)
         for override in overrides:
             _override(tree, override)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"is not YAML ({' '.join(str(error).split())})", file=file) from error
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
@@ -308,13 +320,16 @@ def _override(tree: Any, override: str) -> None:
     dotted, equals, value = override.partition("=")
     if not equals or not dotted:
         raise UserError("is not field=value", value=override, mend="write phases.0.schedule.max_lr=5e-5")
+    try:
+        parsed = yaml.load(value, Loader=_Loader)
+    except (yaml.YAMLError, UserError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"is no value ({reason})", field=dotted, value=value, mend="quote it") from error
     *parents, last = dotted.split(".")
     for step in parents:
         tree = _child(tree, step, dotted)
-    parsed = yaml.load(value, Loader=_Loader)
     if isinstance(tree, list):
-        _child(tree, last, dotted)
-        tree[int(last)] = parsed
+        tree[_place(tree, last, dotted)] = parsed
     elif isinstance(tree, dict):
         tree[last] = parsed
     else:
@@ -322,17 +337,22 @@ def _override(tree: Any, override: str) -> None:
 
 
 def _child(tree: Any, step: str, dotted: str) -> Any:
-    """One step down; phases are found by number or by name."""
+    """One step down."""
     if isinstance(tree, dict):
         return tree.setdefault(step, {})
     if isinstance(tree, list):
-        names = [str(item.get("name", "")) for item in tree if isinstance(item, dict)]
-        if step in names:
-            return tree[names.index(step)]
-        if step.isdigit() and int(step) < len(tree):
-            return tree[int(step)]
-        raise UserError("no such item", field=dotted, value=step, mend=f"0 to {len(tree) - 1} exist")
+        return tree[_place(tree, step, dotted)]
     raise UserError("has no fields", field=dotted, value=step)
+
+
+def _place(items: list[Any], step: str, dotted: str) -> int:
+    """Where a list has the item that is meant by number or, as phases are, by name."""
+    names = [str(item.get("name", "")) if isinstance(item, dict) else "" for item in items]
+    if step in names:
+        return names.index(step)
+    if step.isdecimal() and int(step) < len(items):
+        return int(step)
+    raise UserError("no such item", field=dotted, value=step, mend=f"0 to {len(items) - 1} exist")
 
 
 _UNION_MEMBER = re.compile(r"[\[(]|^(dict|str|float|int|literal)")

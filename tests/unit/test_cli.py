@@ -70,6 +70,29 @@ def test_plan_in_json(recipe, capsys):
     assert ends["phase-1", "zh"] + ends["phase-1", "en"] == 2 * 3072
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("--lr-at", "foo", "'foo' is not a number"),
+        ("--lr-at", "0,", "'' is not a number"),
+        ("--lr-at", "1.5", "'1.5' is not a whole number of at least 0"),
+        ("--lr-at", "-1", "'-1' is not a whole number of at least 0"),
+        ("--world-size", "0", "'0' is not a whole number of at least 1"),
+        ("--world-size", "-1", "'-1' is not a whole number of at least 0"),
+        ("--world-size", "two", "'two' is not a number"),
+    ],
+)
+def test_a_number_that_cannot_be_is_told_with_its_flag(recipe, capsys, flag, value, told):
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", recipe, f"{flag}={value}"])
+    assert ended.value.code == 2
+    assert f"error: argument {flag}: {told}" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_cap_beyond_all_numbers_is_no_cap(recipe, capsys):
+    assert "no source repeats" in asked(capsys, "plan", recipe, "sources.zh.max_epochs=1e20")
+
+
 def test_plan_in_words(recipe, capsys):
     words = asked(capsys, "plan", recipe)
     for said in ("decided  start", "phase-1", "no source repeats", "tokens per step", "per checkpoint"):

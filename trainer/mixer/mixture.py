@@ -104,7 +104,7 @@ class Mixture:
         self._blocks: Ints = np.array([source.block for source in self.sources], np.int64)
         self._offsets: Ints = np.array([source.offset for source in self.sources], np.int64)
         limits = [self.limit(name) for name in self.names]
-        self._limits: Ints = np.array([2**62 if cap is None else cap for cap in limits], np.int64)
+        self._limits: Ints = np.array([2**62 if cap is None else min(cap, 2**62) for cap in limits], np.int64)
         self._orders = {
             order: np.array([source.order == order for source in self.sources])
             for order in sorted({source.order for source in self.sources})

@@ -30,6 +30,7 @@ def test_every_command_helps_with_an_example(words, capsys):
 
 def test_every_flag_that_a_message_names_is_there():
     known = {option for _, parser in commands(build_parser()) for option in parser._option_string_actions}
+    known |= {"--array"}  # of sbatch
     styles = runs.ROOT / "trainer" / "study"  # whose custom properties look like flags
     for room in ("trainer", "tokenization"):
         for file in (runs.ROOT / room).rglob("*.py"):

@@ -148,6 +148,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
     simulate.add_argument("recipe")
     simulate.add_argument("overrides", nargs="*", metavar="field=value")
     simulate.add_argument("--samples", default="0:20", metavar="A:B", help="window of the run's samples")
+    simulate.add_argument("--shares", action="store_true", help="only what each source gives to the window")
 
 
 def _model(parser: argparse.ArgumentParser) -> None:

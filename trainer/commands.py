@@ -64,17 +64,18 @@ def simulate(asked: argparse.Namespace) -> int:
         start, stop = (count(part) for part in asked.samples.split(":"))
     except ValueError as error:
         raise UserError("is no window", field="--samples", value=asked.samples, mend="give A:B") from error
-    for row in simulation.rows(mixture, start, stop):
+    for row in () if asked.shares else simulation.rows(mixture, start, stop):
         line = dataclasses.asdict(row)
         print(json.dumps(line) if asked.json else "\t".join(str(value) for value in line.values()))
+    if asked.json and not asked.shares:
+        return 0  # every line is a sample
     shares = simulation.shares(mixture, start, stop)
-    if not asked.json:
-        print("source\tsamples\tshare\ttarget\toff by\tcoverage")
-        for share in shares:
-            print(
-                f"{share.source}\t{share.samples}\t{share.share:.6f}\t{float(share.target):.6f}\t"
-                f"{share.off_by:+.3f}\t{share.coverage:.4%}"
-            )
+    table = ["source\tsamples\tshare\ttarget\toff by\tcoverage"] + [
+        f"{share.source}\t{share.samples}\t{share.share:.6f}\t{float(share.target):.6f}\t"
+        f"{share.off_by:+.3f}\t{share.coverage:.4%}"
+        for share in shares
+    ]
+    answer(asked, {"shares": [dataclasses.asdict(share) for share in shares]}, "\n".join(table))
     return 0
 
 

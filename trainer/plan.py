@@ -110,7 +110,8 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
     if layout is None or mixture is None:
         raise Problems(together.problems)
     together(lambda: sharding.complete(preset, recipe, layout, config))
-    together(mixture.check_epochs)
+    if state is None or state.settings["seq_len"] == recipe.seq_len:
+        together(mixture.check_epochs)  # with another seq_len, which is refused, uses cannot be counted
     if together.problems:
         raise Problems(together.problems)
     data = [mixture.describe(phase) for phase in range(len(recipe.phases))]

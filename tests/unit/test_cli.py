@@ -66,6 +66,7 @@ def test_plan_in_json(recipe, capsys):
         {"tokens": 3072, "lr": 0.0},
     ]
     assert plan["layout"] == {"world_size": 2, "micro_batch_size": 4, "gradient_accumulation_steps": 1}
+    assert [(row["tokens"], row["steps"], row["max_lr"]) for row in plan["phases"]] == [(3072, 12, 0.01)] * 2
     ends = {(row["phase"], row["source"]): row["tokens"] for row in plan["sources"]}
     assert ends["phase-0", "zh"] == 3072 // 4
     assert ends["phase-1", "zh"] + ends["phase-1", "en"] == 2 * 3072
@@ -114,6 +115,17 @@ def test_simulate_gives_rows_and_shares(recipe, capsys):
     assert sum(row["source"] == "zh" for row in rows) == 2
     table = asked(capsys, "data", "simulate", recipe, "--samples", "0:8")
     assert "zh\t2\t0.250000\t0.250000\t+0.000" in table
+
+
+def test_simulate_gives_the_shares_alone_for_a_window_of_any_length(recipe, capsys):
+    words = ("data", "simulate", recipe, "--samples", "0:192", "--shares")
+    shares = {one["source"]: one for one in json.loads(asked(capsys, *words, "--json"))["shares"]}
+    assert shares["zh"]["samples"] + shares["en"]["samples"] == 192
+    # a quarter of the first phase's 96 samples, four fifths of the second's
+    assert shares["zh"]["samples"] == pytest.approx(96 / 4 + 96 * 4 / 5, abs=1)
+    assert 0 < shares["zh"]["coverage"] < 1
+    table = asked(capsys, *words).splitlines()
+    assert [line.split("\t")[0] for line in table] == ["source", "en", "zh"]
 
 
 @pytest.mark.parametrize("window", ["8", "5:2", "a:b", "0:100000000"])

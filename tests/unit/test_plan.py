@@ -129,3 +129,14 @@ def test_what_a_later_phase_would_train_in_vain_is_refused_by_the_plan(file, ove
 
 def test_patterns_that_match_are_planned(file):
     assert plan(file, "phases.1.train=[mlp, lm_head]").decision.kind == "start"
+
+
+def test_another_seq_len_is_told_before_what_follows_from_it(file):
+    # 39 of zh's 1,596 samples of 32 tokens may be used, and 24 are: of samples of 64 tokens only 19 might be
+    cap = ["sources.zh.max_epochs=1/40", "phases.1.tokens=512"]
+    saved(file, *cap, steps=12)
+    doubled = plan(file, *cap, "seq_len=64")
+    assert doubled.decision.kind == "refuse"
+    assert "seq_len was changed" in doubled.decision.reason
+    with pytest.raises(Problems, match="max_epochs: '1/40' is not enough"):
+        plan(file, *cap, "phases.1.tokens=4000")

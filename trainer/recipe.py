@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from trainer import written
 from trainer.errors import Problems, UserError, nearest
 from trainer.fields import Count, Exact, Positive, Rate, Section
 from trainer.numbers import count
@@ -252,33 +253,6 @@ class Recipe(Section):
         return self
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without number guessing (PyYAML reads 1e-4 as a string and 0.1 inexactly): all text."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 (the base class declares it so)
-        first: [(tag, form) for tag, form in resolvers if not tag.endswith((":float", ":int", ":timestamp"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    yaml_constructors = yaml.SafeLoader.yaml_constructors | dict.fromkeys(
-        (f"tag:yaml.org,2002:{kind}" for kind in ("float", "int", "timestamp")),
-        yaml.SafeLoader.construct_yaml_str,
-    )
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Looks at the fields as they are written, before `<<` brings in those of another mapping."""
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            where = f"line {key.start_mark.line + 1}"
-            if not isinstance(key, yaml.ScalarNode):
-                raise UserError("has a list or mapping for a field's name", field=where, mend="write a word")
-            if key.value in seen:
-                raise UserError("appears twice", field=where, value=key.value, mend="keep one of the two")
-            seen.add(key.value)
-        return node
-
-
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe file and applies `field=value` overrides.
 
@@ -295,9 +269,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse(text: str, overrides: Sequence[str] = (), file: object = "recipe") -> Recipe:
     """Like `load`, from the recipe's text."""
     try:
-        tree = yaml.load(text, Loader=_Loader)
+        tree = written.read(text)
         for override in overrides:
-            _override(tree, override)
+            written.override(tree, override)
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"is not YAML ({' '.join(str(error).split())})", file=file) from error
     except UserError as error:
@@ -315,46 +289,6 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _override(tree: Any, override: str) -> None:
-    """Sets `a.1.b=value` in the parsed YAML."""
-    dotted, equals, value = override.partition("=")
-    if not equals or not dotted:
-        raise UserError("is not field=value", value=override, mend="write phases.0.schedule.max_lr=5e-5")
-    try:
-        parsed = yaml.load(value, Loader=_Loader)
-    except (yaml.YAMLError, UserError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"is no value ({reason})", field=dotted, value=value, mend="quote it") from error
-    *parents, last = dotted.split(".")
-    for step in parents:
-        tree = _child(tree, step, dotted)
-    if isinstance(tree, list):
-        tree[_place(tree, last, dotted)] = parsed
-    elif isinstance(tree, dict):
-        tree[last] = parsed
-    else:
-        raise UserError("has no fields", field=dotted)
-
-
-def _child(tree: Any, step: str, dotted: str) -> Any:
-    """One step down."""
-    if isinstance(tree, dict):
-        return tree.setdefault(step, {})
-    if isinstance(tree, list):
-        return tree[_place(tree, step, dotted)]
-    raise UserError("has no fields", field=dotted, value=step)
-
-
-def _place(items: list[Any], step: str, dotted: str) -> int:
-    """Where a list has the item that is meant by number or, as phases are, by name."""
-    names = [str(item.get("name", "")) if isinstance(item, dict) else "" for item in items]
-    if step in names:
-        return names.index(step)
-    if step.isdecimal() and int(step) < len(items):
-        return int(step)
-    raise UserError("no such item", field=dotted, value=step, mend=f"0 to {len(items) - 1} exist")
-
-
 _UNION_MEMBER = re.compile(r"[\[(]|^(dict|str|float|int|literal)")
 """Names that pydantic puts into an error's path for the members of a union: no field of ours."""
 
@@ -363,11 +297,7 @@ def _problems(error: ValidationError, file: object) -> list[UserError]:
     """pydantic's findings in the house's form: field, value, what, mend; one line each."""
     found: dict[str, UserError] = {}
     for item in error.errors():
-        path = [
-            str(part)
-            for part in item["loc"]
-            if not re.search(r"[\[(]|^(dict|str|float|int|literal)", str(part))
-        ]
+        path = [str(part) for part in item["loc"] if not _UNION_MEMBER.search(str(part))]
         field = ".".join(path)
         kind, value = item["type"], item["input"]
         if kind == "too_short" and value:

@@ -12,7 +12,7 @@ from typing import Any
 from trainer import commands
 from trainer.errors import RewarmError
 from trainer.launcher import note_status, rank_or_0, wait_for_rank0
-from trainer.numbers import exact
+from trainer.numbers import count, exact
 from trainer.study.grids import STUDIES
 
 Command = Callable[[argparse.Namespace], int]
@@ -149,6 +149,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
     simulate.add_argument("recipe")
     simulate.add_argument("overrides", nargs="*", metavar="field=value")
     simulate.add_argument("--samples", default="0:20", metavar="A:B", help="window of the run's samples")
+    simulate.add_argument("--shares", action="store_true", help="only what each source gives to the window")
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
@@ -174,8 +175,10 @@ def _runs(rooms: Any) -> None:
         rooms, "plan", commands.plan, "what a recipe will do, before it does it", "recipe.yaml --lr-at 0,1e9"
     )
     _recipe_arguments(plan)
-    plan.add_argument("--lr-at", metavar="T,…", help="learning rate after so many tokens of the run")
-    plan.add_argument("--world-size", type=int, default=1, help="ranks to plan for (default: 1)")
+    plan.add_argument(
+        "--lr-at", type=_counts, metavar="T,…", help="learning rate after so many tokens of the run"
+    )
+    plan.add_argument("--world-size", type=_positive, default=1, help="ranks to plan for (default: 1)")
     train = _command(rooms, "train", commands.train, "train a recipe", "launch/recipes/llama2-7b-zh.yaml")
     _recipe_arguments(train)
     score = _command(
@@ -187,8 +190,8 @@ def _runs(rooms: Any) -> None:
     )
     score.add_argument("model", metavar="MODEL|CHECKPOINT")
     score.add_argument("--data", nargs="+", required=True, metavar="PREFIX")
-    score.add_argument("--seq-len", type=int, default=None)
-    score.add_argument("--max-tokens", type=int, default=None)
+    score.add_argument("--seq-len", type=_positive, default=None)
+    score.add_argument("--max-tokens", type=_positive, default=None)
     export = _command(
         rooms,
         "export",
@@ -201,7 +204,7 @@ def _runs(rooms: Any) -> None:
     )
     export.add_argument("--out", required=True, metavar="DIR")
     export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
-    export.add_argument("--shard-size", default="5e9", help="bytes per file at most")
+    export.add_argument("--shard-size", type=_positive, default="5e9", help="bytes per file at most")
     report = _command(
         rooms, "report", commands.report, "one HTML page about runs", "runs/a runs/b --out report.html"
     )
@@ -218,7 +221,7 @@ def _runs(rooms: Any) -> None:
     study.add_argument("name", metavar="NAME", help=", ".join(STUDIES))
     study.add_argument("--recipe", required=True)
     study.add_argument("--out", required=True, metavar="DIR")
-    study.add_argument("--nproc", type=int, help="ranks of each arm (default: the GPUs here, or 1)")
+    study.add_argument("--nproc", type=_positive, help="ranks of each arm (default: the GPUs here, or 1)")
     study.add_argument("--arms-only", action="store_true", help="write DIR/arms.txt for a batch system")
     study.add_argument("overrides", nargs="*", metavar="field=value", help="for every arm")
 
@@ -235,6 +238,23 @@ def _exact(text: str) -> Fraction:
         return exact(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _count(text: str) -> int:
+    try:
+        return count(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
+
+
+def _positive(text: str) -> int:
+    if (number := _count(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
 
 
 def _part(text: str) -> tuple[int, int]:

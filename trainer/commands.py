@@ -31,7 +31,7 @@ def train(asked: argparse.Namespace) -> int:
     here = world()
     plan = prepare(recipes.load(asked.recipe, asked.overrides), here.world_size)
     if here.rank == 0:
-        for line in [*plan.broken, *plan.decision.render().splitlines()]:
+        for line in [*plan.broken, *plan.notes, *plan.decision.render().splitlines()]:
             print(f"rewarm: {line}", file=sys.stderr, flush=True)
     if plan.decision.kind == "refuse":
         note_status(UserError.exit_code)
@@ -48,8 +48,7 @@ def plan(asked: argparse.Namespace) -> int:
     from trainer.plan import prepare
 
     found = prepare(recipes.load(asked.recipe, asked.overrides), asked.world_size)
-    tokens = None if asked.lr_at is None else [count(text) for text in asked.lr_at.split(",")]
-    answer(asked, preview.to_json(found, tokens), preview.render(found, tokens))
+    answer(asked, preview.to_json(found, asked.lr_at), preview.render(found, asked.lr_at))
     return UserError.exit_code if found.decision.kind == "refuse" else 0
 
 
@@ -66,17 +65,18 @@ def simulate(asked: argparse.Namespace) -> int:
         start, stop = (count(part) for part in asked.samples.split(":"))
     except ValueError as error:
         raise UserError("is no window", field="--samples", value=asked.samples, mend="give A:B") from error
-    for row in simulation.rows(mixture, start, stop):
+    for row in () if asked.shares else simulation.rows(mixture, start, stop):
         line = dataclasses.asdict(row)
         print(json.dumps(line) if asked.json else "\t".join(str(value) for value in line.values()))
+    if asked.json and not asked.shares:
+        return 0  # every line is a sample
     shares = simulation.shares(mixture, start, stop)
-    if not asked.json:
-        print("source\tsamples\tshare\ttarget\toff by\tcoverage")
-        for share in shares:
-            print(
-                f"{share.source}\t{share.samples}\t{share.share:.6f}\t{float(share.target):.6f}\t"
-                f"{share.off_by:+.3f}\t{share.coverage:.4%}"
-            )
+    table = ["source\tsamples\tshare\ttarget\toff by\tcoverage"] + [
+        f"{share.source}\t{share.samples}\t{share.share:.6f}\t{float(share.target):.6f}\t"
+        f"{share.off_by:+.3f}\t{share.coverage:.4%}"
+        for share in shares
+    ]
+    answer(asked, {"shares": [dataclasses.asdict(share) for share in shares]}, "\n".join(table))
     return 0
 
 
@@ -192,7 +192,7 @@ def export(asked: argparse.Namespace) -> int:
     from trainer.checkpoint.take import export_checkpoint, find
 
     checkpoint = find(Path(asked.checkpoint))
-    export_checkpoint(checkpoint, Path(asked.out), asked.dtype, int(count(asked.shard_size)))
+    export_checkpoint(checkpoint, Path(asked.out), asked.dtype, asked.shard_size)
     told = {"checkpoint": str(checkpoint.path), "out": asked.out, "dtype": asked.dtype}
     answer(asked, told, f"{asked.out}: {checkpoint.path.name} in {asked.dtype}")
     return 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ class Store(Protocol):
 
     tokens: int
     utf8_bytes: int
+    fingerprint: str
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Token ids `[start, start + count)`."""
@@ -60,6 +61,34 @@ class Score:
         return self.nats / (math.log(2) * self.utf8_bytes)
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """What the base scored on a validation set before the first step: forgetting is measured against it."""
+
+    bits_per_byte: float
+    measured_on: dict[str, Any] = field(default_factory=dict)
+    """See `measured_on`; empty in checkpoints of the time before it was kept."""
+
+    @classmethod
+    def from_json(cls, told: float | Mapping[str, Any]) -> Baseline:
+        """Reads what a checkpoint holds: a mapping, or in older ones the bare score."""
+        return cls(**told) if isinstance(told, Mapping) else cls(told)
+
+    def unlike(self, now: Mapping[str, Any]) -> list[str]:
+        """What differs between the base's score and one that is measured on `now`; empty: comparable."""
+        return [f"{name} {old} → {now[name]}" for name, old in self.measured_on.items() if old != now[name]]
+
+
+def measured_on(store: Store, seq_len: int, max_tokens: int | None) -> dict[str, Any]:
+    """What a score depends on beside the model."""
+    return {"fingerprint": store.fingerprint, "tokens": _tokens(store, max_tokens), "seq_len": seq_len}
+
+
+def _tokens(store: Store, max_tokens: int | None) -> int:
+    """Tokens of `store` that are read."""
+    return min(store.tokens, max_tokens + 1) if max_tokens else store.tokens
+
+
 def evaluate(
     scorer: Scorer,
     store: Store,
@@ -76,7 +105,7 @@ def evaluate(
     The text is cut into windows of `seq_len`, the last one padded; ranks take windows in turn, and all
     make the same number of forward passes, as sharded weights demand. `total` adds up over the ranks.
     """
-    tokens = min(store.tokens, max_tokens + 1) if max_tokens else store.tokens
+    tokens = _tokens(store, max_tokens)
     windows = -(-(tokens - 1) // seq_len)
     rounds = -(-windows // (world_size * micro_batch_size))
     sums = torch.zeros(2, dtype=torch.float64)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from trainer.numbers import Length, count, exact
+from trainer.numbers import Length, count, exact, real
 
 Count = Annotated[int, BeforeValidator(count)]
 """A whole number of at least 0."""
@@ -15,7 +15,7 @@ Count = Annotated[int, BeforeValidator(count)]
 Positive = Annotated[int, BeforeValidator(count), Field(ge=1)]
 """A whole number of at least 1."""
 
-Rate = Annotated[float, BeforeValidator(lambda text: float(exact(text))), Field(ge=0)]
+Rate = Annotated[float, BeforeValidator(real), Field(ge=0)]
 """A learning rate or another non-negative real number."""
 
 Exact = Annotated[Fraction, BeforeValidator(exact), PlainSerializer(str), Field(ge=0)]

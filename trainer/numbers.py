@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Context
 from fractions import Fraction
 
-_NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][+-]?\d+)?")
+LARGEST = 10**18
+"""No count is larger: sums of them are still 64-bit integers."""
+
+_NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][+-]?\d{1,4})?")
 
 
 def exact(text: object) -> Fraction:
@@ -24,7 +28,7 @@ def exact(text: object) -> Fraction:
     written = (repr(text) if isinstance(text, float) else str(text)).strip()
     if written.endswith("%"):
         return exact(written[:-1]) / 100
-    if "/" in written:
+    if written.count("/") == 1:
         above, _, below = written.partition("/")
         denominator = exact(below)
         if denominator == 0:
@@ -44,7 +48,26 @@ def count(text: object) -> int:
     number = exact(text)
     if number.denominator != 1 or number < 0:
         raise ValueError(f"{str(text)!r} is not a whole number of at least 0")
+    if number > LARGEST:
+        raise ValueError(f"{str(text)!r} is more than any count may be, {float(LARGEST):g}")
     return int(number)
+
+
+def real(text: object) -> float:
+    """A real number, such as a learning rate.
+
+    Raises:
+        ValueError: `text` is not a number, or beyond a float's range.
+    """
+    try:
+        return float(exact(text))
+    except OverflowError as error:
+        raise ValueError(f"{str(text)!r} is too large") from error
+
+
+def at_most(number: float) -> str:
+    """A number for a message that advises it as an upper bound: three digits, rounded down."""
+    return f"{float(Context(prec=3, rounding=ROUND_FLOOR).create_decimal(repr(number))):g}"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from trainer import sharding
 from trainer.checkpoint import commit
 from trainer.claim import LOCK
 from trainer.errors import InfrastructureError, Problems, UserError
+from trainer.evaluation import Baseline, measured_on
 from trainer.metrics import check as check_logging
 from trainer.mixer.mixture import Mixture, SourceSize
 from trainer.mixer.sources import open_sources
@@ -59,6 +60,8 @@ class Plan:
     """The newest good one in the run directory."""
     broken: tuple[str, ...]
     """A line for each checkpoint that is not good."""
+    notes: tuple[str, ...]
+    """A line for each thing that the run will not measure."""
     data: list[dict[str, Any]]
     """Per phase what the mixer takes its samples from."""
     base: BaseLineage | None
@@ -100,13 +103,15 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
     if preset is None or stores is None or validation is None or vocab_size is None or together.problems:
         raise Problems(together.problems)
     config = architecture.resolve(recipe, vocab_size)
+    together(lambda: _trained(recipe, vocab_size))
     memory = _memory(recipe, preset, config, world_size)
     layout = together(lambda: _layout(recipe, memory, world_size))
     mixture = together(lambda: _mixture(recipe, stores, state))
     if layout is None or mixture is None:
         raise Problems(together.problems)
     together(lambda: sharding.complete(preset, recipe, layout, config))
-    together(mixture.check_epochs)
+    if state is None or state.settings["seq_len"] == recipe.seq_len:
+        together(mixture.check_epochs)  # with another seq_len, which is refused, uses cannot be counted
     if together.problems:
         raise Problems(together.problems)
     data = [mixture.describe(phase) for phase in range(len(recipe.phases))]
@@ -123,6 +128,7 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
         memory=memory,
         checkpoint=checkpoint,
         broken=tuple(broken),
+        notes=tuple(_unmeasured(recipe, validation, checkpoint)),
         data=data,
         base=base,
         decision=decide(recipe, data, state, base),
@@ -156,6 +162,8 @@ def _refuse_another_run(recipe: Recipe) -> None:
         what = f"holds another run, {name!r}, and this recipe is {recipe.name!r}"
     elif directory.exists() and (not directory.is_dir() or set(os.listdir(directory)) - _LEFT_AT_START):
         what = "is not empty and holds no run"
+    elif any(above.is_file() for above in directory.parents):
+        what = "lies below a file"
     else:
         return
     raise UserError(what, field="run_dir", value=str(directory), mend="give another run_dir")
@@ -192,6 +200,28 @@ def _open_validation(recipe: Recipe) -> dict[str, TokenStore]:
     return stores
 
 
+def baselines(checkpoint: commit.Checkpoint | None) -> dict[str, Baseline]:
+    """What the base scored on each validation set, as far as the run has measured it."""
+    told = checkpoint.manifest.baseline if checkpoint else {}
+    return {name: Baseline.from_json(base) for name, base in told.items()}
+
+
+def _unmeasured(
+    recipe: Recipe, validation: Mapping[str, TokenStore], checkpoint: commit.Checkpoint | None
+) -> Iterator[str]:
+    """Forgetting is a difference of two scores on the same text, and is told where the base has none."""
+    if checkpoint is None or "upstream" not in validation:
+        return
+    base = baselines(checkpoint).get("upstream")
+    now = measured_on(validation["upstream"], recipe.seq_len, recipe.validation.max_tokens)
+    prefix = recipe.validation.upstream
+    where = f"validation.upstream: {prefix!r}: forgetting is not logged, since the base was"
+    if base is None:
+        yield f"{where} not scored on it before the first step; start a new run directory to have it"
+    elif changed := ", ".join(base.unlike(now)):
+        yield f"{where} scored on another set ({changed}); put that back, or start a new run directory"
+
+
 def _one_tokenizer(
     recipe: Recipe, stores: Mapping[str, TokenStore], validation: Mapping[str, TokenStore]
 ) -> None:
@@ -211,6 +241,16 @@ def _one_tokenizer(
         if store.tokenizer != wanted
     ]
     if problems:
+        raise Problems(problems)
+
+
+def _trained(recipe: Recipe, vocab_size: int) -> None:
+    """Patterns that match no parameter, in the model that will be trained."""
+    if all(isinstance(phase.train, str) for phase in recipe.phases):
+        return  # nothing that needs the model, whose library takes seconds to import
+    from trainer.model.build import check_trained
+
+    if problems := check_trained(recipe, vocab_size):
         raise Problems(problems)
 
 
@@ -253,7 +293,7 @@ def _mixture(recipe: Recipe, stores: Mapping[str, TokenStore], state: RunState |
     if state is None:
         return Mixture.from_recipe(recipe, sizes)
     done = [*(record.samples for record in state.phases[:-1]), state.samples]
-    return Mixture.from_recipe(recipe, sizes, taken=state.taken(), done=done)
+    return Mixture.from_recipe(recipe, sizes, taken=state.taken(), done=done, begun_with=state.sources())
 
 
 def base_lineage(recipe: Recipe, config: Mapping[str, Any]) -> BaseLineage | None:
@@ -264,8 +304,9 @@ def base_lineage(recipe: Recipe, config: Mapping[str, Any]) -> BaseLineage | Non
     if (Path(base) / commit.MARKER).is_file():
         return BaseLineage.of(RunState.from_json(commit.read(Path(base)).manifest.state), base)
     if (Path(base) / EXPORTED).is_file():
-        state = RunState.from_json(json.loads((Path(base) / EXPORTED).read_text(encoding="utf-8")))
-        return BaseLineage.of(state, base, optimizer=False)
+        told = json.loads((Path(base) / EXPORTED).read_text(encoding="utf-8"))
+        new_rows = told.pop("new_rows", 0)
+        return BaseLineage.of(RunState.from_json(told), base, new_rows, optimizer=False)
     rows = int(config.get("base_vocab_size") or config["vocab_size"])
     new_rows = int(config["vocab_size"]) - rows
     return BaseLineage(base, new_rows=new_rows)

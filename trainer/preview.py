@@ -33,6 +33,7 @@ def to_json(plan: Plan, lr_at: Sequence[int] | None = None) -> dict[str, Any]:
         "parameters": parameters(plan.model_config),
         "flops": _flops(plan),
         "broken_checkpoints": list(plan.broken),
+        "notes": list(plan.notes),
         "recipe": json.loads(plan.recipe.model_dump_json()),
     }
 
@@ -45,10 +46,13 @@ def checkpoint_bytes(plan: Plan) -> int:
 def render(plan: Plan, lr_at: Sequence[int] | None = None) -> str:
     """The plan for people."""
     parts = [
-        "\n".join([*plan.broken, plan.decision.render()]),
+        "\n".join([*plan.broken, *plan.notes, plan.decision.render()]),
         _table(
             ("phase", "tokens", "steps", "schedule", "max_lr", "trained"),
-            [list(map(str, row.values())) for row in _phases(plan)],
+            [
+                [f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row.values()]
+                for row in _phases(plan)
+            ],
         ),
         _sources(plan),
         "\n".join(_sizes(plan)),
@@ -81,8 +85,8 @@ def _phases(plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             "phase": phase.name,
-            "tokens": f"{phase.length:,}",
-            "steps": f"{recipe.phase_steps(number):,}",
+            "tokens": phase.length,
+            "steps": recipe.phase_steps(number),
             "schedule": phase.schedule.kind,
             "max_lr": phase.schedule.max_lr,
             "trained": phase.train if isinstance(phase.train, str) else ", ".join(phase.train),

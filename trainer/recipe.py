@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from trainer import written
 from trainer.errors import Problems, UserError, nearest
 from trainer.fields import Count, Exact, Positive, Rate, Section
 from trainer.numbers import count
@@ -40,12 +41,16 @@ class Model(Section):
         return self
 
 
+Decay = Annotated[Rate, Field(lt=1)]
+"""How much of a moving average is kept at each step."""
+
+
 class Optimizer(Section):
     """AdamW, with LLaMA-2's own settings as defaults."""
 
-    beta1: Rate = 0.9
-    beta2: Rate = 0.95
-    eps: Rate = 1e-8
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
+    eps: Annotated[Rate, Field(gt=0)] = 1e-8
     weight_decay: Rate = 0.1
     """Applied to matrices only, not to norms and biases."""
     grad_clip: Rate = 1.0
@@ -101,7 +106,7 @@ class Phase(Section):
     name: str
     tokens: Positive
     """Budget and horizon of the schedule; an `anneal` may end the phase before or after it."""
-    mixture: tuple[Segment, ...]
+    mixture: tuple[Segment, ...] = Field(min_length=1)
     schedule: Schedule
     train: Literal["all", "embeddings", "new_rows"] | tuple[str, ...] = "all"
     """What is trained; a list holds regular expressions searched in parameter names."""
@@ -248,25 +253,6 @@ class Recipe(Section):
         return self
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without number guessing (PyYAML reads 1e-4 as a string and 0.1 inexactly): all text."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 (the base class declares it so)
-        first: [(tag, form) for tag, form in resolvers if not tag.endswith((":float", ":int", ":timestamp"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise UserError("appears twice", field=f"line {line}", value=key, mend="keep one of the two")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe file and applies `field=value` overrides.
 
@@ -283,10 +269,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse(text: str, overrides: Sequence[str] = (), file: object = "recipe") -> Recipe:
     """Like `load`, from the recipe's text."""
     try:
-        tree = yaml.load(text, Loader=_Loader)
+        tree = written.read(text)
         for override in overrides:
-            _override(tree, override)
-    except yaml.YAMLError as error:
+            written.override(tree, override)
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"is not YAML ({' '.join(str(error).split())})", file=file) from error
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
@@ -303,38 +289,6 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _override(tree: Any, override: str) -> None:
-    """Sets `a.1.b=value` in the parsed YAML."""
-    dotted, equals, value = override.partition("=")
-    if not equals or not dotted:
-        raise UserError("is not field=value", value=override, mend="write phases.0.schedule.max_lr=5e-5")
-    *parents, last = dotted.split(".")
-    for step in parents:
-        tree = _child(tree, step, dotted)
-    parsed = yaml.load(value, Loader=_Loader)
-    if isinstance(tree, list):
-        _child(tree, last, dotted)
-        tree[int(last)] = parsed
-    elif isinstance(tree, dict):
-        tree[last] = parsed
-    else:
-        raise UserError("has no fields", field=dotted)
-
-
-def _child(tree: Any, step: str, dotted: str) -> Any:
-    """One step down; phases are found by number or by name."""
-    if isinstance(tree, dict):
-        return tree.setdefault(step, {})
-    if isinstance(tree, list):
-        names = [str(item.get("name", "")) for item in tree if isinstance(item, dict)]
-        if step in names:
-            return tree[names.index(step)]
-        if step.isdigit() and int(step) < len(tree):
-            return tree[int(step)]
-        raise UserError("no such item", field=dotted, value=step, mend=f"0 to {len(tree) - 1} exist")
-    raise UserError("has no fields", field=dotted, value=step)
-
-
 _UNION_MEMBER = re.compile(r"[\[(]|^(dict|str|float|int|literal)")
 """Names that pydantic puts into an error's path for the members of a union: no field of ours."""
 
@@ -343,11 +297,7 @@ def _problems(error: ValidationError, file: object) -> list[UserError]:
     """pydantic's findings in the house's form: field, value, what, mend; one line each."""
     found: dict[str, UserError] = {}
     for item in error.errors():
-        path = [
-            str(part)
-            for part in item["loc"]
-            if not re.search(r"[\[(]|^(dict|str|float|int|literal)", str(part))
-        ]
+        path = [str(part) for part in item["loc"] if not _UNION_MEMBER.search(str(part))]
         field = ".".join(path)
         kind, value = item["type"], item["input"]
         if kind == "too_short" and value:

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, m
 
 from trainer.errors import nearest
 from trainer.fields import Count, Positive, Rate, Section, Span
-from trainer.numbers import Length, exact
+from trainer.numbers import Length, exact, real
 
 GROUPS = ("embeddings", "new_rows")
 """Parameter groups whose LR may be scaled."""
@@ -34,7 +34,7 @@ class Level:
         if isinstance(text, Level):
             return text
         amount = exact(text)
-        if amount < 0:
+        if real(text) < 0:
             raise ValueError(f"{str(text)!r} is negative")
         return cls(amount, relative="%" in str(text) or "/" in str(text))
 
@@ -135,7 +135,7 @@ class Schedule(Section):
     @field_validator("start_lr", mode="before")
     @classmethod
     def _start(cls, written: Any) -> Any:
-        return written if written == "reached" else float(exact(written))
+        return written if written == "reached" else real(written)
 
     @model_validator(mode="after")
     def _together(self) -> Schedule:

@@ -24,7 +24,7 @@ from trainer.mixer.loader import Loader
 from trainer.model.build import build
 from trainer.model.flops import flops_per_token, peak_flops
 from trainer.model.trainable import parameter_groups
-from trainer.plan import RESOLVED, Plan, checkpoints, prepare
+from trainer.plan import RESOLVED, Plan, baselines, checkpoints, prepare
 from trainer.recipe import dump
 from trainer.session import Session
 from trainer.sharding import complete
@@ -193,7 +193,6 @@ class _Runner:
         started = time.perf_counter()
         decision, checkpoint = self.plan.decision, self.plan.checkpoint
         state = decision.state
-        baseline = dict(checkpoint.manifest.baseline) if checkpoint else {}
         phase = self.recipe.phases[state.phase]
         layout = self.plan.layout
         config = complete(self.plan.preset, self.recipe, layout, self.plan.model_config)
@@ -234,14 +233,14 @@ class _Runner:
             watchdog=self.watchdog,
             say=self.say,
             versions=self.versions,
-            baseline=baseline,
+            baseline=baselines(checkpoint),
             tokens_before=state.tokens,
             saved_step=checkpoint.manifest.step if checkpoint else -1,
             non_finite=NonFinite(),
             spikes=Spikes(),
         )
         self.say(f"ready to train after {time.perf_counter() - started:.1f} s")
-        if not baseline and self.plan.validation:
+        if state.step == 0 and self.plan.validation:
             session.evaluate()
             session.log()
         return session

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from trainer.checkpoint.commit import VERSION, Manifest, name_of
 from trainer.checkpoint.save import Saver
 from trainer.engine import Engine, StepResult
 from trainer.errors import InfrastructureError
-from trainer.evaluation import evaluate
+from trainer.evaluation import Baseline, evaluate, measured_on
 from trainer.health import NonFinite, Signals, Spikes, Watchdog
 from trainer.metrics import Metrics, Throughput
 from trainer.mixer.loader import Loader
@@ -48,8 +48,8 @@ class Session:
     spikes: Spikes
     say: Callable[[str], None]
     versions: dict[str, str]
-    baseline: dict[str, float] = field(default_factory=dict)
-    """bits_per_byte of the base on each validation set, measured before the first step."""
+    baseline: dict[str, Baseline] = field(default_factory=dict)
+    """Of each validation set that was scored before the first step."""
     tokens_before: int = 0
     """Tokens that the run had consumed before the last step."""
     saved_step: int = -1
@@ -101,24 +101,28 @@ class Session:
         self.watchdog.beat(f"step {self.state.step + 1}")
 
     def evaluate(self) -> None:
-        """Scores the validation sets; the first scores of a run are what forgetting is measured against."""
+        """Scores the validation sets; those before the first step are what forgetting is measured against."""
+        seq_len, max_tokens = self.recipe.seq_len, self.recipe.validation.max_tokens
         with self.throughput.paused():
             for name, store in self.validation.items():
                 score = evaluate(
                     self.engine,
                     store,
-                    seq_len=self.recipe.seq_len,
+                    seq_len=seq_len,
                     micro_batch_size=self.micro_batch_size,
-                    max_tokens=self.recipe.validation.max_tokens,
+                    max_tokens=max_tokens,
                     rank=self.saver.rank,
                     world_size=self.saver.world_size,
                     total=distributed.total,
                 )
-                base = self.baseline.setdefault(name, score.bits_per_byte)
+                now = measured_on(store, seq_len, max_tokens)
+                if self.state.step == 0:
+                    self.baseline[name] = Baseline(score.bits_per_byte, now)
+                base = self.baseline.get(name)
                 self.noted[f"eval/{name}/bits_per_byte"] = score.bits_per_byte
                 self.noted[f"eval/{name}/nats_per_token"] = score.nats_per_token
-                if name == "upstream":
-                    self.noted["eval/upstream/forgetting"] = score.bits_per_byte - base
+                if name == "upstream" and base is not None and not base.unlike(now):
+                    self.noted["eval/upstream/forgetting"] = score.bits_per_byte - base.bits_per_byte
 
     def log(self) -> None:
         """Writes a line of metrics when one is due, or when something other than the step is to be told."""
@@ -233,7 +237,7 @@ class Session:
             adam_step=self.engine.adam_step,
             loss_scale=self.engine.loss_scale,
             state=self.state.to_json(),
-            baseline=self.baseline,
+            baseline={name: asdict(base) for name, base in self.baseline.items()},
             recipe=dump(self.recipe),
             versions=self.versions,
         )

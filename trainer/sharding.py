@@ -48,6 +48,10 @@ NVME_WEIGHTS = {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0
 """With other values DeepSpeed 0.19 does not train with weights on NVMe."""
 
 
+MOST_SHOWN = 1024
+"""Samples in the largest micro batch that a message proposes."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a global batch is cut: `global = micro_batch_size * gradient_accumulation_steps * world_size`."""
@@ -65,9 +69,8 @@ def layout(recipe: Recipe, world_size: int, largest_micro_batch: int) -> Layout:
     """
     batch = recipe.global_batch_size
     if batch % world_size:
-        near = [
-            size for size in range(max(1, batch - world_size), batch + world_size) if size % world_size == 0
-        ]
+        below = batch - batch % world_size
+        near = [size for size in (below, below + world_size) if size]
         raise UserError(
             f"does not divide evenly among {world_size} ranks",
             field="global_batch_size",
@@ -75,10 +78,11 @@ def layout(recipe: Recipe, world_size: int, largest_micro_batch: int) -> Layout:
             mend=f"take {' or '.join(map(str, near))}, or a world size that divides it",
         )
     rows = batch // world_size
-    fits = [size for size in range(1, rows + 1) if rows % size == 0]
+    largest = min(max(largest_micro_batch, 1), rows)
     asked = recipe.micro_batch_size
-    micro = max(size for size in fits if size <= max(largest_micro_batch, 1)) if asked == "auto" else asked
+    micro = next(size for size in range(largest, 0, -1) if rows % size == 0) if asked == "auto" else asked
     if rows % micro:
+        fits = [size for size in range(1, min(rows, MOST_SHOWN) + 1) if rows % size == 0]
         raise UserError(
             f"does not divide the {rows} samples that each of {world_size} ranks has in a step",
             field="micro_batch_size",

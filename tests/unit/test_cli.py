@@ -30,6 +30,7 @@ def test_every_command_helps_with_an_example(words, capsys):
 
 def test_every_flag_that_a_message_names_is_there():
     known = {option for _, parser in commands(build_parser()) for option in parser._option_string_actions}
+    known |= {"--array"}  # of sbatch
     styles = runs.ROOT / "trainer" / "study"  # whose custom properties look like flags
     for room in ("trainer", "tokenization"):
         for file in (runs.ROOT / room).rglob("*.py"):
@@ -65,9 +66,33 @@ def test_plan_in_json(recipe, capsys):
         {"tokens": 3072, "lr": 0.0},
     ]
     assert plan["layout"] == {"world_size": 2, "micro_batch_size": 4, "gradient_accumulation_steps": 1}
+    assert [(row["tokens"], row["steps"], row["max_lr"]) for row in plan["phases"]] == [(3072, 12, 0.01)] * 2
     ends = {(row["phase"], row["source"]): row["tokens"] for row in plan["sources"]}
     assert ends["phase-0", "zh"] == 3072 // 4
     assert ends["phase-1", "zh"] + ends["phase-1", "en"] == 2 * 3072
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("--lr-at", "foo", "'foo' is not a number"),
+        ("--lr-at", "0,", "'' is not a number"),
+        ("--lr-at", "1.5", "'1.5' is not a whole number of at least 0"),
+        ("--lr-at", "-1", "'-1' is not a whole number of at least 0"),
+        ("--world-size", "0", "'0' is not a whole number of at least 1"),
+        ("--world-size", "-1", "'-1' is not a whole number of at least 0"),
+        ("--world-size", "two", "'two' is not a number"),
+    ],
+)
+def test_a_number_that_cannot_be_is_told_with_its_flag(recipe, capsys, flag, value, told):
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", recipe, f"{flag}={value}"])
+    assert ended.value.code == 2
+    assert f"error: argument {flag}: {told}" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_cap_beyond_all_numbers_is_no_cap(recipe, capsys):
+    assert "no source repeats" in asked(capsys, "plan", recipe, "sources.zh.max_epochs=1e20")
 
 
 def test_plan_in_words(recipe, capsys):
@@ -90,6 +115,17 @@ def test_simulate_gives_rows_and_shares(recipe, capsys):
     assert sum(row["source"] == "zh" for row in rows) == 2
     table = asked(capsys, "data", "simulate", recipe, "--samples", "0:8")
     assert "zh\t2\t0.250000\t0.250000\t+0.000" in table
+
+
+def test_simulate_gives_the_shares_alone_for_a_window_of_any_length(recipe, capsys):
+    words = ("data", "simulate", recipe, "--samples", "0:192", "--shares")
+    shares = {one["source"]: one for one in json.loads(asked(capsys, *words, "--json"))["shares"]}
+    assert shares["zh"]["samples"] + shares["en"]["samples"] == 192
+    # a quarter of the first phase's 96 samples, four fifths of the second's
+    assert shares["zh"]["samples"] == pytest.approx(96 / 4 + 96 * 4 / 5, abs=1)
+    assert 0 < shares["zh"]["coverage"] < 1
+    table = asked(capsys, *words).splitlines()
+    assert [line.split("\t")[0] for line in table] == ["source", "en", "zh"]
 
 
 @pytest.mark.parametrize("window", ["8", "5:2", "a:b", "0:100000000"])

@@ -8,10 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.evaluation import Score, evaluate
+from trainer.evaluation import Baseline, Score, evaluate, measured_on
 
 
 class Tokens:
+    fingerprint = "a"
+
     def __init__(self, tokens, utf8_bytes=1000):
         self.ids = np.arange(tokens)
         self.tokens, self.utf8_bytes = tokens, utf8_bytes
@@ -75,3 +77,26 @@ def test_a_part_of_the_tokens_counts_for_its_part_of_the_bytes():
     score = evaluate(Scorer(), Tokens(101, 400), seq_len=10, micro_batch_size=2, max_tokens=25)
     assert score.tokens == 25
     assert score.utf8_bytes == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "seq_len", "fingerprint", "told"),
+    [
+        (None, 10, "a", []),
+        (500, 10, "a", []),  # more than there is
+        (25, 10, "a", ["tokens 101 → 26"]),
+        (None, 20, "a", ["seq_len 10 → 20"]),
+        (None, 10, "b", ["fingerprint a → b"]),
+    ],
+)
+def test_a_baseline_is_comparable_to_what_it_was_measured_on(max_tokens, seq_len, fingerprint, told):
+    base = Baseline(2.0, measured_on(Tokens(101), 10, None))
+    store = Tokens(101)
+    store.fingerprint = fingerprint
+    assert base.unlike(measured_on(store, seq_len, max_tokens)) == told
+
+
+def test_a_bare_score_of_an_older_checkpoint_is_still_read():
+    assert Baseline.from_json(2.0).unlike(measured_on(Tokens(9), 10, None)) == []
+    kept = Baseline(2.0, {"seq_len": 10})
+    assert Baseline.from_json({"bits_per_byte": 2.0, "measured_on": {"seq_len": 10}}) == kept

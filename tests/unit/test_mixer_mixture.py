@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixer_recipes import mixture_of, recipe_of, sizes_of
 
+from trainer import recipe as recipes
 from trainer.errors import Problems, UserError
 from trainer.mixer.mixture import Mixture, SampleRef
 
@@ -432,6 +433,15 @@ def test_finding_a_use_agrees_with_scanning(size_a, size_b, share, use):
 def test_what_is_wrong_is_told_by_field(changes, told):
     with pytest.raises(Problems, match=told):
         fingerprint(**changes)
+
+
+def test_an_anneal_may_cut_off_a_segment():
+    edit = "phases.0.schedule.anneal={from_tokens: 320, tokens: 160, end_lr: 0}"
+    whole = recipe_of({"a": "new", "b": "new"}, [["a: 1", "from: 800, b: 1"]], samples=[100])
+    cut = recipes.parse(recipes.dump(whole), [edit])
+    mixture = Mixture.from_recipe(cut, sizes_of({"a": 90, "b": 40}))
+    assert mixture.phase_samples == (30,)
+    assert mixture.consumed(0, 30) == {"a": 30, "b": 0}
 
 
 def test_all_that_is_wrong_is_told_at_once():

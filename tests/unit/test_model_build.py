@@ -10,7 +10,7 @@ from model_tiny import INIT, from_base, recipe
 from safetensors.torch import load_file, save_file
 
 from trainer.errors import Problems, UserError
-from trainer.model.build import build
+from trainer.model.build import build, check_trained
 
 PIECES = 90
 
@@ -119,3 +119,13 @@ def test_a_damaged_base_is_refused(tmp_path, damage):
 def test_what_is_wrong_with_the_recipe_is_told_before_anything_is_built():
     with pytest.raises(Problems, match="did you mean 'hidden_size'"):
         build(recipe(hiden_size=3), PIECES)
+
+
+@pytest.mark.parametrize("kind", INIT)
+def test_what_is_trained_is_checked_without_memory_under_the_names_of_the_built_model(kind):
+    shape = {**INIT[kind], "hidden_size": 32_768}
+    named = list(dict(build(recipe(**INIT[kind]), PIECES).named_parameters()))
+    every = ", ".join(f"^{name}$" for name in named)
+    assert check_trained(recipe(f"phases.0.train=[{every}]", **shape), PIECES) == []
+    (problem,) = check_trained(recipe("phases.0.train=[nothing]", **shape), PIECES)
+    assert f"names are like {named[0]}" in str(problem)

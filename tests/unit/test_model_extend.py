@@ -12,14 +12,17 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from tests.unit import scheduler_runs
 from tokenization.tokenizer_files import write_directory
 from trainer.cli import main
 from trainer.errors import UserError
 from trainer.model import directory
-from trainer.model.architecture import EMBEDDINGS
+from trainer.model.architecture import EMBEDDINGS, resolve
 from trainer.model.build import build
 from trainer.model.directory import WeightsReader
 from trainer.model.extend import bits_per_byte, compare, extend
+from trainer.plan import base_lineage
+from trainer.scheduler.state import EXPORTED
 
 OLD = 3 + 256 + len(ENGLISH)  # 267
 NEW = OLD + len(CHINESE)  # 270
@@ -105,6 +108,20 @@ def test_mean_and_random_rows(tmp_path):
     assert not torch.equal(inputs, outputs)
     extend(tmp_path / "base", tmp_path / "new", tmp_path / "other", "random", seed=8)
     assert not torch.equal(weights(tmp_path / "other")["lm_head.weight"][OLD:NEW], outputs)
+
+
+def test_the_lineage_of_an_export_goes_with_its_grown_weights(tmp_path):
+    base(tmp_path)
+    run = scheduler_runs.recipe(scheduler_runs.phase("one"))
+    state = scheduler_runs.saved_after(run, 50)
+    (tmp_path / "base" / EXPORTED).write_text(json.dumps(state.to_json()))
+    extend(tmp_path / "base", tmp_path / "new", tmp_path / "out")
+    asked = from_base(tmp_path / "out")
+    lineage = base_lineage(asked, resolve(asked, NEW))
+    assert (lineage.lr, lineage.peak, lineage.seen) == (state.next_lr, 3e-4, state.seen())
+    assert (lineage.new_rows, lineage.optimizer) == (ROWS - OLD, False)
+    plain = from_base(tmp_path / "base")
+    assert base_lineage(plain, resolve(plain, OLD)).new_rows == 0
 
 
 def test_a_grown_model_trains_on_from_where_its_base_was(tmp_path):

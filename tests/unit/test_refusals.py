@@ -5,7 +5,9 @@ import os
 import pytest
 import runs
 
+from trainer import recipe as recipes
 from trainer.cli import main
+from trainer.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,61 @@ def test_duplicate_key(train):
     (line,) = train(text=lambda text: text + "seq_len: 64\n")
     assert "recipe.yaml: line" in line
     assert "'seq_len' appears twice" in line
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("phases.0.mixture=[]", "phases.0.mixture: Tuple should have at least 1 item"),
+        ("phases.²=3", "phases.²: '²' no such item; 0 to 0 exist"),
+        ("phases.0.schedule.max_lr=1e400", "phases.0.schedule.max_lr: '1e400' is too large"),
+        ("phases.0.schedule.start_lr=1e400", "phases.0.schedule.start_lr: '1e400' is too large"),
+        ("phases.0.tokens=1e30", "phases.0.tokens: '1e30' is more than any count may be, 1e+18"),
+        ("phases.0.tokens=1e999999999", "phases.0.tokens: '1e999999999' is not a number"),
+        ("phases.0.schedule.warmup=1/2/3", "phases.0.schedule.warmup: '1/2/3' is not a number"),
+        ("sources.zh.block=1e30", "sources.zh.block: '1e30' is more than any count may be"),
+        ("global_batch_size=1e30", "global_batch_size: '1e30' is more than any count may be"),
+        ("seed=1e30", "seed: '1e30' is more than any count may be"),
+        ("seed=!!int foo", "seed: 'foo' is not a number"),
+        ("optimizer.beta1=2", "optimizer.beta1: '2' Input should be less than 1"),
+        ("optimizer.beta2=1", "optimizer.beta2: '1' Input should be less than 1"),
+        ("optimizer.eps=0", "optimizer.eps: '0' Input should be greater than 0"),
+        ("name=[", "name: '[' is no value (while parsing a flow node"),
+        ("name={[a]: 1}", "name: '{[a]: 1}' is no value (line 1: has a list or mapping for a field's name"),
+        ("run_dir=/etc/passwd/x", "run_dir: '/etc/passwd/x' lies below a file; give another run_dir"),
+    ],
+)
+def test_a_value_that_cannot_be_is_one_line(train, override, told):
+    (line,) = train(override)
+    assert told in line
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("? [a]\n: 1\n", "line 1: has a list or mapping for a field's name; write a word"),
+        ("{{a: 1}: 2}", "line 1: has a list or mapping for a field's name"),
+        ("a: !!timestamp foo\n", "a: is not a known field"),
+        ("a: " + "[" * 3000, "is not YAML (maximum recursion depth"),
+    ],
+    ids=["a list as a name", "a mapping as a name", "a tag", "deep"],
+)
+def test_yaml_that_cannot_be_a_recipe(train, text, told):
+    lines = train(text=lambda _: text)
+    assert any(f"recipe.yaml: {told}" in line for line in lines)
+
+
+def test_a_phase_that_is_replaced_by_its_name(train):
+    lines = train("phases.phase-0={name: x}")
+    assert [line.partition("phases.0.")[2] for line in lines] == [
+        f"{field}: is required and missing" for field in ("tokens", "mixture", "schedule")
+    ]
+
+
+def test_a_batch_of_a_trillion_samples_is_cut_at_once(train):
+    lines = train("global_batch_size=1e12", "micro_batch_size=3")
+    assert "3 does not divide the 1000000000000 samples" in lines[0]
+    assert len(lines[0]) < 400
 
 
 def test_missing_shard(train, data):
@@ -135,3 +192,17 @@ def test_an_incomplete_launcher_environment_is_one_line(data, tmp_path, capsys, 
     monkeypatch.setitem(os.environ, "RANK", "first")
     assert main(["train", str(tmp_path / "nowhere.yaml")]) == 2
     assert "the launcher's environment is incomplete" in capsys.readouterr().err
+
+
+def test_merge_keys_bring_in_fields_and_what_is_written_beside_them_wins(data, tmp_path):
+    whole = runs.recipe(data, tmp_path / "run")
+    rest = runs.write({**whole, "sources": None}, tmp_path / "recipe.yaml").read_text()
+    sources = (
+        "sources:\n"
+        f"  en: &one {{path: {data}/en, role: replay, max_epochs: 4}}\n"
+        f"  zh: {{<<: *one, path: {data}/zh, role: new}}\n"
+    )
+    merged = rest.replace("sources: null\n", sources)
+    assert recipes.parse(merged) == recipes.load(runs.write(whole, tmp_path / "recipe.yaml"))
+    with pytest.raises(UserError, match="'role' appears twice"):
+        recipes.parse(merged.replace("role: new", "role: new, role: replay"))

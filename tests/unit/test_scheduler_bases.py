@@ -1,5 +1,7 @@
 """A run that starts from one of our own checkpoints: what its lineage allows."""
 
+import re
+
 import pytest
 
 from tests.unit.scheduler_runs import (
@@ -109,6 +111,16 @@ def test_started_from_a_base(base, phase, kind, words):
     assert decision.keep_optimizer == asked.phases[0].keep_optimizer
     assert decision.state.step == decision.state.tokens == 0
     assert decision.diff == ()
+
+
+@pytest.mark.parametrize("steps", range(2, 100, 7))
+def test_the_advised_learning_rate_is_accepted(steps):
+    base = base_after(steps)
+    refused = decide(recipe(phase("x")), data(recipe(phase("x"))), None, base)
+    advised = re.search(r"max_lr (\S+) \(the reached LR\)", " ".join(refused.ways_on))[1]
+    taken = recipe(phase("x", f"{{kind: constant, max_lr: {advised}, warmup: 0}}"))
+    assert decide(taken, data(taken), None, base).kind == "start"
+    assert float(advised) == pytest.approx(base.lr, rel=0.01)
 
 
 def test_the_base_of_a_base_is_remembered():

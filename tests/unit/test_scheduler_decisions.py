@@ -30,6 +30,8 @@ CLAMPED = "{kind: cosine_clamped, max_lr: 3e-4}"
 SQRT = "{kind: inverse_sqrt, max_lr: 3e-4}"
 STAGES = "{kind: stages, max_lr: 3e-4, stages: [{shape: linear, length: 99%, end_lr: 10%}]}"
 CYCLES = "{kind: constant, max_lr: 3e-4, cycles: 2}"
+SEGMENTS = "[{from: 0, zh: 1/2, en: 1/2}, {from: 8000, zh: 3/4, law: 1/4}]"
+ONE_SEGMENT = "phases.0.mixture=[{from: 0, zh: 1/2, en: 1/2}]"
 ANNEALED = "{kind: constant, max_lr: 3e-4, anneal: {from_tokens: 6000, tokens: 1000, end_lr: 0}}"
 
 GOES_ON = [
@@ -121,6 +123,30 @@ GOES_ON = [
     ),
     ("an anneal moved", one(ANNEALED), 50, ["phases.0.schedule.anneal.from_tokens=8000"], "restore", 0),
     ("an anneal given up", one(ANNEALED), 50, ["phases.0.schedule.anneal=null"], "restore", 0),
+    (
+        "an anneal before a segment, which is kept",
+        one(CONSTANT, mixture=SEGMENTS),
+        50,
+        ["phases.0.schedule.anneal=" + ANNEAL.format(6000)],
+        "restore",
+        0,
+    ),
+    (
+        "an anneal before a segment, which is dropped",
+        one(CONSTANT, mixture=SEGMENTS),
+        50,
+        ["phases.0.schedule.anneal=" + ANNEAL.format(6000), ONE_SEGMENT],
+        "restore",
+        0,
+    ),
+    (
+        "an anneal given up, and a segment after it put in",
+        one(ANNEALED, mixture=ONE_SEGMENT.partition("=")[2]),
+        50,
+        ["phases.0.schedule.anneal=null", f"phases.0.mixture={SEGMENTS}"],
+        "restore",
+        0,
+    ),
     ("within an anneal", one(ANNEALED), 65, [], "restore", 0),
     # phases and the end
     ("the next phase", TWO, 100, [], "new_phase", 1),
@@ -203,6 +229,15 @@ REFUSED = [
         None,
     ),
     ("other weights", TWO, 50, ["phases.0.mixture={zh: 1/2, en: 1/2}"], "its data was edited", None),
+    ("a segment ahead dropped", one(CONSTANT, mixture=SEGMENTS), 50, [ONE_SEGMENT], "its data was", None),
+    (
+        "an anneal into a segment that is dropped",
+        one(CONSTANT, mixture=SEGMENTS),
+        50,
+        ["phases.0.schedule.anneal=" + ANNEAL.format(7001), ONE_SEGMENT],
+        "its data was edited",
+        None,
+    ),
     ("another source", TWO, 50, ["phases.0.mixture={law: 3/4, en: 1/4}"], "its data was edited", None),
     ("what is trained", TWO, 50, ["phases.0.train=embeddings"], "its train was edited", None),
     ("the name of the phase", TWO, 50, ["phases.0.name=uno"], "its name was edited", None),

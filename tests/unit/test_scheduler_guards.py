@@ -40,18 +40,36 @@ CASES = [
         ["short_budget_without_warmup"],
     ),
     ("cycles", (phase("x", "{kind: cosine, max_lr: 3e-4, cycles: 3}"),), OTHER, ["rewarm_within_phase"]),
+    (
+        "cycles that begin at their top",
+        (phase("x", "{kind: cosine, max_lr: 3e-5, warmup: 0, cycles: 3}"),),
+        OTHER,
+        ["rewarm_within_phase"],
+    ),
+    (
+        "an anneal that leaves in the middle",
+        (phase("x", "{kind: cosine, max_lr: 3e-5, anneal: {from_tokens: 5000, tokens: 1000, end_lr: 0}}"),),
+        OTHER,
+        [],
+    ),
     ("a rising stage", (phase("x", WAVES),), OTHER, ["rewarm_within_phase"]),
     (
         "a few of the base's tokens under role new",
         (phase("x", mixture="{law: 30%, zh: 70%}"),),
         BaseLineage("base", lr=3e-5, seen={"law": 10**9}),
-        ["rewarm_on_same_data"],
+        ["base_samples_again", "rewarm_on_same_data"],
     ),
     (
         "the same, declared as replay",
         (phase("x", mixture="{en: 30%, zh: 70%}"),),
         BaseLineage("base", lr=3e-5, seen={"en": 10**9}),
         [],
+    ),
+    (
+        "the base's data once more, with no re-warm",
+        (phase("x", LOW),),
+        BaseLineage("base", lr=3e-5, seen={"zh": 5_000, "en": 5_000}),
+        ["base_samples_again"],
     ),
     (
         "several at once, in a later phase",
@@ -96,6 +114,16 @@ def test_warnings(phases, base, names):
         ((phase("x", HIGH),), OTHER, ("0.0006", "0.0003", "2.42, 2.43, 2.44, 2.48")),
         ((phase("x", mixture="{zh: 1}"),), OTHER, ("3.56", "2.33", "2.17", "2403.08763")),
         (
+            (phase("x", LOW), phase("y", LOW)),
+            BaseLineage("b", lr=3e-5, seen={"zh": 5_000, "en": 5_000}),
+            ("up to 500 of its 500 samples of zh come again",),  # 1,500 are asked for
+        ),
+        (
+            (phase("x", LOW),),
+            BaseLineage("b", lr=3e-5, seen={"zh": 20_000}),
+            ("up to 750 of its 2,000 samples of zh come again",),
+        ),
+        (
             (phase("x", SUDDEN),),
             OTHER,
             ("10,000 tokens", "constant 3e-5 led for the first 100B", "2308.04014"),
@@ -127,8 +155,23 @@ def test_a_well_known_base_has_a_published_peak():
     decision = decide(run, data(run), None)
     assert [warning.name for warning in decision.warnings] == ["max_lr_above_base_peak"]
     assert decision.state.peak_before == 1.5e-4
-    assert published_peak("models/llama-2-7b-zh") == 3e-4
-    assert published_peak("models/else") is None
+
+
+@pytest.mark.parametrize(
+    ("base", "peak"),
+    [
+        ("models/llama-2-7b-zh", 3e-4),
+        ("models/llama2-7b-zh", 3e-4),
+        ("models/Llama_2_13B", 3e-4),
+        ("models/llama2-70b", 1.5e-4),
+        ("EleutherAI/pythia-410m", 3e-4),
+        ("models/llama-2/7b", None),
+        ("models/else", None),
+        (None, None),
+    ],
+)
+def test_a_published_peak_is_found_however_the_name_is_joined(base, peak):
+    assert published_peak(base) == peak
 
 
 def test_phases_that_have_begun_are_not_warned_of_again():

@@ -50,8 +50,8 @@ class Manifest:
     loss_scale: dict[str, float]
     state: dict[str, Any]
     """Position and identity of the run; see `trainer.scheduler.state`."""
-    baseline: dict[str, float]
-    """The base's bits_per_byte on each validation set."""
+    baseline: dict[str, Any]
+    """The base's score on each validation set; see `trainer.evaluation.Baseline`."""
     recipe: str
     """The resolved recipe."""
     versions: dict[str, str]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from hashlib import blake2b
@@ -104,7 +104,7 @@ class Mixture:
         self._blocks: Ints = np.array([source.block for source in self.sources], np.int64)
         self._offsets: Ints = np.array([source.offset for source in self.sources], np.int64)
         limits = [self.limit(name) for name in self.names]
-        self._limits: Ints = np.array([2**62 if cap is None else cap for cap in limits], np.int64)
+        self._limits: Ints = np.array([2**62 if cap is None else min(cap, 2**62) for cap in limits], np.int64)
         self._orders = {
             order: np.array([source.order == order for source in self.sources])
             for order in sorted({source.order for source in self.sources})
@@ -118,6 +118,7 @@ class Mixture:
         sizes: Mapping[str, SourceSize],
         taken: Mapping[int, Mapping[str, int]] | None = None,
         done: Sequence[int] = (),
+        begun_with: Mapping[int, Collection[str]] | None = None,
     ) -> Mixture:
         """The mixture of a recipe over sources of these sizes.
 
@@ -126,6 +127,8 @@ class Mixture:
         stays as it was, whatever the recipe now says about it. Phases that have not begun go on where the
         planned ones before them leave each source. `done[p]` holds the samples that phase p has consumed,
         for every phase that has begun: a batch size that changed on the way moves its end.
+        `begun_with[p]` names the sources that phase p, which has begun, takes from: one that the recipe
+        declares since is none of them.
 
         Raises:
             Problems: everything that is wrong with sources and mixtures, at once.
@@ -136,10 +139,11 @@ class Mixture:
         for number, phase in enumerate(recipe.phases if not problems else ()):
             for place, segment in enumerate(phase.mixture):
                 field = f"phases.{number}.mixture.{place}"
-                if segment.start >= phase.length:
+                # One that an anneal cuts off stays: whoever ends a phase early need not rewrite its mixture.
+                if segment.start >= (end := max(phase.tokens, phase.length)):
                     problems.append(
                         UserError(
-                            f"is not reached: the phase ends after {phase.length:,} tokens",
+                            f"is not reached: the phase ends after {end:,} tokens",
                             field=f"{field}.from",
                             value=segment.start,
                             mend="lower it or remove the segment",
@@ -147,7 +151,9 @@ class Mixture:
                     )
                 start = -(-segment.start // recipe.seq_len)  # the first sample with no earlier token
                 try:
-                    spans[number].append(Span(start, weights_of(segment, recipe.sources, samples, field)))
+                    known = (begun_with or {}).get(number)
+                    weights = weights_of(segment, recipe.sources, samples, field, known)
+                    spans[number].append(Span(start, weights))
                 except UserError as error:
                     problems.append(error)
         if problems:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fractions import Fraction
 from math import lcm
 
@@ -15,13 +15,18 @@ SIZE_STEPS = 2**15
 
 
 def weights_of(
-    segment: Segment, sources: Mapping[str, Source], samples: Mapping[str, int], field: str
+    segment: Segment,
+    sources: Mapping[str, Source],
+    samples: Mapping[str, int],
+    field: str,
+    begun_with: Collection[str] | None = None,
 ) -> tuple[Fraction, ...]:
     """Exact weights that add up to 1, one for each source in the recipe's order.
 
     Without `replay_ratio` they are the recipe's own. With it the replay sources get that total and the new
     sources the rest; each role's total is split in proportion to the weights given for sources of the role
-    (the others then get none), or else to the sources' `samples`.
+    (the others then get none), or else to the sources' `samples`. A phase that has begun is split by size
+    among the sources that it was `begun_with`: one that is declared later must not change it.
 
     Raises:
         UserError: a role has a share but no sources, or the weights need too long a period; names `field`.
@@ -29,7 +34,7 @@ def weights_of(
     if segment.replay_ratio is None:
         shares = dict(segment.weights)
     else:
-        shares = _by_role(segment, segment.replay_ratio, sources, samples, field)
+        shares = _by_role(segment, segment.replay_ratio, sources, samples, field, begun_with)
     weights = tuple(shares.get(name, Fraction(0)) for name in sources)
     if (needed := denominator(weights)) > LONGEST:
         raise UserError(
@@ -47,6 +52,7 @@ def _by_role(
     sources: Mapping[str, Source],
     samples: Mapping[str, int],
     field: str,
+    begun_with: Collection[str] | None,
 ) -> dict[str, Fraction]:
     """Shares of the sources when only the replay sources' total is given."""
     shares: dict[str, Fraction] = {}
@@ -63,7 +69,8 @@ def _by_role(
                 mend=f"give a source role {role}, or set replay_ratio to {int(role == 'new')}",
             )
         if not given:
-            by_size.append((total, members))
+            known = [name for name in members if begun_with is None or name in begun_with]
+            by_size.append((total, known or members))
         elif (sum_given := sum(given.values())) == 0:
             raise UserError(
                 f"gives no {role} source a weight, but the role a share of {total}",

@@ -18,6 +18,7 @@ from transformers.integrations.deepspeed import initialize_weights_zero3
 from trainer.errors import Problems, UserError
 from trainer.model.architecture import check, resolve
 from trainer.model.loss import CausalLM
+from trainer.model.trainable import parameter_groups
 from trainer.recipe import Recipe
 
 transformers.utils.logging.disable_progress_bar()  # one bar per rank and load says nothing
@@ -53,6 +54,19 @@ def build(recipe: Recipe, vocab_size: int, *, weights: bool = True) -> CausalLM:
     if recipe.model.activation_checkpointing == "full":
         hf.activation_checkpointing_enable({"use_reentrant": False})
     return CausalLM(hf.train(), vocab_size)
+
+
+def check_trained(recipe: Recipe, vocab_size: int) -> list[UserError]:
+    """What `train` patterns and `lr_scale` ask for in vain, in any phase; takes no memory and no weights."""
+    with torch.device("meta"):
+        model = CausalLM(_empty(resolve(recipe, vocab_size), {"dtype": torch.bfloat16}), vocab_size)
+    problems = []
+    for phase in recipe.phases:
+        try:
+            parameter_groups(model, phase, recipe.optimizer.weight_decay)
+        except UserError as problem:
+            problems.append(problem)
+    return problems
 
 
 def load(model: str, vocab_size: int) -> CausalLM:

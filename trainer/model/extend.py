@@ -30,6 +30,7 @@ from trainer.model.directory import (
     whole_directory,
 )
 from trainer.model.trainable import BASE_ROWS
+from trainer.scheduler.state import EXPORTED
 
 NewRows = Literal["subpiece_mean", "mean", "random"]
 
@@ -103,8 +104,17 @@ def extend(
         (draft / "config.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
         if (generation := Path(base) / "generation_config.json").is_file():
             shutil.copyfile(generation, draft / generation.name)
+        _carry_lineage(base, draft, extension.rows - extension.base_pieces)
         copy_tokenizer(tokenizer, draft)
     return extension
+
+
+def _carry_lineage(base: str | Path, draft: Path, new_rows: int) -> None:
+    """What an export tells of its run goes with its weights: the LR that they reached, the data they saw."""
+    if (exported := Path(base) / EXPORTED).is_file():
+        told = json.loads(exported.read_text(encoding="utf-8"))
+        told["new_rows"] = told.get("new_rows", 0) + new_rows
+        (draft / EXPORTED).write_text(json.dumps(told), encoding="utf-8")
 
 
 def _grown(

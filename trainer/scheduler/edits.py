@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from trainer.numbers import at_most
 from trainer.recipe import Recipe
 from trainer.scheduler.curves import Curve
 from trainer.scheduler.decision import Difference, Refusal
 from trainer.scheduler.guards import HORIZON, REWARM, SHIFT
-from trainer.scheduler.state import PhaseRecord, RunState, settings_of
+from trainer.scheduler.state import PhaseRecord, RunState, settings_of, up_to
 
 OTHER_RUN = "start another run: give it a run_dir of its own, and this run's checkpoint as model.base"
 UNDO = "undo the edit: the run then goes on exactly where it stands"
@@ -196,7 +197,7 @@ def _refuse_budget(saved: Curve, asked: Curve, now: int, number: int) -> Iterato
     )
     go_on = (
         f"keep {field}={saved.tokens}, let the run finish, and add a phase after it: at the reached LR "
-        f"{saved.end:.3g} without a re-warm, or with a re-warm on new data with replay"
+        f"{at_most(saved.end)} without a re-warm, or with a re-warm on new data with replay"
     )
     falls = _decay_begins(saved), _decay_begins(asked)
     if falls[0] is None or falls[1] is None:
@@ -247,13 +248,16 @@ def _record_differences(
     saved = state.phases[number]
     asked = PhaseRecord.asked(recipe, data, number, saved.reached, saved.horizon)
     same_samples = recipe.seq_len == state.settings["seq_len"]
+    stands = state.samples if number == state.phase else saved.samples
+    shared = max(stands, min(saved.samples, asked.samples))  # beyond it there is nothing to differ from
     for field in ("name", "tokens", "train", "keep_optimizer", "schedule", "data"):
         if field == "data" and not same_samples:
             continue  # every number of samples differs; seq_len is the difference
         old, new = getattr(saved, field), getattr(asked, field)
         if field == "data":
             old, new = (
-                {k: v for k, v in told.items() if k not in ("seed", "seq_len")} for told in (old, new)
+                {k: v for k, v in up_to(told, shared).items() if k not in ("seed", "seq_len")}
+                for told in (old, new)
             )
         yield from _differences({field: old}, {field: new}, f"phases.{number}.")
 

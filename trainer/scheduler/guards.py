@@ -6,12 +6,16 @@ a re-warm on the data that the weights have already seen, is a refusal; `allow` 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
 
 from trainer.errors import Problems, UserError, nearest
 from trainer.recipe import Recipe
-from trainer.scheduler.state import PhaseRecord, fingerprint_of, shares
+from trainer.scheduler.state import PhaseRecord, fingerprint_of, shares, sources_of
 
 REWARM = (
     "Gupta et al. 2023 (arXiv 2308.04014): re-warming on the same data raised the loss, more with a larger "
@@ -43,6 +47,7 @@ NAMES = (
     "rewarm_on_same_data",
     "settings_edited",
     "rewarm_within_phase",
+    "base_samples_again",
     "max_lr_above_base_peak",
     "no_replay",
     "short_budget_without_warmup",
@@ -58,8 +63,8 @@ SHORT_BUDGET = 100_000_000_000
 SAFE_LR = 3e-5
 VOCABULARY_BUDGET = 2_000_000_000
 
-_PUBLISHED_PEAKS = {"llama-2-7b": 3e-4, "llama-2-13b": 3e-4, "llama-2-70b": 1.5e-4, "pythia-410m": 3e-4}
-"""Peak LRs that the makers of a base have published."""
+_PUBLISHED_PEAKS = {"llama27b": 3e-4, "llama213b": 3e-4, "llama270b": 1.5e-4, "pythia410m": 3e-4}
+"""Peak LRs that the makers of a base have published, by its name without `-` and `_`."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,9 @@ def check_allow(recipe: Recipe) -> None:
 
 
 def published_peak(base: str | None) -> float | None:
-    """The highest LR of a well-known base model, by its name."""
-    for name, peak in _PUBLISHED_PEAKS.items():
-        if base is not None and name in base.lower():
-            return peak
-    return None
+    """The highest LR of a well-known base model, by its name, however that is joined."""
+    joined = (base or "").lower().replace("-", "").replace("_", "")
+    return next((peak for name, peak in _PUBLISHED_PEAKS.items() if name in joined), None)
 
 
 def substantial(seen: Mapping[str, int]) -> set[str]:
@@ -169,14 +172,46 @@ def warnings(
         )
 
 
+def samples_again(
+    recipe: Recipe, records: Sequence[PhaseRecord], seen: Mapping[str, int]
+) -> Iterator[Warning]:
+    """The base's own samples, which a run in a new directory takes again: it begins every source anew.
+
+    Those that are declared as replay are meant so.
+
+    Args:
+        recipe: the whole run.
+        records: every phase of it.
+        seen: tokens by source fingerprint that the base was trained on.
+    """
+    names: dict[str, str] = {}
+    planned: Counter[str] = Counter()
+    for record in records:
+        held = {fingerprint_of(record.data, name): name for name in sources_of(record.data)}
+        names |= {key: name for key, name in held.items() if recipe.sources[name].role == "new"}
+        planned.update(record.seen(record.samples, recipe.seq_len))
+    told = []
+    for key in names.keys() & seen.keys() & planned.keys():
+        again, known = (tokens // recipe.seq_len for tokens in (min(planned[key], seen[key]), seen[key]))
+        told.append(f"{again:,} of its {known:,} samples of {names[key]}")
+    if told:
+        yield Warning(
+            "base_samples_again",
+            "this run begins its sources anew, and the base was trained on some: up to "
+            f"{', '.join(sorted(told))} come again, which max_epochs does not count; a further phase in the "
+            "base's own run directory goes on where they were left",
+        )
+
+
 def _rising_again(where: str, record: PhaseRecord) -> Iterator[Warning]:
     """A schedule that rises after it has fallen, on the one mixture of its phase."""
-    pieces = record.curve.pieces
-    for piece in pieces[1:]:
-        if piece.last > piece.first:
+    for before, piece in pairwise(record.curve.pieces):
+        low = float(before.at(np.asarray(float(piece.start))))
+        top = max(piece.first, piece.last)  # a cycle without a warm-up begins at its top
+        if top > low:
             yield Warning(
                 "rewarm_within_phase",
-                f"{where}: the LR rises again, from {piece.first:.3g} to {piece.last:.3g} after "
+                f"{where}: the LR rises again, from {low:.3g} to {top:.3g} after "
                 f"{int(piece.start):,} tokens. {REWARM}",
             )
             return

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trainer.numbers import at_most
 from trainer.recipe import Recipe
 from trainer.scheduler import guards
 from trainer.scheduler.decision import Decision, Difference, Refusal, Span
@@ -114,6 +115,7 @@ def _start(recipe: Recipe, data: Sequence[Mapping[str, Any]], base: BaseLineage)
     first = PhaseRecord.asked(recipe, data, 0, reached)
     state = RunState((first,), settings_of(recipe), seen_before=base.seen, peak_before=known)
     ahead = _look_ahead(recipe, data, None, replace(base, peak=known))
+    again = guards.samples_again(recipe, ahead.records, base.seen)
     refusals, lifted = _lift(ahead.refusals, recipe)
     decision = Decision(
         "start",
@@ -122,7 +124,7 @@ def _start(recipe: Recipe, data: Sequence[Mapping[str, Any]], base: BaseLineage)
         state,
         _spans(state, replace(ahead, records=ahead.records[1:])),
         lifted=lifted,
-        warnings=ahead.warnings,
+        warnings=(*(one for one in again if one.name not in recipe.allow), *ahead.warnings),
         keep_optimizer=recipe.phases[0].keep_optimizer,
     )
     if refusals:
@@ -205,7 +207,9 @@ def _same_data(number: int, record: PhaseRecord, reached: float | None, seen: se
     same = guards.overlap(record, seen)
     if reached is None or record.curve.peak <= reached or same <= guards.LARGEST_REPLAY:
         return None
-    go_on = f"go on without a re-warm: phases.{number}.schedule with max_lr {reached:.3g} (the reached LR)"
+    go_on = (
+        f"go on without a re-warm: phases.{number}.schedule with max_lr {at_most(reached)} (the reached LR)"
+    )
     whose = "the base's data" if number == 0 else "the data of the base or of earlier phases"
     return Refusal(
         f"phase {record.name!r} re-warms the LR from {reached:.3g} to {record.curve.peak:.3g} on data that "

@@ -17,7 +17,8 @@ from trainer.scheduler.curves import Curve
 VERSION = 1
 
 EXPORTED = "rewarm.json"
-"""File in an exported model: the `RunState` that it was taken at, for a run that has it as its base."""
+"""File in an exported model: the `RunState` that it was taken at, for a run that has it as its base; and
+`new_rows`, where `rewarm model extend` has appended some since."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,10 @@ class RunState:
             for number, record in enumerate(self.phases)
         }
 
+    def sources(self) -> dict[int, set[str]]:
+        """By phase, the names of the sources that it takes from, for the mixer."""
+        return {number: sources_of(record.data) for number, record in enumerate(self.phases)}
+
     def to_json(self) -> dict[str, Any]:
         """A tree of plain values that `from_json` reads back to an equal state."""
         return asdict(self)
@@ -261,6 +266,32 @@ def shares(data: Mapping[str, Any], samples: int) -> dict[str, float]:
                 name = key.removeprefix(place)
                 found[name] = found.get(name, 0.0) + held * float(Fraction(str(weight)))
     return found
+
+
+def up_to(data: Mapping[str, Any], samples: int) -> dict[str, Any]:
+    """The mixer's description of a phase that ends after so many samples, without what it does not reach."""
+    end = ".from_sample"
+    late = tuple(
+        key.removesuffix("from_sample")
+        for key, start in data.items()
+        if key.startswith("mixture.") and key.endswith(end) and int(start) >= max(samples, 1)
+    )
+    kept = {key: value for key, value in data.items() if not key.startswith(late)}
+    used = {key.split(".", 2)[2] for key in kept if key.startswith("mixture.")}
+    gone = sources_of(data) - used
+    kept = {
+        key: value
+        for key, value in kept.items()
+        if key.endswith(".taken_before") or key.removeprefix("sources.").rpartition(".")[0] not in gone
+    }
+    places = sorted(value for key, value in kept.items() if key.endswith(".place"))
+    return {key: places.index(value) if key.endswith(".place") else value for key, value in kept.items()}
+
+
+def sources_of(data: Mapping[str, Any]) -> set[str]:
+    """Names of the sources that a phase takes from, from the mixer's description."""
+    end = ".fingerprint"
+    return {key.removeprefix("sources.").removesuffix(end) for key in data if key.endswith(end)}
 
 
 def fingerprint_of(data: Mapping[str, Any], source: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -102,9 +103,10 @@ def test_a_finished_run_whose_last_checkpoint_is_damaged_is_finished_again(data,
     assert runs.trace(run) == expected
 
 
-def test_a_second_job_in_a_run_directory_waits_for_the_first_to_end(data, tmp_path):
-    run = tmp_path / "run"
+def test_a_second_job_in_a_run_directory_waits_and_goes_on_from_what_the_first_one_left(data, tmp_path):
+    first, run = tmp_path / "first", tmp_path / "run"
     recipe = runs.write(runs.recipe(data, run), tmp_path / "r.yaml")
+    assert runs.launch(recipe, 1, f"run_dir={first}", f"stop_after={8 * 8 * 32}").returncode == 0
     with claimed(run, print):
         job = subprocess.Popen(
             runs.command(recipe, 2), env=runs.environment(), stderr=subprocess.PIPE, text=True
@@ -113,8 +115,10 @@ def test_a_second_job_in_a_run_directory_waits_for_the_first_to_end(data, tmp_pa
         line = next((line for line in job.stderr if seen.append(line) or "is still here" in line), None)
         assert line is not None, "".join(seen)
         assert f"process {os.getpid()} on" in line
-        assert runs.last_step(run) == 0
+        assert any("decided  start" in line for line in seen), "nothing was there when it looked"
+        shutil.copytree(first, run, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".lock"))
     rest = job.stderr.read()
     assert job.wait() == 0, rest
-    assert rest.count("decided  start") == 1, "decided anew, on what the first job left"
+    assert "decided  restore" in rest
     assert runs.last_step(run) == 12
+    assert not list((run / "checkpoints").glob("damaged-*"))

@@ -5,7 +5,7 @@
 #
 # --out DIR       where everything goes (default: runs/quickstart)
 # --nproc N       ranks: 1, 2, 4 or 8 (default: 2, or 1 where there is one GPU)
-# --fast          half the training budget; given twice, a quarter
+# --fast          half the training budget; given again, half of that
 # --english DIR, --chinese DIR   your own text (folders of .txt or .jsonl files) in place of the downloaded one
 #
 # Run it again after an interruption: what is done is not done again.

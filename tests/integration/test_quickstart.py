@@ -70,13 +70,13 @@ def chinese(documents: int) -> list[str]:
 def demo(tmp_path_factory):
     """A whole quickstart on generated text: as many documents as its budget needs."""
     folder = tmp_path_factory.mktemp("quickstart")
-    for language, documents in (("english", english(3600)), ("chinese", chinese(2000))):
+    for language, documents in (("english", english(1200)), ("chinese", chinese(700))):
         (folder / language).mkdir()
         lines = (json.dumps({"text": document}) for document in documents)
         (folder / language / "text.jsonl").write_text("\n".join(lines))
     flags = ("--english", str(folder / "english"), "--chinese", str(folder / "chinese"))
     out = folder / "out"
-    done = quickstart("--out", str(out), "--nproc", "2", "--fast", "--fast", *flags, timeout=1500)
+    done = quickstart("--out", str(out), "--nproc", "2", "--fast", "--fast", "--fast", *flags, timeout=1500)
     return done, out, flags
 
 
@@ -95,6 +95,6 @@ def test_it_ends_with_a_table_and_a_report(demo):
 def test_a_second_call_does_nothing_twice(demo):
     _, out, flags = demo
     before = {path: path.stat().st_mtime for path in out.rglob("*.safetensors")}
-    again = quickstart("--out", str(out), "--nproc", "2", "--fast", "--fast", *flags, timeout=600)
+    again = quickstart("--out", str(out), "--nproc", "2", "--fast", "--fast", "--fast", *flags, timeout=600)
     assert again.returncode == 0, again.stderr[-3000:]
     assert {path: path.stat().st_mtime for path in out.rglob("*.safetensors")} == before

@@ -40,5 +40,5 @@ setup(
         "tqdm>=4.66",
         "psutil>=5.9",
     ],
-    entry_points={"console_scripts": ["rewarm = trainer.cli:main"]},
+    entry_points={"console_scripts": ["rewarm = trainer.cli.main:main"]},
 )

@@ -22,10 +22,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
-import crashes  # noqa: E402
-import runs  # noqa: E402
+from tests.helpers import (
+    crashes,  # noqa: E402
+    runs,  # noqa: E402
+)
 
 
 def main() -> int:
@@ -33,15 +35,15 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=None, help="default: two per kill")
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    steps = asked.steps or max(40, 2 * asked.kills)
+    args = parser.parse_args()
+    steps = args.steps or max(40, 2 * args.kills)
     os.environ.update(runs.environment())
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])  # for the ranks that are forked
+    os.environ["PYTHONPATH"] = sys.path[0]  # for the ranks that are forked
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        return torment(Path(folder), steps, asked)
+        return torment(Path(folder), steps, args)
 
 
-def torment(folder: Path, steps: int, asked: argparse.Namespace) -> int:
+def torment(folder: Path, steps: int, args: argparse.Namespace) -> int:
     data = runs.make_data(folder)
     recipes = {}
     for name in ("undisturbed", "tormented"):
@@ -52,7 +54,7 @@ def torment(folder: Path, steps: int, asked: argparse.Namespace) -> int:
     if statuses != [0, 0]:
         print((folder / "log").read_text(), file=sys.stderr)
         return 1
-    kills = crashes.plan(asked.kills, steps, asked.seed, launched=asked.kills // 10)
+    kills = crashes.plan(args.kills, steps, args.seed, launched=args.kills // 10)
     rows: list[str] = []
 
     def tell(row: str) -> None:
@@ -61,7 +63,7 @@ def torment(folder: Path, steps: int, asked: argparse.Namespace) -> int:
 
     struck = crashes.torment(recipes["tormented"], folder / "tormented", kills, folder / "log", tell)
     found = crashes.differences(folder / "undisturbed", folder / "tormented")
-    print(table(kills, rows, struck, steps, asked.seed, time.monotonic() - began))
+    print(table(kills, rows, struck, steps, args.seed, time.monotonic() - began))
     print("\n".join(found) or "weights, moments, metrics: equal to the bit; no step missing or done twice")
     return 1 if found or struck < len(kills) else 0
 

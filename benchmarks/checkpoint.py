@@ -37,22 +37,22 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, default=640)
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--folder", type=Path, default=None, help="on the disk to measure")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     if "RANK" in os.environ:
-        measure(asked)
+        measure(args)
         return 0
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    with tempfile.TemporaryDirectory(dir=asked.folder, prefix="checkpoint-benchmark-") as folder:
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(asked.ranks)}
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="checkpoint-benchmark-") as folder:
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(args.ranks)}
         shared |= {"FOLDER": folder, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         ranks = [
             subprocess.Popen(
                 [sys.executable, *sys.argv],
                 env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             )
-            for rank in range(asked.ranks)
+            for rank in range(args.ranks)
         ]
         return max(abs(rank.wait()) for rank in ranks)
 
@@ -65,12 +65,12 @@ class Clock:
 
     def __call__(self, name: str, action: Callable[[], Any]) -> Any:
         """What `action`, done by all ranks, answers."""
-        from trainer import distributed
+        from trainer.machine import collectives
 
-        distributed.from_all(None)
+        collectives.all_gather(None)
         began = time.perf_counter()
         answer = action()
-        self.times.setdefault(name, []).append(max(distributed.from_all(time.perf_counter() - began)))
+        self.times.setdefault(name, []).append(max(collectives.all_gather(time.perf_counter() - began)))
         return answer
 
     def median(self, *names: str) -> float:
@@ -78,46 +78,46 @@ class Clock:
         return statistics.median(map(sum, zip(*(self.times[name] for name in names), strict=True)))
 
 
-def measure(asked: argparse.Namespace) -> None:
+def measure(args: argparse.Namespace) -> None:
     """What every rank does."""
-    from trainer import distributed
-    from trainer.launcher import world
+    from trainer.machine import collectives
+    from trainer.machine.ranks import current_world
 
-    here = world()
-    distributed.start(here)
-    engine = open_engine(asked)
+    here = current_world()
+    collectives.join_ranks(here)
+    engine = open_engine(args)
     folder = Path(os.environ["FOLDER"])
     one_repeat(engine, folder / "warm-up", Clock(), here.rank, 0)
     clock = Clock()
-    for repeat in range(asked.repeats):
+    for repeat in range(args.repeats):
         one_repeat(engine, folder / str(repeat), clock, here.rank, repeat)
     if here.rank == 0:
-        print(table(clock, engine, asked))
-    distributed.stop()
+        print(table(clock, engine, args))
+    collectives.leave_ranks()
 
 
-def open_engine(asked: argparse.Namespace) -> Any:
+def open_engine(args: argparse.Namespace) -> Any:
     """A LLaMA of random weights that has made one step, so that all of its states exist."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from trainer.engine import Engine, sharded_loading
-    from trainer.recipe import Optimizer
+    from trainer.engine.engine import Engine, sharded_loading
+    from trainer.recipe.schema import Optimizer
 
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 1.0,
         "bf16": {"enabled": True},
-        "zero_optimization": {"stage": asked.stage},
+        "zero_optimization": {"stage": args.stage},
     }
     torch.manual_seed(0)
     llama = AutoConfig.for_model(
         "llama",
-        hidden_size=asked.hidden,
-        intermediate_size=asked.hidden * 8 // 3,
-        num_hidden_layers=asked.layers,
-        num_attention_heads=asked.hidden // 64,
+        hidden_size=args.hidden,
+        intermediate_size=args.hidden * 8 // 3,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.hidden // 64,
         vocab_size=8000,
     )
     with sharded_loading(config):
@@ -139,8 +139,8 @@ def compute(engine: Any) -> None:
 
 def one_repeat(engine: Any, folder: Path, clock: Clock, rank: int, repeat: int) -> None:
     """Every measurement once, in a directory that is removed again."""
-    from trainer import distributed
-    from trainer.checkpoint import commit
+    from trainer.checkpoint import history
+    from trainer.machine import collectives
 
     theirs = folder / "deepspeed"
     clock("save_checkpoint", lambda: engine.engine.save_checkpoint(str(theirs), tag="x"))
@@ -150,10 +150,10 @@ def one_repeat(engine: Any, folder: Path, clock: Clock, rank: int, repeat: int) 
         for step, name in ((1, "first "), (2, "")):
             clock(f"{name}{kind} save", lambda saver=saver, step=step: save(engine, saver, step))
             clock(f"{name}{kind} compute", lambda: compute(engine))
-            clock(f"{name}{kind} wait", saver.let_change)
+            clock(f"{name}{kind} wait", saver.wait_for_snapshot)
             clock(f"{name}{kind} rest", lambda saver=saver: finish(saver))
     clock("compute", lambda: compute(engine))
-    (*_, ours), _ = commit.scan(folder / "synchronous" / "checkpoints")
+    (*_, ours), _ = history.scan_checkpoints(folder / "synchronous" / "checkpoints")
     loads = [
         ("load_checkpoint", lambda: engine.engine.load_checkpoint(str(theirs), tag="x")),
         ("resume", lambda: resume(engine, ours)),
@@ -172,21 +172,21 @@ def one_repeat(engine: Any, folder: Path, clock: Clock, rank: int, repeat: int) 
     for name, source in (("cp of the checkpoint", ours.path), ("cp of the export", folder / "export")):
         forget(folder)
         clock(name, lambda name=name, source=source: rank or copy(source, folder / name.replace(" ", "-")))
-    distributed.from_all(None)
+    collectives.all_gather(None)
     if rank == 0:
         shutil.rmtree(folder)
-    distributed.from_all(None)
+    collectives.all_gather(None)
 
 
 def open_saver(folder: Path, asynchronous: bool, rank: int) -> Any:
-    from trainer import distributed
     from trainer.checkpoint.save import Saver
+    from trainer.machine import collectives
 
     return Saver(
         folder,
         rank=rank,
-        world_size=distributed.world_size(),
-        gather=distributed.beside(),
+        world_size=collectives.world_size(),
+        gather=collectives.background_gather(),
         keep_last=2,
         keep_every=None,
         asynchronous=asynchronous,
@@ -195,15 +195,27 @@ def open_saver(folder: Path, asynchronous: bool, rank: int) -> Any:
 
 def save(engine: Any, saver: Any, step: int) -> None:
     """What a session does to save, until training may go on."""
-    from trainer import distributed
-    from trainer.checkpoint.commit import VERSION, Manifest
+    from trainer.checkpoint.manifest import MANIFEST_VERSION, Manifest
+    from trainer.machine import collectives
 
     shares = [[own for own in share if own.owned] for share in engine.shares()]
     if saver.rank == 0:
-        saver.prepare(step, needed=1)
-    distributed.from_rank0(None)
+        saver.open_directory(step, needed=1)
+    collectives.broadcast(None)
     manifest = Manifest(
-        VERSION, step, step, engine.world_size, engine.stage, {}, {}, engine.adam_step, {}, {}, {}, "", {}
+        MANIFEST_VERSION,
+        step,
+        step,
+        engine.world_size,
+        engine.stage,
+        {},
+        {},
+        engine.adam_step,
+        {},
+        {},
+        {},
+        "",
+        {},
     )
     saver.save(manifest, shares)
 
@@ -216,24 +228,25 @@ def finish(saver: Any) -> None:
 
 def resume(engine: Any, checkpoint: Any) -> None:
     """From finding the checkpoint to an engine that may go on, as a run does: verified before and after."""
-    from trainer.checkpoint import commit
-    from trainer.checkpoint.load import damaged, load
+    from trainer.checkpoint import history
+    from trainer.checkpoint.load import find_damage, load_checkpoint
 
-    commit.scan(checkpoint.path.parent)
-    if damaged(checkpoint):
+    history.scan_checkpoints(checkpoint.path.parent)
+    if find_damage(checkpoint):
         raise RuntimeError("damaged")
-    load(engine, checkpoint, keep_optimizer=True)
+    load_checkpoint(engine, checkpoint, keep_optimizer=True)
 
 
 def read_whole(checkpoint: Any) -> None:
     """Verifies and puts together every parameter and moment, one at a time, as another topology would."""
     import torch
 
-    from trainer.checkpoint import commit, portable
+    from trainer.checkpoint import rank_files
+    from trainer.checkpoint.manifest import verify_checkpoint
 
-    if commit.verify(checkpoint):
+    if verify_checkpoint(checkpoint):
         raise RuntimeError("damaged")
-    reader = portable.Reader(checkpoint.files)
+    reader = rank_files.Reader(checkpoint.files)
     for name, pieces in reader.pieces.items():
         for kind in pieces[0].tensors:
             torch.clone(reader.whole(name, kind))
@@ -241,11 +254,11 @@ def read_whole(checkpoint: Any) -> None:
 
 def write_weights(checkpoint: Any, out: Path) -> None:
     """The fp32 weights as Hugging Face has them, as `rewarm export` writes them, synced."""
-    from trainer.checkpoint import portable
-    from trainer.model.directory import WeightsWriter
+    from trainer.checkpoint import rank_files
+    from trainer.storage.safetensors import WeightsWriter
 
     out.mkdir()
-    reader = portable.Reader(checkpoint.files)
+    reader = rank_files.Reader(checkpoint.files)
     writer = WeightsWriter(out)
     for weight in reader.weights():
         writer.add(weight)
@@ -274,7 +287,7 @@ def forget(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def table(clock: Clock, engine: Any, asked: argparse.Namespace) -> str:
+def table(clock: Clock, engine: Any, args: argparse.Namespace) -> str:
     """Markdown: what, seconds, against what, ratio, target."""
     import torch
 
@@ -309,8 +322,8 @@ def table(clock: Clock, engine: Any, asked: argparse.Namespace) -> str:
     parameters = sum(parameter.numel() for parameter in engine.engine.module.parameters())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
     head = (
-        f"{parameters:,} parameters in bf16, {asked.ranks} ranks, ZeRO-{asked.stage}, "
-        f"{asked.repeats} repeats; {device}, {os.cpu_count()} cores; "
+        f"{parameters:,} parameters in bf16, {args.ranks} ranks, ZeRO-{args.stage}, "
+        f"{args.repeats} repeats; {device}, {os.cpu_count()} cores; "
         f"deepspeed {version('deepspeed')}, torch {version('torch')}; "
         f"{date.today()}"
     )

@@ -70,7 +70,7 @@ class Case:
 
 
 def rewarm(case: Case) -> tuple[float, int]:
-    from tokenization.prepare import prepare
+    from tokenization.prepare.prepare import prepare
 
     made = prepare(
         [case.jsonl],
@@ -88,7 +88,7 @@ def sentencepiece(case: Case) -> tuple[float, int]:
     """One call over all documents in memory; its ids are the truth for rewarm's shard."""
     import sentencepiece
 
-    from tokenization.shards import open_tokens
+    from tokenization.shards.store import open_tokens
 
     processor = sentencepiece.SentencePieceProcessor(model_file=str(case.tokenizer / "tokenizer.model"))
     texts = list(_texts(case.jsonl))
@@ -130,7 +130,7 @@ def megatron_sentencepiece(case: Case) -> tuple[float, int]:
 def _megatron(case: Case, name: str, begin: Callable[[str], None]) -> tuple[float, int]:
     from megatron.core.datasets import indexed_dataset
 
-    from tokenization.tokenizer_files import open_tokenizer
+    from tokenization.tokenizer.files import open_tokenizer
 
     opened = open_tokenizer(case.tokenizer)
     prefix, count = case.folder / f"megatron {name}", 0
@@ -193,14 +193,14 @@ def _texts(jsonl: Path) -> Iterator[str]:
 
 def _write(text: Path, documents: int, document_bytes: int, out: Path) -> float:
     """At least `documents` documents, runs of lines of `text`, as jsonl; their UTF-8 bytes in MB."""
-    from tokenization import records
-    from tokenization.documents import Format, blocks, plan
+    from tokenization.text import records
+    from tokenization.text.documents import DocumentFormat, blocks, slices_of
 
-    format = Format(txt="lines")
+    format = DocumentFormat(txt="lines")
     found = [
         line
-        for block in blocks(plan([text], format), format)
-        for entry in records.read(block, format).texts
+        for block in blocks(slices_of([text], format), format)
+        for entry in records.read_records(block, format).texts
         for line in entry.splitlines()
         if line.strip()
     ]

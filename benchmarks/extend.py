@@ -31,7 +31,7 @@ def main() -> None:
     import sentencepiece
     from texts import Package, fetch
 
-    from tokenization import vocabulary
+    from tokenization.vocabulary import extend, train
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--text", type=Path, required=True)
@@ -44,8 +44,10 @@ def main() -> None:
         with zipfile.ZipFile(fetch(package)) as archive:
             model = archive.read("mistral_common/data/tokenizer.model.v1")
         (folder / "base.model").write_bytes(model)
-        vocabulary.train([text / "chinese-train.jsonl"], 3 * ADDED // 2, folder / "zh")
-        made = vocabulary.extend(folder / "base.model", folder / "zh", folder / "extended", max_pieces=ADDED)
+        train.train_vocabulary([text / "chinese-train.jsonl"], 3 * ADDED // 2, folder / "zh")
+        made = extend.extend_vocabulary(
+            folder / "base.model", folder / "zh", folder / "extended", max_pieces=ADDED
+        )
         base, extended = (
             sentencepiece.SentencePieceProcessor(model_file=str(folder / name))
             for name in ("base.model", "extended/tokenizer.model")

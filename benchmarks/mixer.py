@@ -25,10 +25,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenization.shards import ShardWriter, open_tokens
-from trainer import recipe as recipes
+from tokenization.shards.store import open_tokens
+from tokenization.shards.writer import ShardWriter
 from trainer.mixer.loader import Loader
 from trainer.mixer.mixture import Mixture, SourceSize
+from trainer.recipe import load, schema
 
 SEQ_LEN = 4096
 VOCABULARY = 32_000
@@ -37,7 +38,7 @@ TEN_TRILLION = 10**13
 SHARES = [("zh", 0.749), ("en", 0.25), ("tiny", 0.001)]
 
 
-def twenty_sources(tokens: int) -> tuple[recipes.Recipe, dict[str, SourceSize]]:
+def twenty_sources(tokens: int) -> tuple[schema.Recipe, dict[str, SourceSize]]:
     """A mixture of 20 sources that hold so many tokens together, half of them replayed."""
     names = [f"source{k:02}" for k in range(20)]
     parts = [k % 7 + 1 for k in range(20)]
@@ -55,7 +56,7 @@ def twenty_sources(tokens: int) -> tuple[recipes.Recipe, dict[str, SourceSize]]:
     ]
     samples = {name: tokens // SEQ_LEN * part // sum(parts) for name, part in zip(names, parts, strict=True)}
     sizes = {name: SourceSize(count, name, count * SEQ_LEN + 1) for name, count in samples.items()}
-    return recipes.parse("\n".join(lines)), sizes
+    return load.parse_recipe("\n".join(lines)), sizes
 
 
 def ours_start(samples: int) -> dict[str, float]:
@@ -146,7 +147,7 @@ def shares_mixture(sizes: list[int], samples: int) -> Mixture:
     """Our mixture of the three sources that `shares_of` compares."""
     weights = ", ".join(f"{name}: {share}" for name, share in SHARES)
     sources = "\n".join(f"  {name}: {{path: none, role: new}}" for name, _ in SHARES)
-    recipe = recipes.parse(
+    recipe = load.parse_recipe(
         "name: bench\nmodel: {base: none, tokenizer: none}\ndeepspeed: none\nseq_len: 1\n"
         "global_batch_size: 1\nvalidation: {every_tokens: 1}\ncheckpoint: {every_tokens: 1}\n"
         f"sources:\n{sources}\nphases:\n  - {{name: all, tokens: {samples}, mixture: {{{weights}}},"

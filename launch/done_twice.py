@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from trainer.metrics import attempts, done_twice
+from trainer.metrics.jsonl import attempts, done_twice
 
 COMPARED = ("loss/train", "lr", "grad_norm", "data/samples_crc32")
 

@@ -15,8 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.errors import RewarmError
-from trainer.metrics import read
+from tokenization.errors import RewarmError
+from trainer.metrics.jsonl import read_metrics
 
 STEPS_BEYOND = 5
 """Steps after the checkpoint that are trained before the kill, so that there is something to do twice."""
@@ -30,16 +30,16 @@ def main() -> int:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("command", nargs=argparse.REMAINDER)
-    asked = parser.parse_args()
-    if ripe(asked.run, asked.tokens):
+    args = parser.parse_args()
+    if ripe(args.run, args.tokens):
         return 0
-    command = asked.command[1:] if asked.command[:1] == ["--"] else asked.command
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
     process = subprocess.Popen(command, start_new_session=True)
     while process.poll() is None:
-        if ripe(asked.run, asked.tokens):
+        if ripe(args.run, args.tokens):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            print(f"killed all ranks of {asked.run} at step {last_step(asked.run)[0]}")
+            print(f"killed all ranks of {args.run} at step {last_step(args.run)[0]}")
             return 0
         time.sleep(0.1)
     return process.returncode
@@ -55,7 +55,7 @@ def ripe(run: Path, tokens: int) -> bool:
 def last_step(run: Path) -> tuple[int, int]:
     """The step and the tokens of the newest record."""
     try:
-        record = read(run)[-1]
+        record = read_metrics(run)[-1]
     except (RewarmError, IndexError):
         return 0, 0
     return int(record["step"]), int(record["tokens"])

@@ -123,13 +123,13 @@ def folder(directory: Path) -> Texts:
         UserError: no such folder, fewer than two documents in it, or a file that is not what its name says.
     """
     if not directory.is_dir():
-        raise UserError("is not a folder", file=directory, mend="give a folder of .txt or .jsonl files")
+        raise UserError("is not a folder", file=directory, fix="give a folder of .txt or .jsonl files")
     documents = {text for path in directory.rglob("*") for text in _documents(path) if text.strip()}
     if len(documents) < 2:
         raise UserError(
             f"holds {len(documents)} different documents (.txt files, or lines of .jsonl files)",
             file=directory,
-            mend="at least 2 are needed, one to train on and one to hold out",
+            fix="at least 2 are needed, one to train on and one to hold out",
         )
     return split(sorted(documents))
 
@@ -152,10 +152,8 @@ def _documents(path: Path) -> Iterator[str]:
             text.encode()  # no lone surrogate
             yield text
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            mend = 'each line is an object with a field "text"'
-            raise UserError(
-                "is not a document", file=f"{path}:{number}", value=line[:40], mend=mend
-            ) from error
+            fix = 'each line is an object with a field "text"'
+            raise UserError("is not a document", file=f"{path}:{number}", value=line[:40], fix=fix) from error
 
 
 def split(documents: Iterable[str], share: float = HELD_OUT) -> Texts:
@@ -243,21 +241,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the text goes into OUT/text")
     parser.add_argument("--english", type=Path, metavar="DIR", help="your own English text")
     parser.add_argument("--chinese", type=Path, metavar="DIR", help="your own Chinese text")
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
         languages = {
-            "english": folder(asked.english) if asked.english else english(),
-            "chinese": folder(asked.chinese) if asked.chinese else chinese(),
+            "english": folder(args.english) if args.english else english(),
+            "chinese": folder(args.chinese) if args.chinese else chinese(),
         }
         parts = {
-            asked.out / "text" / f"{language}-{part}.jsonl": documents
+            args.out / "text" / f"{language}-{part}.jsonl": documents
             for language, texts in languages.items()
             for part, documents in (("train", texts.train), ("validation", texts.validation))
         }
         contents = {path: lines(documents) for path, documents in parts.items()}
         if any(path.exists() and path.read_bytes() != content for path, content in contents.items()):
             # The tokenizers, shards and models beside it were made from what is there.
-            raise UserError("was made from other text", file=asked.out, mend="give another --out")
+            raise UserError("was made from other text", file=args.out, fix="give another --out")
         for path, documents in parts.items():
             write(path, contents[path])
             megabytes = sum(len(text.encode()) for text in documents) / 1e6

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from trainer.cli import main
+from trainer.cli.main import main
 
 if __name__ == "__main__":
     # The launcher adds --local_rank=N, which the environment tells as well.

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainer.checkpoint import commit, portable
-from trainer.model.build import build
-from trainer.recipe import parse
+from trainer.checkpoint import history, rank_files
+from trainer.model.build import build_model
+from trainer.recipe.load import parse_recipe
 
 
 def main() -> int:
@@ -25,24 +25,24 @@ def main() -> int:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--prompt", required=True)
-    asked = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(asked.model)
-    exported = AutoModelForCausalLM.from_pretrained(asked.model, dtype=torch.float32)
+    args = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    exported = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
 
-    checkpoint = commit.scan(asked.run / "checkpoints")[0][-1]
-    trained = build(parse(checkpoint.manifest.recipe), len(tokenizer), weights=False)
-    reader = portable.Reader(checkpoint.files)
+    checkpoint = history.scan_checkpoints(args.run / "checkpoints")[0][-1]
+    trained = build_model(parse_recipe(checkpoint.manifest.recipe), len(tokenizer), weights=False)
+    reader = rank_files.Reader(checkpoint.files)
     trained.load_state_dict(
         {name: reader.whole(name) for name in trained.state_dict() if name in reader.pieces}
     )
 
-    ids = tokenizer(asked.prompt, return_tensors="pt").input_ids
+    ids = tokenizer(args.prompt, return_tensors="pt").input_ids
     with torch.no_grad():
         difference = (exported(ids).logits - trained.hf(ids).logits[..., : len(tokenizer)]).abs().max().item()
     torch.manual_seed(0)
     written = exported.generate(ids, max_new_tokens=60, do_sample=True, top_k=20)
     step = checkpoint.manifest.step
-    print(f"largest difference of logits between {asked.model.name} and step {step}: {difference:g}")
+    print(f"largest difference of logits between {args.model.name} and step {step}: {difference:g}")
     text = tokenizer.decode(written[0], skip_special_tokens=True)
     print(f"it writes: {' '.join(text.split())}")
     return 0 if difference < 1e-4 else 1

@@ -1,4 +1,4 @@
-"""Whose fault it is, in the type: what mends an error decides whether a requeue helps."""
+"""The house's errors, which `tokenization`, the package below, defines for both."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class UserError(RewarmError):
         file: object = None,
         field: str | None = None,
         value: object = None,
-        mend: str | None = None,
+        fix: str | None = None,
     ) -> None:
-        """`what` went wrong, in which `file` and `field`, with which `value`, and how to `mend` it."""
+        """`what` went wrong, in which `file` and `field`, with which `value`, and how to `fix` it."""
         where = "".join(f"{part}: " for part in (file, field) if part is not None)
         shown = "" if value is None else f"{value!r} "
-        super().__init__(where + shown + what + (f"; {mend}" if mend else ""))
+        super().__init__(where + shown + what + (f"; {fix}" if fix else ""))
 
 
-class Problems(UserError):
+class UserErrors(UserError):
     """Several user errors, reported at once."""
 
     def __init__(self, problems: Iterable[UserError]) -> None:
@@ -46,7 +46,7 @@ class InfrastructureError(RewarmError):
     exit_code = 75
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """A mend for a misspelt `word`: "did you mean 'x'?", or None when nothing known is near."""
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A fix for a misspelt `word`: "did you mean 'x'?", or None when nothing known is near."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"did you mean {found[0]!r}?" if found else None

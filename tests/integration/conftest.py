@@ -1,7 +1,8 @@
 """What the tests that launch runs share."""
 
 import pytest
-import runs
+
+from tests.helpers import runs
 
 
 @pytest.fixture(scope="session")

@@ -13,15 +13,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-
-from model_tiny import INIT, from_base, recipe, tokens
-
-from trainer.engine import Engine, sharded_loading
-from trainer.model.build import build
+from tests.helpers.model_tiny import INIT, from_base, recipe, tokens
+from trainer.engine.engine import Engine, sharded_loading
+from trainer.model.build import build_model
 from trainer.model.loss import CausalLM
 from trainer.model.trainable import parameter_groups
-from trainer.recipe import Phase
+from trainer.recipe.schema import Phase
 
 PIECES, OLD = 90, 70
 STEPS = 3
@@ -67,7 +64,7 @@ def run(make: Any, stage: int, dtype: str, train: str, scale: dict[str, float]) 
         config[dtype] = {"enabled": True}
     plan = make(f"model.dtype={dtype}")
     with sharded_loading(config):
-        causal: CausalLM = build(plan, PIECES)
+        causal: CausalLM = build_model(plan, PIECES)
     causal.hf.config.base_vocab_size = OLD
     schedule = plan.phases[0].schedule.model_copy(update={"lr_scale": scale})
     phase: Phase = plan.phases[0].model_copy(update={"train": train, "schedule": schedule})

@@ -13,15 +13,15 @@ from typing import Any
 
 from deepspeed.accelerator import get_accelerator
 
-from trainer import distributed
-from trainer import recipe as recipes
-from trainer.engine import Engine
-from trainer.errors import RewarmError
-from trainer.health import clearing_stale_locks
-from trainer.launcher import World, world
+from tokenization.errors import RewarmError
+from trainer.engine.engine import Engine
+from trainer.machine import collectives
+from trainer.machine.compile_cache import clearing_stale_locks
+from trainer.machine.ranks import World, current_world
 from trainer.model.loss import CausalLM
-from trainer.plan import prepare
-from trainer.run import train
+from trainer.plan.make import make_plan
+from trainer.recipe import load
+from trainer.run.start import train_plan
 
 
 @contextlib.contextmanager
@@ -53,25 +53,25 @@ def poisoned(bad_steps: list[int], here: World) -> Iterator[None]:
 def one(job: dict[str, Any], here: World) -> dict[str, Any]:
     """Trains a job; its exit status, the error's text where it is a known one, and its seconds."""
     started = time.monotonic()
-    recipe = recipes.load(job["recipe"])
+    recipe = load.load_recipe(job["recipe"])
     if job["after"] and here.rank == 0:
         source = Path(job["after"])
         shutil.copytree(source, recipe.directory / "checkpoints" / source.name)
         shutil.copy(source.parents[1] / "recipe.resolved.yaml", recipe.directory)
-    distributed.from_all(None)  # the copy is there
-    plan = prepare(recipe, here.world_size)
+    collectives.all_gather(None)  # the copy is there
+    plan = make_plan(recipe, here.world_size)
     said = plan.decision.render()
     with poisoned(job["poison"], here):
-        status = train(plan, here)
+        status = train_plan(plan, here)
     return {"status": status, "said": said, "seconds": time.monotonic() - started}
 
 
 def main(todo: Path) -> None:
-    here = world()
+    here = current_world()
     # DeepSpeed knows CPUs on which fp16 is fast; on the others torch computes it all the same.
     get_accelerator().is_fp16_supported = lambda: True
     with clearing_stale_locks(print):
-        distributed.start(here)
+        collectives.join_ranks(here)
     found = []
     for job in json.loads(todo.read_text()):
         try:
@@ -82,7 +82,7 @@ def main(todo: Path) -> None:
             print(f"{job['recipe']}: {found[-1]['seconds']:.1f} s", flush=True)
     if here.rank == 0:
         todo.with_suffix(".done").write_text(json.dumps(found))
-    distributed.stop()
+    collectives.leave_ranks()
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-import runs
 import torch
 
-from trainer.cli import main
+from tests.helpers import runs
+from trainer.cli.main import main
 
 pytestmark = pytest.mark.slow
 
@@ -135,7 +135,7 @@ def test_what_is_exported_is_what_was_trained(folder, data, kind, tmp_path, caps
         with torch.no_grad():
             logits[dtype] = model.float()(ids).logits
 
-    from trainer.score import _open
+    from trainer.evaluation.offline import _open
 
     causal, seq_len = _open(str(run), logits["fp32"].shape[-1])
     assert seq_len == 32

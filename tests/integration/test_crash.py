@@ -1,8 +1,8 @@
 """Killed at any moment, again and again, a run ends as if nothing had been: to the bit."""
 
-import crashes
 import pytest
-import runs
+
+from tests.helpers import crashes, runs
 
 pytestmark = pytest.mark.slow
 

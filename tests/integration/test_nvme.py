@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-import runs
 from torch.utils.cpp_extension import _get_build_directory as torch_extensions
+
+from tests.helpers import runs
 
 BUILD = "python -c 'from deepspeed.ops.op_builder import AsyncIOBuilder; AsyncIOBuilder().load()'"
 BUILT = Path(torch_extensions("async_io", verbose=False)) / "async_io.so"

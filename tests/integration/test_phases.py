@@ -1,11 +1,11 @@
 """Phases that train a part of the model: what is frozen stays, is saved, and is there after a resume."""
 
 import pytest
-import runs
 import torch
 
-from trainer.checkpoint import commit, portable
-from trainer.recipe import load
+from tests.helpers import runs
+from trainer.checkpoint import history, manifest, rank_files
+from trainer.recipe.load import load_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -37,11 +37,11 @@ def moved(stage):
 @pytest.fixture(scope="module")
 def base(data, tmp_path_factory):
     """A model whose last rows were appended, as `rewarm model extend` says it."""
-    from trainer.model.build import build
+    from trainer.model.build import build_model
 
     folder = tmp_path_factory.mktemp("base")
-    recipe = load(runs.write(runs.recipe(data, folder / "run"), folder / "recipe.yaml"))
-    model = build(recipe, 420).hf
+    recipe = load_recipe(runs.write(runs.recipe(data, folder / "run"), folder / "recipe.yaml"))
+    model = build_model(recipe, 420).hf
     model.config.base_vocab_size = 420 - NEW
     model.save_pretrained(folder / "base")
     return folder / "base"
@@ -64,7 +64,7 @@ def folder(data, base, tmp_path_factory):
 
 def weights(run, step):
     """Every parameter of a checkpoint, whole."""
-    reader = portable.Reader(commit.read(run / "checkpoints" / commit.name_of(step)).files)
+    reader = rank_files.Reader(manifest.read_checkpoint(run / "checkpoints" / history.name_of(step)).files)
     return {name: reader.whole(name) for name in reader.pieces}
 
 

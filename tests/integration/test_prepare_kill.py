@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tokenization import vocabulary
 from tokenization.errors import UserError
-from tokenization.shards import find_parts, open_tokens, verify
+from tokenization.shards.store import find_parts, open_tokens, verify_shard
+from tokenization.vocabulary import train
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +49,7 @@ def corpus(tmp_path_factory):
             for line in lines[file * 10000 : (file + 1) * 10000]:
                 out.write(json.dumps({"text": line}) + "\n")
     (folder / "text.txt").write_text("\n".join(lines[:500]))
-    vocabulary.train([folder / "text.txt"], 340, folder / "tokenizer")
+    train.train_vocabulary([folder / "text.txt"], 340, folder / "tokenizer")
     (folder / "text.txt").unlink()
     (folder / "tokenizer").rename(folder.parent / "tokenizer-of-kill")
     return folder
@@ -98,7 +98,7 @@ def test_killed_at_any_moment(corpus, tmp_path):
     assert attempt > 1
     assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
     for name in ("a", "a-validation"):
-        verify(tmp_path / "killed" / name)
+        verify_shard(tmp_path / "killed" / name)
 
 
 def test_workers_end_with_the_process_that_started_them(corpus, tmp_path):

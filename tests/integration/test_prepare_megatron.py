@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tokenization.errors import UserError
-from tokenization.shards import ShardWriter, adopt, open_tokens, verify
+from tokenization.shards.store import adopt, open_tokens, verify_shard
+from tokenization.shards.writer import ShardWriter
 
 indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
 
@@ -43,7 +44,7 @@ def test_our_bytes_are_megatrons(tmp_path, vocab_size):
         assert (tmp_path / f"ours{ending}").read_bytes() == (tmp_path / f"theirs{ending}").read_bytes()
 
     adopt(tmp_path / "theirs", vocab_size=vocab_size, tokenizer="t", eos_id=2)
-    verify(tmp_path / "theirs")
+    verify_shard(tmp_path / "theirs")
     theirs, ours = open_tokens(tmp_path / "theirs"), open_tokens(tmp_path / "ours")
     assert theirs.fingerprint == ours.fingerprint
     assert theirs.read(0, 79).tolist() == [token for document in DOCUMENTS for token in document]

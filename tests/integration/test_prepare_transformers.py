@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import sentencepiece
 
-from tokenization import vocabulary
+from tokenization.vocabulary import train
 
 pytestmark = pytest.mark.slow
 
@@ -16,7 +16,7 @@ def directory(tmp_path_factory):
     words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dogs", "中国", "人民", "法律", "规定"]
     lines = [" ".join(words[(i * j) % 12] for j in range(1, 12)) for i in range(400)]
     (folder / "text.txt").write_text("\n".join(lines))
-    vocabulary.train([folder / "text.txt"], 340, folder / "out")
+    train.train_vocabulary([folder / "text.txt"], 340, folder / "out")
     return folder / "out"
 
 

@@ -5,9 +5,9 @@ import math
 from pathlib import Path
 
 import pytest
-import runs
 
-from trainer.metrics import read
+from tests.helpers import runs
+from trainer.metrics.jsonl import read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -105,7 +105,7 @@ def test_fp16_skips_the_steps_that_overflow_and_its_schedule_waits(folder, name)
         4 * STEP,
         6 * STEP,
     )
-    records = {record["step"]: record for record in read(folder / f"{name}-again")}
+    records = {record["step"]: record for record in read_metrics(folder / f"{name}-again")}
     assert records[5]["tokens/skipped"] == 2 * STEP
     assert records[6]["lr"] == records[5]["lr"] > records[4]["lr"]
 
@@ -122,8 +122,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_data_position(folder,
     assert last["files"] != after["files"]
     assert (last["adam_step"], last["state"]["trained_tokens"]) == (5, 5 * STEP)
 
-    records = {record["step"]: record for record in read(run)}
-    undisturbed = {record["step"]: record for record in read(folder / f"zero{stage}")}
+    records = {record["step"]: record for record in read_metrics(run)}
+    undisturbed = {record["step"]: record for record in read_metrics(folder / f"zero{stage}")}
     assert not math.isfinite(records[POISONED]["grad_norm"])
     assert records[POISONED]["tokens/skipped"] == STEP
     for step in range(1, POISONED + 1):

@@ -7,7 +7,8 @@ import subprocess
 
 import numpy as np
 import pytest
-import runs
+
+from tests.helpers import runs
 
 QUICKSTART = runs.ROOT / "launch" / "quickstart.sh"
 

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import runs
 
-from trainer.claim import claimed
+from tests.helpers import runs
+from trainer.machine.run_lock import hold_run_lock
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +107,7 @@ def test_a_second_job_in_a_run_directory_waits_and_goes_on_from_what_the_first_o
     first, run = tmp_path / "first", tmp_path / "run"
     recipe = runs.write(runs.recipe(data, run), tmp_path / "r.yaml")
     assert runs.launch(recipe, 1, f"run_dir={first}", f"stop_after={8 * 8 * 32}").returncode == 0
-    with claimed(run, print):
+    with hold_run_lock(run, print):
         job = subprocess.Popen(
             runs.command(recipe, 2), env=runs.environment(), stderr=subprocess.PIPE, text=True
         )

@@ -2,9 +2,9 @@
 
 import json
 
-import cluster
 import pytest
-import runs
+
+from tests.helpers import cluster, runs
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,9 +58,9 @@ def test_parts_of_a_corpus_as_an_array(slurm, data, tmp_path):
         "--array=1-2", "--nodes=1", "launch/slurm/prepare.sbatch", *arguments, "--out", str(tmp_path / "en")
     )
     slurm.wait_for(lambda: not slurm.ask("squeue", "-h", "-j", job), 120)
-    from tokenization.shards import open_tokens, verify
+    from tokenization.shards.store import open_tokens, verify_shard
 
-    verify(tmp_path / "en")
+    verify_shard(tmp_path / "en")
     assert open_tokens(tmp_path / "en").documents == 200
 
 

@@ -4,8 +4,8 @@ import json
 import subprocess
 
 import pytest
-import runs
 
+from tests.helpers import runs
 from trainer.study import series
 
 pytestmark = pytest.mark.slow
@@ -26,20 +26,20 @@ def test_arms_are_trained_once_and_the_page_compares_them(data, tmp_path, monkey
     recipe, out = runs.write(tree, tmp_path / "r.yaml"), tmp_path / "study"
     arms = ["constant", "max-lr-half", "max-lr-same", "max-lr-twice"]
 
-    def both_ends() -> list[series.Trial]:
-        trials = series.plan("max_lr", recipe, out, ["seed=3"], 2)
+    def both_ends() -> list[series.ArmRun]:
+        trials = series.plan_arms("max_lr", recipe, out, ["seed=3"], 2)
         assert [trial.name for trial in trials] == arms
         return [trials[0], trials[-1]]
 
     said: list[str] = []
-    assert series.train(both_ends(), recipe, 2, said.append) == 0
+    assert series.train_arms(both_ends(), recipe, 2, said.append) == 0
     low, high = (max(r["lr"] for r in runs.trace(out / name) if r["step"]) for name in (arms[0], arms[-1]))
     assert high == pytest.approx(20 * low)
     assert not any("is finished" in line for line in said)
     before = [path.read_bytes() for path in sorted(out.glob("*/metrics.jsonl"))]
 
     again = both_ends()
-    assert series.train(again, recipe, 2, said.append) == 0
+    assert series.train_arms(again, recipe, 2, said.append) == 0
     assert [line for line in said if line.endswith("is finished")] == said[-2:]
     assert [path.read_bytes() for path in sorted(out.glob("*/metrics.jsonl"))] == before
     told = series.conclude("max_lr", again, out)

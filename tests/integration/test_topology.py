@@ -1,7 +1,8 @@
 """A checkpoint of any ZeRO stage goes on at any stage and world size, with no command in between."""
 
 import pytest
-import runs
+
+from tests.helpers import runs
 
 pytestmark = pytest.mark.slow
 

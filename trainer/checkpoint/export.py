@@ -4,47 +4,31 @@ from __future__ import annotations
 
 import copy
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from trainer.errors import UserError
-from trainer.model.architecture import EMBEDDINGS, file_name
-from trainer.model.directory import MAX_SHARD_BYTES, Weight, WeightsWriter, copy_tokenizer, whole_directory
+from tokenization.errors import UserError
+from tokenization.tokenizer import files
+from trainer.checkpoint import rank_files
+from trainer.checkpoint.card import Card, card_of, render_card
+from trainer.checkpoint.manifest import MARKER, Checkpoint
+from trainer.model.architecture import EMBEDDINGS, file_name, read_config
 from trainer.model.loss import plain_name
-from trainer.scheduler.state import EXPORTED
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a reader of the exported model must know."""
-
-    name: str
-    base: str | None = None
-    """What training went on from; None for random weights."""
-    tokens: int = 0
-    """Tokens trained in the whole run."""
-    phases: Sequence[Mapping[str, Any]] = ()
-    """Per phase a mapping with the same keys: name, tokens, mixture, schedule, …."""
-    evaluation: Mapping[str, float] = field(default_factory=dict)
-    """Metric → value, forgetting among them."""
-    lineage: Sequence[Mapping[str, Any]] = ()
-    """The records of lineage.jsonl that are worth telling."""
-    state: Mapping[str, Any] | None = None
-    """Where the run stood (`scheduler.state.RunState`), for a run that has this model as its base."""
+from trainer.recipe.load import parse_recipe
+from trainer.storage.disk import whole_directory
+from trainer.storage.hub import copy_tokenizer
+from trainer.storage.run_directory import EXPORTED
+from trainer.storage.safetensors import DTYPES, MAX_SHARD_BYTES, Weight, WeightsWriter
 
 
-def export(
+def export_model(
     weights: Iterable[Weight],
     config: PretrainedConfig,
     tokenizer: str | Path,
@@ -84,7 +68,7 @@ def export(
         writer.close()
         _write_config(config, vocab_size, dtype, draft)
         loader = _tokenizer_loader(config.model_type, draft)
-        (draft / "README.md").write_text(render(card, dtype, loader), encoding="utf-8")
+        (draft / "README.md").write_text(render_card(card, dtype, loader), encoding="utf-8")
         if card.state is not None:
             (draft / EXPORTED).write_text(json.dumps(card.state), encoding="utf-8")
 
@@ -99,7 +83,7 @@ def _cast(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
     cast = weight.to(dtype)
     if dtype is torch.float16 and not torch.isfinite(cast).all() and torch.isfinite(weight).all():
         largest = weight.abs().max().item()
-        raise UserError(f"reaches {largest:.3g}, beyond fp16", value=name, mend="export in bf16 or fp32")
+        raise UserError(f"reaches {largest:.3g}, beyond fp16", value=name, fix="export in bf16 or fp32")
     return cast
 
 
@@ -126,47 +110,27 @@ def _tokenizer_loader(model_type: str, draft: Path) -> str:
     return "AutoTokenizer"
 
 
-def render(card: Card, dtype: str, tokenizer_loader: str = "AutoTokenizer") -> str:
-    """The model card, in Markdown with the metadata block of the hub."""
-    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [rewarm]"]
-    if card.base and _is_hub_id(card.base):
-        head.append(f"base_model: {card.base}")
-    origin = f"continues `{card.base}`" if card.base else "starts from random weights"
-    parts = [
-        "\n".join([*head, "---"]),
-        f"# {card.name}",
-        f"This model {origin}, trained on {card.tokens:,} tokens with rewarm; weights in {dtype}.",
-    ]
-    for title, rows in (("Phases", card.phases), ("Lineage", card.lineage)):
-        if rows:
-            parts += [f"## {title}", _table(rows)]
-    if card.evaluation:
-        measured = [{"metric": name, "value": f"{value:.4f}"} for name, value in card.evaluation.items()]
-        parts += ["## Evaluation", _table(measured)]
-        parts.append("Forgetting is upstream bits per byte now minus the base model's.")
-    parts += ["## Use", _USE.replace("AutoTokenizer", tokenizer_loader)]
-    return "\n\n".join(parts) + "\n"
+def export_checkpoint(
+    checkpoint: Checkpoint, out: Path, dtype: Literal["fp32", "bf16", "fp16"], max_shard_bytes: int
+) -> None:
+    """Writes the Hugging Face form of a checkpoint, one parameter at a time.
 
+    Raises:
+        UserError: `out` is not empty, or the recipe's tokenizer is gone.
+    """
+    manifest = checkpoint.manifest
+    recipe = parse_recipe(manifest.recipe, file=checkpoint.path / MARKER)
+    vocab_size = files.open_tokenizer(recipe.model.tokenizer).size
+    config = AutoConfig.for_model(**read_config(checkpoint.path))
+    reader = rank_files.Reader(checkpoint.files)
 
-def _is_hub_id(base: str) -> bool:
-    """Whether a base is `owner/name` on the hub rather than a directory here."""
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) is not None and not Path(base).is_dir()
-
-
-_USE = """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
-model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
-```"""
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table with a column for each key, in the order in which they first appear."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, ["---"] * len(columns)]
-    lines += [
-        [str(row.get(column, "")).replace("|", "\\|").replace("\n", " ") for column in columns]
-        for row in rows
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    export_model(
+        reader.weights(),
+        config,
+        recipe.model.tokenizer,
+        out,
+        vocab_size=vocab_size,
+        dtype=dtype,
+        card=card_of(checkpoint),
+        max_shard_bytes=max_shard_bytes,
+    )

@@ -14,30 +14,24 @@ from typing import Any
 
 import xxhash
 
-from trainer import disk
-from trainer.checkpoint import portable
-from trainer.checkpoint.commit import (
-    MARKER,
-    Manifest,
-    commit,
-    leftovers,
-    name_of,
-    prunable,
-    scan,
-)
-from trainer.errors import InfrastructureError
+from tokenization.disk import sync_directory
+from tokenization.errors import InfrastructureError
+from trainer.checkpoint import rank_files, snapshot
+from trainer.checkpoint.history import name_of, scan_checkpoints, to_prune, unfinished
+from trainer.checkpoint.manifest import MARKER, Manifest, commit_checkpoint
+from trainer.storage import disk, fragment
 
 Gather = Callable[[Any], list[Any]]
 """Every rank's value, in rank order, on every rank; called from the thread that saves."""
 
 
 @dataclass(frozen=True)
-class Share:
+class RankReport:
     """What a rank says of its part in a save."""
 
     position: str
     """Digest of where this rank believes the run to be."""
-    written: list[portable.Written]
+    written: list[rank_files.RankFile]
     failure: str | None
 
 
@@ -63,14 +57,14 @@ class Saver:
         self.say = say
         self.save_s = 0.0
         """From the snapshot to the commit of the last save."""
-        self._arena = disk.Arena()
+        self._arena = disk.PinnedBuffer()
         self._thread: threading.Thread | None = None
         self._begun = False
         self._copied = threading.Event()
         self._copied.set()
         self._failure: str | None = None
 
-    def prepare(self, step: int, needed: int) -> None:
+    def open_directory(self, step: int, needed: int) -> None:
         """On rank 0, before any rank writes: leftovers cleared, room on the disk, an empty directory.
 
         Raises:
@@ -78,8 +72,8 @@ class Saver:
             OSError: the directory cannot be written.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        disk.sync_directory(self.directory.parent)
-        for left in leftovers(self.directory):
+        sync_directory(self.directory.parent)
+        for left in unfinished(self.directory):
             self.say(f"{left}: left by a save that was cut short; removed")
             shutil.rmtree(left)
         path = self.directory / name_of(step)
@@ -90,7 +84,7 @@ class Saver:
                 f"{self.directory}: a checkpoint needs {needed:,} bytes and {free:,} are free"
             )
         path.mkdir()
-        disk.sync_directory(self.directory)
+        sync_directory(self.directory)
 
     def _make_way(self, path: Path) -> None:
         """Something that is no good checkpoint has the name of the one to be written."""
@@ -101,17 +95,17 @@ class Saver:
             self.say(f"{path}: is not part of this history; written again")
             _remove(path)
 
-    def save(self, manifest: Manifest, shares: Iterable[Sequence[portable.Fragment]]) -> None:
+    def save(self, manifest: Manifest, shares: Iterable[Sequence[fragment.Fragment]]) -> None:
         """Writes this rank's fragments, at once or in the background; `prepare` came before on rank 0.
 
         `manifest` needs no files and weights yet. Each of `shares` becomes a file and is in memory until the
         next is asked for. With `asynchronous` this returns at once, all are in memory together, and their
-        tensors must not change before `let_change` has returned.
+        tensors must not change before `wait_for_snapshot` has returned.
         Whatever fails, on whichever rank, is told by `wait` on every rank.
         """
         started, self._begun = time.monotonic(), True
         live = list(shares) if self.asynchronous else shares
-        ready, begin = portable.moment(), portable.same_device()
+        ready, begin = snapshot.record_event(), snapshot.use_same_gpu()
         self._copied.clear()
 
         def work() -> None:
@@ -128,7 +122,7 @@ class Saver:
         else:
             work()
 
-    def let_change(self) -> None:
+    def wait_for_snapshot(self) -> None:
         """Before weights and moments change: waits until those of the save under way are copied.
 
         Forward and backward change neither, so that this is seldom worth a wait.
@@ -152,13 +146,13 @@ class Saver:
     def last_good(self) -> str:
         """For messages: which checkpoint a restart would use."""
         try:
-            good, _ = scan(self.directory)
+            good, _ = scan_checkpoints(self.directory)
         except InfrastructureError as error:
             return str(error)
         return f"last good checkpoint: {good[-1].path if good else 'none'}"
 
     def _save(
-        self, manifest: Manifest, live: Iterable[Sequence[portable.Fragment]], ready: Callable[[], None]
+        self, manifest: Manifest, live: Iterable[Sequence[fragment.Fragment]], ready: Callable[[], None]
     ) -> str | None:
         """Writes, meets the other ranks, commits on rank 0; the same failure, or None, on every rank."""
         path = self.directory / name_of(manifest.step)
@@ -166,7 +160,7 @@ class Saver:
         try:
             try:
                 if self.asynchronous:
-                    live = [portable.snapshot([f for share in live for f in share], self._arena, ready)]
+                    live = [snapshot.snapshot([f for share in live for f in share], self._arena, ready)]
             finally:
                 self._copied.set()
             for number, share in enumerate(live):
@@ -174,7 +168,7 @@ class Saver:
                 written.append(self._write(path / f"rank-{self.rank:05d}{part}.safetensors", share))
         except Exception as error:  # the other ranks wait to hear of it
             failure = _told(error)
-        shares: list[Share] = self.gather(Share(_position(manifest), written, failure))
+        shares: list[RankReport] = self.gather(RankReport(_position(manifest), written, failure))
         failure = _disagreement(shares)
         if self.rank == 0 and failure is None:
             failure = self._commit(path, manifest, [file for share in shares for file in share.written])
@@ -187,26 +181,28 @@ class Saver:
                 self._prune()
         return failure
 
-    def _write(self, file: Path, fragments: Sequence[portable.Fragment]) -> portable.Written:
+    def _write(self, file: Path, fragments: Sequence[fragment.Fragment]) -> rank_files.RankFile:
         try:
-            written = portable.write(file, fragments)
-            disk.sync_directory(file.parent)
+            written = rank_files.write_rank_file(file, fragments)
+            sync_directory(file.parent)
         except OSError as error:
             raise InfrastructureError(f"{file}: {_told(error)}") from error
         return written
 
-    def _commit(self, path: Path, manifest: Manifest, shares: Sequence[portable.Written]) -> str | None:
+    def _commit(self, path: Path, manifest: Manifest, shares: Sequence[rank_files.RankFile]) -> str | None:
         try:
-            if missing := portable.holes(shares):
+            if missing := rank_files.missing_elements(shares):
                 raise InfrastructureError(f"the ranks' shares leave holes: {missing[0]}; this is a defect")
             files = {share.file: (share.size, share.checksum) for share in shares}
-            beside = {file.name: disk.proof(file) for file in path.iterdir() if file.name not in files}
+            beside = {
+                file.name: disk.sync_and_checksum(file) for file in path.iterdir() if file.name not in files
+            }
             whole = replace(
                 manifest,
                 files={**files, **beside},
-                weights=portable.add_checksums(share.weights for share in shares),
+                weights=rank_files.add_checksums(share.weights for share in shares),
             )
-            commit(path, whole)
+            commit_checkpoint(path, whole)
             return None
         except Exception as error:
             return f"{path}: {_told(error)}"
@@ -214,9 +210,9 @@ class Saver:
     def _prune(self) -> None:
         """Removes what need not be kept; that it cannot be removed does not undo the save."""
         try:
-            good, _ = scan(self.directory)
+            good, _ = scan_checkpoints(self.directory)
             steps = [(checkpoint.manifest.step, checkpoint.manifest.tokens) for checkpoint in good]
-            for step in prunable(steps, self.keep_last, self.keep_every):
+            for step in to_prune(steps, self.keep_last, self.keep_every):
                 _remove(self.directory / name_of(step))
         except (OSError, InfrastructureError) as error:
             self.say(f"{self.directory}: old checkpoints cannot be removed ({_told(error)})")
@@ -229,7 +225,7 @@ def _position(manifest: Manifest) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(agreed, sort_keys=True).encode())
 
 
-def _disagreement(shares: Sequence[Share]) -> str | None:
+def _disagreement(shares: Sequence[RankReport]) -> str | None:
     """Why these shares make no checkpoint, or None."""
     for rank, share in enumerate(shares):
         if share.failure is not None:
@@ -243,7 +239,7 @@ def _disagreement(shares: Sequence[Share]) -> str | None:
 def _remove(path: Path) -> None:
     """The marker goes first, so that a half-removed checkpoint never counts."""
     (path / MARKER).unlink(missing_ok=True)
-    disk.sync_directory(path)
+    sync_directory(path)
     shutil.rmtree(path)
 
 

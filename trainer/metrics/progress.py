@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from trainer.metrics.records import Record
+from trainer.metrics.jsonl import Record
 
 _UPSTREAM, _DOWNSTREAM = "eval/upstream/bits_per_byte", "eval/downstream/bits_per_byte"
 

@@ -6,13 +6,13 @@ import time
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.errors import InfrastructureError, UserError
+from tokenization.errors import InfrastructureError, UserError
+from trainer.mixer.batch import MicroBatch, document_places
 from trainer.mixer.mixture import Mixture
 from trainer.mixer.permutation import Ints
 
@@ -22,23 +22,6 @@ class Tokens(Protocol):
 
     def read_samples(self, indices: Ints, seq_len: int) -> NDArray[np.int32]:
         """Samples with their successors: [n, seq_len + 1]."""
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """What one forward pass takes."""
-
-    input_ids: Ints
-    """[micro_batch_size, seq_len]"""
-    targets: Ints
-    """[micro_batch_size, seq_len]: each position's successor. A packed stream has no padding, so every
-    position counts in the loss."""
-    source: Ints
-    """[micro_batch_size]: number of the row's source in `Mixture.names`."""
-    positions: Ints | None
-    """[micro_batch_size, seq_len]: place within the document, or since the row's start; None: no mask."""
-    documents: NDArray[np.int32] | None
-    """[micro_batch_size, seq_len]: number of the document within the row, from 0; None: no mask."""
 
 
 class Loader:
@@ -104,7 +87,7 @@ class Loader:
                 f"does not divide into {self._world_size} ranks by micro batches of {self._micro_batch_size}",
                 field="global_batch_size",
                 value=size,
-                mend=f"make it a multiple of {self._world_size * self._micro_batch_size}",
+                fix=f"make it a multiple of {self._world_size * self._micro_batch_size}",
             )
         own = slice(self._rank * rows, (self._rank + 1) * rows)
         batch = self._mixture.batch(phase, position, size)
@@ -142,21 +125,3 @@ class Loader:
                     f"sources.{self._mixture.names[number]}: cannot be read ({error})"
                 ) from error
         return tokens
-
-
-def document_places(tokens: NDArray[np.int32], eos_id: int) -> tuple[Ints, NDArray[np.int32]]:
-    """For each token of each row ([rows, length]): its place within its document, and the document's number.
-
-    A document ends with its EOS. The one that a row begins with counts from the row's start, since what
-    precedes it there cannot be seen.
-    """
-    rows, length = tokens.shape
-    begins = np.ones((rows, length), bool)
-    np.equal(tokens[:, :-1], eos_id, out=begins[:, 1:])
-    first = np.flatnonzero(begins)  # where documents begin, rows end to end
-    lengths = np.diff(first, append=rows * length)
-    number = np.arange(len(first)) - np.searchsorted(first, first // length * length)
-    place = np.arange(rows * length)
-    place -= np.repeat(first, lengths)
-    documents = np.repeat(number.astype(np.int32), lengths)
-    return place.reshape(rows, length), documents.reshape(rows, length)

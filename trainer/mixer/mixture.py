@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from tokenization.shards import TokenStore
-from trainer.errors import Problems, UserError
+from tokenization.errors import UserError, UserErrors
+from tokenization.shards.store import TokenStore
 from trainer.mixer.interleave import Period, period
 from trainer.mixer.permutation import Ints, key_of, permute, permute_blocks, subkeys
 from trainer.mixer.weights import weights_of
-from trainer.recipe import Recipe, Source
+from trainer.recipe.schema import Recipe, Source
 
-VERSION = 1
+MIXTURE_VERSION = 1
 """Of the rules in this room; another number means other samples, and is part of the fingerprint."""
 
 
@@ -67,7 +67,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Span:
+class ResolvedSegment:
     """A stretch of a phase with constant weights."""
 
     start: int
@@ -87,7 +87,7 @@ class Mixture:
         self,
         recipe: Recipe,
         sizes: Mapping[str, SourceSize],
-        spans: Sequence[Sequence[Span]],
+        spans: Sequence[Sequence[ResolvedSegment]],
         taken: Mapping[int, Mapping[str, int]],
         done: Sequence[int],
     ) -> None:
@@ -96,7 +96,7 @@ class Mixture:
         self.sizes: tuple[SourceSize, ...] = tuple(sizes[name] for name in self.names)
         self.seed, self.seq_len = recipe.seed, recipe.seq_len
         self.phase_names: tuple[str, ...] = tuple(phase.name for phase in recipe.phases)
-        self.spans: tuple[tuple[Span, ...], ...] = tuple(map(tuple, spans))
+        self.spans: tuple[tuple[ResolvedSegment, ...], ...] = tuple(map(tuple, spans))
         self.phase_samples: tuple[int, ...] = tuple(_lengths(recipe, done))
         self._taken = {phase: dict(taken[phase]) for phase in taken}
         self._samples: Ints = np.array([size.samples for size in self.sizes], np.int64)
@@ -135,7 +135,7 @@ class Mixture:
         """
         problems = list(_source_problems(recipe, sizes))
         samples = {name: size.samples for name, size in sizes.items()}
-        spans: list[list[Span]] = [[] for _ in recipe.phases]
+        spans: list[list[ResolvedSegment]] = [[] for _ in recipe.phases]
         for number, phase in enumerate(recipe.phases if not problems else ()):
             for place, segment in enumerate(phase.mixture):
                 field = f"phases.{number}.mixture.{place}"
@@ -146,18 +146,18 @@ class Mixture:
                             f"is not reached: the phase ends after {end:,} tokens",
                             field=f"{field}.from",
                             value=segment.start,
-                            mend="lower it or remove the segment",
+                            fix="lower it or remove the segment",
                         )
                     )
                 start = -(-segment.start // recipe.seq_len)  # the first sample with no earlier token
                 try:
                     known = (begun_with or {}).get(number)
                     weights = weights_of(segment, recipe.sources, samples, field, known)
-                    spans[number].append(Span(start, weights))
+                    spans[number].append(ResolvedSegment(start, weights))
                 except UserError as error:
                     problems.append(error)
         if problems:
-            raise Problems(problems)
+            raise UserErrors(problems)
         return cls(recipe, sizes, spans, taken or {}, done)
 
     def sample(self, phase: int, i: int) -> SampleRef:
@@ -201,7 +201,7 @@ class Mixture:
 
     def describe(self, phase: int) -> dict[str, Any]:
         """All that decides which samples a phase gives, as a flat dictionary to be compared by field."""
-        told: dict[str, Any] = {"mixer": VERSION, "seed": self.seed, "seq_len": self.seq_len}
+        told: dict[str, Any] = {"mixer": MIXTURE_VERSION, "seed": self.seed, "seq_len": self.seq_len}
         used: set[int] = set()
         for place, span in enumerate(self.spans[phase]):
             told[f"mixture.{place}.from_sample"] = span.start
@@ -276,7 +276,7 @@ class Mixture:
             if at is not None:
                 problems.append(self._runs_out(name, at))
         if problems:
-            raise Problems(problems)
+            raise UserErrors(problems)
 
     def _runs_out(self, name: str, at: tuple[int, int]) -> UserError:
         number = self.names.index(name)
@@ -288,10 +288,10 @@ class Mixture:
             f"{self.token_of(*at):,} of the run, in phase {self.phase_names[at[0]]}",
             field=f"sources.{name}.max_epochs",
             value=str(self.sources[number].max_epochs),
-            mend=f"the plan uses {wanted:.4g} epochs: raise it, lower the source's weight, or train less",
+            fix=f"the plan uses {wanted:.4g} epochs: raise it, lower the source's weight, or train less",
         )
 
-    def _stretches(self, phase: int) -> Iterator[tuple[Span, Ints, int | None]]:
+    def _stretches(self, phase: int) -> Iterator[tuple[ResolvedSegment, Ints, int | None]]:
         """Spans of a phase, each with the uses of every source before it, and where it ends (None: open)."""
         spans = self.spans[phase]
         ends = [span.start for span in spans[1:]]
@@ -336,7 +336,7 @@ class Mixture:
                 "is used up",
                 field=f"sources.{name}.max_epochs",
                 value=str(self.sources[source[over[0]]].max_epochs),
-                mend="raise it, or stop the phase earlier",
+                fix="raise it, or stop the phase earlier",
             )
         sizes = self._samples[source]
         epoch, place = np.divmod(use, sizes)
@@ -371,19 +371,19 @@ def _source_problems(recipe: Recipe, sizes: Mapping[str, SourceSize]) -> Iterato
                 f"holds {size.tokens:,} tokens, too few for a sample of {recipe.seq_len:,} and its successor",
                 field=field,
                 value=source.path,
-                mend="add data, lower seq_len or remove the source",
+                fix="add data, lower seq_len or remove the source",
             )
         elif source.offset and source.order != "sequential":
             yield UserError(
                 f"has no effect with order {source.order}",
                 field=f"{field}.offset",
                 value=source.offset,
-                mend="set order: sequential, or remove it",
+                fix="set order: sequential, or remove it",
             )
         elif source.offset >= size.samples:
             yield UserError(
                 f"lies beyond the source's {size.samples:,} samples",
                 field=f"{field}.offset",
                 value=source.offset,
-                mend="count it in samples of seq_len tokens",
+                fix="count it in samples of seq_len tokens",
             )

@@ -14,15 +14,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+
+
 Words = NDArray[np.uint64]
+
 
 _ROUNDS = 16
 """Four are enough for large n (Luby and Rackoff 1988); with sixteen even the 120 permutations of five points
 are equally frequent, and a batch may have as few rows."""
+
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
 _STEPS = [np.uint64(number * int(_GOLDEN) % 2**64) for number in range(_ROUNDS)]
+
+
 _SHIFTS = [np.uint64(shift) for shift in (30, 27, 31)]
+
+
 _FACTORS = [np.uint64(factor) for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)]
+
+
 _HALF, _ONE = np.uint64(32), np.uint64(1)
 
 

@@ -1,7 +1,4 @@
-"""`rewarm data simulate`: any window of a run's samples, and how well it keeps the shares; without a model.
-
-Here a sample is counted over the whole run: phase 1 goes on where phase 0's number ends.
-"""
+"""What a plan takes from each source, for `rewarm plan`; exact, and known before the first step."""
 
 from __future__ import annotations
 
@@ -9,15 +6,72 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from trainer.errors import UserError
-from trainer.mixer.account import target_shares
+from tokenization.errors import UserError
 from trainer.mixer.mixture import Mixture
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One source at the end of one phase."""
+
+    phase: str
+    source: str
+    role: str
+    share: Fraction
+    """Target share of the phase's tokens, over all its segments."""
+    phase_tokens: int
+    """Tokens taken in this phase."""
+    tokens: int
+    """Tokens taken in the run so far."""
+    samples: int
+    """Samples taken in the run so far."""
+    epochs: float
+    """How often the source has been used up so far."""
+    max_epochs: Fraction | None
+
+
+def account(mixture: Mixture) -> list[Usage]:
+    """Every source at the end of every phase, in the recipe's order."""
+    rows = []
+    for phase, samples in enumerate(mixture.phase_samples):
+        began = mixture.consumed(phase, 0)
+        last = phase + 1 == len(mixture.phase_samples)
+        ended = mixture.consumed(phase, samples) if last else mixture.consumed(phase + 1, 0)
+        targets = target_shares(mixture, phase, 0, samples)
+        for name, source, size in zip(mixture.names, mixture.sources, mixture.sizes, strict=True):
+            rows.append(
+                Usage(
+                    phase=mixture.phase_names[phase],
+                    source=name,
+                    role=source.role,
+                    share=targets[name],
+                    phase_tokens=(ended[name] - began[name]) * mixture.seq_len,
+                    tokens=ended[name] * mixture.seq_len,
+                    samples=ended[name],
+                    epochs=ended[name] / size.samples,
+                    max_epochs=source.max_epochs,
+                )
+            )
+    return rows
+
+
+def target_shares(mixture: Mixture, phase: int, start: int, stop: int) -> dict[str, Fraction]:
+    """Each source's weight over samples [start, stop) of a phase: the mean over the segments they lie in."""
+    expected = [Fraction(0)] * len(mixture.names)
+    spans = mixture.spans[phase]
+    ends = [*(span.start for span in spans[1:]), stop]
+    for span, end in zip(spans, ends, strict=True):
+        length = max(0, min(stop, end) - max(start, span.start))
+        expected = [sum_ + weight * length for sum_, weight in zip(expected, span.weights, strict=True)]
+    length = max(1, stop - start)
+    return {name: sum_ / length for name, sum_ in zip(mixture.names, expected, strict=True)}
+
 
 _CHUNK = 65_536
 
 
 @dataclass(frozen=True)
-class Row:
+class SampleRow:
     """Sample number i of the run."""
 
     i: int
@@ -28,7 +82,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Share:
+class SourceShare:
     """What one source gives to a window."""
 
     source: str
@@ -45,7 +99,7 @@ class Share:
     """How often the source has been used up at the end of the window."""
 
 
-def rows(mixture: Mixture, start: int, stop: int) -> Iterator[Row]:
+def sample_rows(mixture: Mixture, start: int, stop: int) -> Iterator[SampleRow]:
     """The samples [start, stop) of the run, one after another.
 
     Raises:
@@ -57,10 +111,10 @@ def rows(mixture: Mixture, start: int, stop: int) -> Iterator[Row]:
             drawn = mixture.samples(phase, chunk, min(chunk + _CHUNK, end))
             columns = zip(drawn.source.tolist(), drawn.index.tolist(), drawn.epoch.tolist(), strict=True)
             for i, (source, index, epoch) in enumerate(columns, before + chunk):
-                yield Row(i, mixture.phase_names[phase], mixture.names[source], index, epoch)
+                yield SampleRow(i, mixture.phase_names[phase], mixture.names[source], index, epoch)
 
 
-def shares(mixture: Mixture, start: int, stop: int) -> list[Share]:
+def source_shares(mixture: Mixture, start: int, stop: int) -> list[SourceShare]:
     """Realised against target shares of a window, for every source; by arithmetic, whatever its length.
 
     Raises:
@@ -77,7 +131,7 @@ def shares(mixture: Mixture, start: int, stop: int) -> list[Share]:
             wanted[name] += targets[name] * (end - begin)
     length = stop - start
     return [
-        Share(
+        SourceShare(
             source=name,
             samples=taken[name],
             share=taken[name] / length,
@@ -98,7 +152,7 @@ def _windows(mixture: Mixture, start: int, stop: int) -> Iterator[tuple[int, int
             "is no window of the run's samples",
             field="samples",
             value=f"{start}:{stop}",
-            mend=f"give A:B with 0 <= A < B <= {total}",
+            fix=f"give A:B with 0 <= A < B <= {total}",
         )
     before = 0
     for phase, samples in enumerate(mixture.phase_samples):

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from fractions import Fraction
 from math import lcm
 
-from trainer.errors import UserError
+from tokenization.errors import UserError
 from trainer.mixer.interleave import LONGEST, denominator
-from trainer.recipe import Segment, Source
+from trainer.recipe.schema import Segment, Source
 
 SIZE_STEPS = 2**15
 """A split by size is rounded to about so many steps: far finer than it matters, and a short period."""
@@ -41,7 +41,7 @@ def weights_of(
             f"needs a common denominator of {needed:,}, more than {LONGEST:,}",
             field=field,
             value={name: str(share) for name, share in shares.items()},
-            mend="write the weights with fewer digits or a common denominator",
+            fix="write the weights with fewer digits or a common denominator",
         )
     return weights
 
@@ -66,7 +66,7 @@ def _by_role(
             raise UserError(
                 f"gives a share of {total} to role {role}, which no source has",
                 field=f"{field}.replay_ratio",
-                mend=f"give a source role {role}, or set replay_ratio to {int(role == 'new')}",
+                fix=f"give a source role {role}, or set replay_ratio to {int(role == 'new')}",
             )
         if not given:
             known = [name for name in members if begun_with is None or name in begun_with]
@@ -75,7 +75,7 @@ def _by_role(
             raise UserError(
                 f"gives no {role} source a weight, but the role a share of {total}",
                 field=field,
-                mend="give one a weight above 0",
+                fix="give one a weight above 0",
             )
         else:
             shares |= {name: total * weight / sum_given for name, weight in given.items()}

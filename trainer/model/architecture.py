@@ -9,11 +9,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import Problems, UserError, nearest
-from trainer.model.directory import fetch
+from tokenization.errors import UserError, UserErrors, did_you_mean
 from trainer.model.trainable import phase_problems
-from trainer.numbers import exact
-from trainer.recipe import Recipe
+from trainer.recipe.numbers import exact
+from trainer.recipe.schema import Recipe
+from trainer.storage.hub import fetch_from_hub
 
 EMBEDDINGS = {
     "llama": ("model.embed_tokens.weight", "lm_head.weight"),
@@ -23,21 +23,25 @@ EMBEDDINGS = {
 }
 """Names of input and output embedding in a model's files, by `model_type`."""
 
+
 SUPPORTED = tuple(EMBEDDINGS)
 """`model_type`s whose logits are the plain product of last hidden state and output embedding, as our
 chunked loss computes them."""
 
+
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 """Config fields that every supported `model_type` has."""
 
+
 ROPE_FIELDS = ("rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base")
 """Older names, which transformers still takes, of what goes into `rope_parameters`."""
+
 
 MOST_PADDING = 512
 """A base may have so many rows more than the tokenizer has pieces (Pythia: 27, Qwen2.5: 399)."""
 
 
-def check(recipe: Recipe, vocab_size: int) -> list[UserError]:
+def check_model(recipe: Recipe, vocab_size: int) -> list[UserError]:
     """All that is wrong with the model and what is trained of it; `vocab_size` is the tokenizer's pieces.
 
     Reads config.json only, and so is cheap enough to run before any process group starts.
@@ -46,8 +50,8 @@ def check(recipe: Recipe, vocab_size: int) -> list[UserError]:
         InfrastructureError: the hub cannot be reached.
     """
     try:
-        config = resolve(recipe, vocab_size)
-    except Problems as found:
+        config = resolve_config(recipe, vocab_size)
+    except UserErrors as found:
         return found.problems
     except UserError as error:
         return [error]
@@ -58,7 +62,7 @@ def check(recipe: Recipe, vocab_size: int) -> list[UserError]:
     ]
 
 
-def resolve(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
+def resolve_config(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
     """The model's whole config as a mapping: the base's config.json, or `model.init` with defaults.
 
     Raises:
@@ -73,7 +77,7 @@ def resolve(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
     for name in (*SIZES, "vocab_size"):
         if type(config.get(name)) is not int or config[name] < 1:
             what = f"its config.json has {name}: {config.get(name)!r}, which is no size"
-            raise UserError(what, field="model.base", value=recipe.model.base, mend="copy the model again")
+            raise UserError(what, field="model.base", value=recipe.model.base, fix="copy the model again")
     return config
 
 
@@ -86,13 +90,13 @@ def read_config(base: str | Path, field: str | None = None) -> dict[str, Any]:
     """
     path = Path(base) / "config.json"
     if not path.is_file():
-        path = fetch(base, ["config.json"], field) / "config.json"
+        path = fetch_from_hub(base, ["config.json"], field) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read ({error})", file=path, mend="copy the model again") from error
+        raise UserError(f"cannot be read ({error})", file=path, fix="copy the model again") from error
     if not isinstance(config, dict):
-        raise UserError("holds no config fields", file=path, mend="copy the model again")
+        raise UserError("holds no config fields", file=path, fix="copy the model again")
     return config
 
 
@@ -106,7 +110,7 @@ def _from_init(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
     check_type(model_type, field="model.init.model_type")
     config_class = CONFIG_MAPPING[model_type]
     if problems := list(_init_problems(fields, config_class)):
-        raise Problems(problems)
+        raise UserErrors(problems)
     fields.setdefault("max_position_embeddings", max(recipe.seq_len, 2048))
     fields.setdefault("vocab_size", vocab_size)
     try:
@@ -124,23 +128,23 @@ def _init_problems(fields: Mapping[str, Any], config_class: Any) -> Iterator[Use
     known = [*config_class.__annotations__, *ROPE_FIELDS]
     for name in fields:
         if name not in known:
-            near = nearest(name, known) or f"see {config_class.__name__} in transformers"
-            yield UserError("is not a field of the model's config", field=f"model.init.{name}", mend=near)
+            near = did_you_mean(name, known) or f"see {config_class.__name__} in transformers"
+            yield UserError("is not a field of the model's config", field=f"model.init.{name}", fix=near)
     sizes = {name: fields.get(name, getattr(config_class, name)) for name in SIZES}
     wrong = [name for name, size in sizes.items() if type(size) is not int or size < 1]
     for name in wrong:
         yield UserError("is no whole number of at least 1", field=f"model.init.{name}", value=sizes[name])
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     if not wrong and hidden % heads:
-        what, mend = (
+        what, fix = (
             f"is not a multiple of num_attention_heads {heads}",
             f"take {-(-hidden // heads) * heads}",
         )
-        yield UserError(what, field="model.init.hidden_size", value=hidden, mend=mend)
+        yield UserError(what, field="model.init.hidden_size", value=hidden, fix=fix)
     activation = str(fields.get("hidden_act", config_class.hidden_act))
     if activation not in ACT2FN:
-        near = nearest(activation, ACT2FN) or "silu and gelu are usual"
-        yield UserError("is no activation", field="model.init.hidden_act", value=activation, mend=near)
+        near = did_you_mean(activation, ACT2FN) or "silu and gelu are usual"
+        yield UserError("is no activation", field="model.init.hidden_act", value=activation, fix=near)
 
 
 def file_name(model_type: str, name: str) -> str:
@@ -166,8 +170,8 @@ def _number(value: Any) -> Any:
 def check_type(model_type: Any, field: str, file: object = None) -> None:
     """Raises UserError where `model_type` is not one that we train."""
     if model_type not in SUPPORTED:
-        mend = nearest(str(model_type), SUPPORTED) or f"supported are {', '.join(SUPPORTED)}"
-        raise UserError("is no supported model_type", file=file, field=field, value=model_type, mend=mend)
+        fix = did_you_mean(str(model_type), SUPPORTED) or f"supported are {', '.join(SUPPORTED)}"
+        raise UserError("is no supported model_type", file=file, field=field, value=model_type, fix=fix)
 
 
 def _shape_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[UserError]:
@@ -176,20 +180,20 @@ def _shape_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[UserE
     heads, context = config["num_attention_heads"], config.get("max_position_embeddings")
     groups = config.get("num_key_value_heads") or heads
     if heads % groups:
-        field, mend = f"{where}.num_key_value_heads", "choose a divisor of the heads"
-        yield UserError(f"does not divide {heads} heads", field=field, value=groups, mend=mend)
+        field, fix = f"{where}.num_key_value_heads", "choose a divisor of the heads"
+        yield UserError(f"does not divide {heads} heads", field=field, value=groups, fix=fix)
     if context and recipe.seq_len > context:
         what = f"is above the model's max_position_embeddings {context}"
-        mend = "shorten seq_len, or extend the model's context first"
-        yield UserError(what, field="seq_len", value=recipe.seq_len, mend=mend)
+        fix = "shorten seq_len, or extend the model's context first"
+        yield UserError(what, field="seq_len", value=recipe.seq_len, fix=fix)
     if recipe.model.attention == "flash_attention_2":
         field, value = "model.attention", "flash_attention_2"
         if importlib.util.find_spec("flash_attn") is None:
             what = "needs the package flash-attn, which is not installed"
-            yield UserError(what, field=field, value=value, mend="install it, or take auto")
+            yield UserError(what, field=field, value=value, fix="install it, or take auto")
         if recipe.model.dtype == "fp32":
-            what, mend = "computes in bf16 or fp16 only", "set model.dtype to bf16, or take sdpa"
-            yield UserError(what, field=field, value=value, mend=mend)
+            what, fix = "computes in bf16 or fp16 only", "set model.dtype to bf16, or take sdpa"
+            yield UserError(what, field=field, value=value, fix=fix)
 
 
 def _vocabulary_problems(recipe: Recipe, config: Mapping[str, Any], vocab_size: int) -> Iterator[UserError]:
@@ -199,10 +203,10 @@ def _vocabulary_problems(recipe: Recipe, config: Mapping[str, Any], vocab_size: 
         return
     if base is None:
         what = f"does not fit the tokenizer's {vocab_size} pieces"
-        yield UserError(what, field="model.init.vocab_size", value=rows, mend="leave it out")
+        yield UserError(what, field="model.init.vocab_size", value=rows, fix="leave it out")
         return
-    mend = f"run: rewarm model extend --base {base} --tokenizer {tokenizer} --out DIR"
+    fix = f"run: rewarm model extend --base {base} --tokenizer {tokenizer} --out DIR"
     if rows > vocab_size:
-        mend = "give the tokenizer that the base was trained with, or an extension of it"
+        fix = "give the tokenizer that the base was trained with, or an extension of it"
     what = f"has {rows} embedding rows and the tokenizer {tokenizer} has {vocab_size} pieces"
-    yield UserError(what, field="model.base", value=base, mend=mend)
+    yield UserError(what, field="model.base", value=base, fix=fix)

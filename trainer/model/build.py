@@ -15,18 +15,17 @@ from transformers.initialization import no_init_weights
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import initialize_weights_zero3
 
-from trainer.errors import Problems, UserError
-from trainer.model.architecture import check, resolve
+from tokenization.errors import UserError, UserErrors
+from trainer.model.architecture import check_model, resolve_config
 from trainer.model.loss import CausalLM
 from trainer.model.trainable import parameter_groups
-from trainer.recipe import Recipe
+from trainer.recipe.schema import Recipe
+from trainer.storage.safetensors import DTYPES
 
 transformers.utils.logging.disable_progress_bar()  # one bar per rank and load says nothing
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-def build(recipe: Recipe, vocab_size: int, *, weights: bool = True) -> CausalLM:
+def build_model(recipe: Recipe, vocab_size: int, *, weights: bool = True) -> CausalLM:
     """The recipe's model for a tokenizer of `vocab_size` pieces, on the CPU, in `model.dtype`.
 
     DeepSpeed derives its fp32 master weights from these. Under ZeRO-3 create
@@ -39,15 +38,15 @@ def build(recipe: Recipe, vocab_size: int, *, weights: bool = True) -> CausalLM:
         UserError: the base's weights cannot be read, or some are missing.
         InfrastructureError: the hub cannot be reached.
     """
-    if problems := check(recipe, vocab_size):
-        raise Problems(problems)
+    if problems := check_model(recipe, vocab_size):
+        raise UserErrors(problems)
     how: dict[str, Any] = {"dtype": DTYPES[recipe.model.dtype]}
     if recipe.model.attention != "auto":
         how["attn_implementation"] = recipe.model.attention
     if recipe.model.base is not None and weights:
         hf = _pretrained(recipe.model.base, how)
     else:
-        hf = _empty(resolve(recipe, vocab_size), how)
+        hf = _empty(resolve_config(recipe, vocab_size), how)
         if weights:
             _draw(hf, recipe.seed)
     hf.config.use_cache = False
@@ -59,7 +58,7 @@ def build(recipe: Recipe, vocab_size: int, *, weights: bool = True) -> CausalLM:
 def check_trained(recipe: Recipe, vocab_size: int) -> list[UserError]:
     """What `train` patterns and `lr_scale` ask for in vain, in any phase; takes no memory and no weights."""
     with torch.device("meta"):
-        model = CausalLM(_empty(resolve(recipe, vocab_size), {"dtype": torch.bfloat16}), vocab_size)
+        model = CausalLM(_empty(resolve_config(recipe, vocab_size), {"dtype": torch.bfloat16}), vocab_size)
     problems = []
     for phase in recipe.phases:
         try:
@@ -69,7 +68,7 @@ def check_trained(recipe: Recipe, vocab_size: int) -> list[UserError]:
     return problems
 
 
-def load(model: str, vocab_size: int) -> CausalLM:
+def load_model(model: str, vocab_size: int) -> CausalLM:
     """An existing model in fp32, for scoring.
 
     Raises:
@@ -89,7 +88,7 @@ def _pretrained(base: str, how: dict[str, Any]) -> Any:
         raise UserError(f"cannot be loaded ({reason})", field="model.base", value=base) from error
     if missing := sorted(report["missing_keys"]):
         what = f"lacks {len(missing)} weights, among them {missing[0]}"
-        raise UserError(what, field="model.base", value=base, mend="copy the model again")
+        raise UserError(what, field="model.base", value=base, fix="copy the model again")
     return hf
 
 

@@ -18,31 +18,25 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from tokenization.vocabulary import open_tokenizer
-from trainer.errors import UserError
+from tokenization.errors import UserError
+from tokenization.tokenizer.files import open_tokenizer
+from tokenization.tokenizer.hf_json import SPACE
 from trainer.model.architecture import EMBEDDINGS, check_type, file_name, read_config
-from trainer.model.directory import (
-    Weight,
-    WeightsReader,
-    WeightsWriter,
-    copy_tokenizer,
-    local,
-    whole_directory,
-)
 from trainer.model.trainable import BASE_ROWS
-from trainer.scheduler.state import EXPORTED
+from trainer.storage.disk import whole_directory
+from trainer.storage.hub import copy_tokenizer, local_directory
+from trainer.storage.run_directory import EXPORTED
+from trainer.storage.safetensors import Weight, WeightsReader, WeightsWriter
 
 NewRows = Literal["subpiece_mean", "mean", "random"]
+
 
 MULTIPLE = 64
 """Embeddings have a whole multiple of so many rows, which matrix units like; the rest is padding."""
 
-SPACE = "▁"
-"""How SentencePiece writes a space."""
-
 
 @dataclass(frozen=True)
-class Extension:
+class ModelExtension:
     """How a vocabulary grew."""
 
     base_pieces: int
@@ -58,13 +52,13 @@ class Extension:
         return sum(map(len, self.splits)) / len(self.splits)
 
 
-def extend(
+def extend_model(
     base: str | Path,
     tokenizer: str | Path,
     out: str | Path,
     new_rows: NewRows = "subpiece_mean",
     seed: int = 0,
-) -> Extension:
+) -> ModelExtension:
     """Writes the model `base`, grown to the pieces of `tokenizer`, into the new directory `out`.
 
     Base rows and all other weights are copied to the bit. A new row, in the input and in the output
@@ -79,7 +73,7 @@ def extend(
             adds nothing, or `out` is not empty.
         InfrastructureError: the disk is full or cannot be written.
     """
-    base = local(base, field="--base")
+    base = local_directory(base, field="--base")
     config = read_config(base, field="--base")
     check_type(config.get("model_type"), field="--base", file=base)
     extension = compare(base, tokenizer, config["vocab_size"])
@@ -118,12 +112,16 @@ def _carry_lineage(base: str | Path, draft: Path, new_rows: int) -> None:
 
 
 def _grown(
-    weights: WeightsReader, name: str, extension: Extension, new_rows: NewRows, generator: torch.Generator
+    weights: WeightsReader,
+    name: str,
+    extension: ModelExtension,
+    new_rows: NewRows,
+    generator: torch.Generator,
 ) -> Tensor:
     return grow(weights[name], extension, new_rows, generator)
 
 
-def grow(weight: Tensor, extension: Extension, new_rows: NewRows, generator: torch.Generator) -> Tensor:
+def grow(weight: Tensor, extension: ModelExtension, new_rows: NewRows, generator: torch.Generator) -> Tensor:
     """The embedding `weight` `[base rows, hidden]` with new and padding rows: `[extension.rows, hidden]`."""
     base = weight[: extension.base_pieces]
     mean, added = base.mean(dim=0, dtype=torch.float32), len(extension.splits)
@@ -140,7 +138,7 @@ def grow(weight: Tensor, extension: Extension, new_rows: NewRows, generator: tor
     return torch.cat([base, fresh.to(base.dtype), padding.to(base.dtype)])
 
 
-def compare(base: str | Path, tokenizer: str | Path, base_rows: int) -> Extension:
+def compare(base: str | Path, tokenizer: str | Path, base_rows: int) -> ModelExtension:
     """What `tokenizer` adds to the base's own tokenizer, which lies beside its `base_rows` rows of weights.
 
     Raises:
@@ -148,21 +146,23 @@ def compare(base: str | Path, tokenizer: str | Path, base_rows: int) -> Extensio
     """
     old, new = open_tokenizer(base), open_tokenizer(tokenizer)
     if new.model is None:
-        mend = "give one with tokenizer.model, as `rewarm vocab extend` writes"
-        raise UserError("is not SentencePiece's, from whose pieces rows are made", file=new.path, mend=mend)
+        fix = "give one with tokenizer.model, as `rewarm vocab extend` writes"
+        raise UserError("is not SentencePiece's, from whose pieces rows are made", file=new.path, fix=fix)
     before, after = (old.model.pieces, new.model.pieces) if old.model else (old.pieces, new.pieces)
     for number, (was, now) in enumerate(zip(before, after, strict=False)):
         if was != now:
             what = f"is no extension of the base's: its piece {number} is {_shown(now)}, not {_shown(was)}"
-            mend = "make one: rewarm vocab extend --base BASE --add TOKENIZER --out DIR"
-            raise UserError(what, field="--tokenizer", value=str(tokenizer), mend=mend)
+            fix = "make one: rewarm vocab extend --base BASE --add TOKENIZER --out DIR"
+            raise UserError(what, field="--tokenizer", value=str(tokenizer), fix=fix)
     if new.size <= old.size:
         what = f"adds nothing to the base's {old.size} pieces"
-        raise UserError(what, field="--tokenizer", value=str(tokenizer), mend="train with the base as it is")
+        raise UserError(what, field="--tokenizer", value=str(tokenizer), fix="train with the base as it is")
     if base_rows < old.size:
         what = f"has {base_rows} embedding rows for its tokenizer's {old.size} pieces"
-        raise UserError(what, field="--base", value=str(base), mend="copy the model again")
-    return Extension(old.size, new.size, -(-new.size // MULTIPLE) * MULTIPLE, _splits(new.model, old.size))
+        raise UserError(what, field="--base", value=str(base), fix="copy the model again")
+    return ModelExtension(
+        old.size, new.size, -(-new.size // MULTIPLE) * MULTIPLE, _splits(new.model, old.size)
+    )
 
 
 def _shown(piece: Any) -> str:
@@ -196,8 +196,8 @@ def encoder(directory: str | Path) -> sentencepiece.SentencePieceProcessor:
     """
     tokenizer = open_tokenizer(directory)
     if tokenizer.model is None:
-        mend = "leave --text away, or add its tokenizer.model"
-        raise UserError("is not SentencePiece's: no text can be read", file=tokenizer.path, mend=mend)
+        fix = "leave --text away, or add its tokenizer.model"
+        raise UserError("is not SentencePiece's: no text can be read", file=tokenizer.path, fix=fix)
     return _processor(tokenizer.model)
 
 

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 IGNORED = -100
 """A target that does not count."""
 
+
 CHUNK_LOGITS = 2**25
 """Logits made at a time: 128 MiB in fp32, whatever the vocabulary and the micro batch."""
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trainer.errors import UserError
-from trainer.recipe import Phase, Recipe
-from trainer.rows import Rows
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from trainer.model.loss import CausalLM
+from tokenization.errors import UserError
+from trainer.engine.row_lr import Rows
+from trainer.model.loss import CausalLM
+from trainer.recipe.schema import Phase, Recipe
 
 BASE_ROWS = "base_vocab_size"
 """The config field, written by `rewarm model extend`, that tells where the appended rows begin."""
@@ -56,8 +54,8 @@ def parameter_groups(model: CausalLM, phase: Phase, weight_decay: float) -> list
     made = list(groups.values())
     holders = [group for group in made if group["name"] != "body"]
     if scales and not holders:
-        field, mend = f"phases.{phase.name}.schedule.lr_scale", "leave it out, or train them"
-        raise UserError("scales the LR of embeddings that the phase does not train", field=field, mend=mend)
+        field, fix = f"phases.{phase.name}.schedule.lr_scale", "leave it out, or train them"
+        raise UserError("scales the LR of embeddings that the phase does not train", field=field, fix=fix)
     if "new_rows" in scales and phase.train != "new_rows":
         for group in holders:
             group["rows"] = Rows(base_rows(model), scales["new_rows"] / group["lr_scale"])
@@ -88,7 +86,7 @@ def phase_problems(recipe: Recipe, config: Mapping[str, Any]) -> list[UserError]
                 problems.append(_not_extended(f"{where}.train"))
         if phase.train == "new_rows" and phase.keep_optimizer:
             what = "would move old rows by the moments of the phase before, which new_rows forbids"
-            problems.append(UserError(what, field=f"{where}.keep_optimizer", mend="leave it out"))
+            problems.append(UserError(what, field=f"{where}.keep_optimizer", fix="leave it out"))
         if isinstance(phase.train, tuple):
             problems += [found for pattern in phase.train if (found := _unreadable(pattern, where))]
     return problems
@@ -96,7 +94,7 @@ def phase_problems(recipe: Recipe, config: Mapping[str, Any]) -> list[UserError]
 
 def _not_extended(field: str, instead: str = "train: embeddings") -> UserError:
     what = "asks for appended rows, but the model was not grown by `rewarm model extend`"
-    return UserError(what, field=field, value="new_rows", mend=f"extend it, or {instead}")
+    return UserError(what, field=field, value="new_rows", fix=f"extend it, or {instead}")
 
 
 def _unreadable(pattern: str, where: str) -> UserError | None:
@@ -117,9 +115,9 @@ def _trained(model: CausalLM, phase: Phase, embeddings: set[int]) -> set[str]:
     for pattern in phase.train:
         if not any(re.search(pattern, name) for name in named):
             some = ", ".join(list(named)[:3])
-            mend = f"names are like {some}, …"
+            fix = f"names are like {some}, …"
             raise UserError(
-                "matches no parameter", field=f"phases.{phase.name}.train", value=pattern, mend=mend
+                "matches no parameter", field=f"phases.{phase.name}.train", value=pattern, fix=fix
             )
     return {name for name in named if any(re.search(pattern, name) for pattern in phase.train)}
 

@@ -20,24 +20,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.recipe_schedule import Schedule
+from trainer.recipe.schedule import Schedule
 
 Floats = npt.NDArray[np.float64]
+
 
 SHARPNESS = 10.0
 """Of the inverse square root: alpha in h(x) = 1/sqrt(1 + alpha x) - 1 (Ibrahim et al. 2024)."""
 
 
 @dataclass(frozen=True)
-class Piece:
+class CurvePiece:
     """A stretch of the curve: from `first` at `origin` to `last` at `stop`, shown from `start` on."""
 
     name: str
     shape: str
     start: Fraction
     stop: Fraction
-    first: float
-    last: float
+    lr_from: float
+    lr_to: float
     origin: Fraction | None = None
     """Where the shape begins, if not at `start`."""
 
@@ -46,10 +47,10 @@ class Piece:
         begin = float(self.start if self.origin is None else self.origin)
         end = float(self.stop)  # rounded like `tokens` are, so that the share is exactly 1 there
         share = np.clip((tokens - begin) / (end - begin), 0.0, 1.0)
-        return bend(self.shape, self.first, self.last, share)
+        return interpolate(self.shape, self.lr_from, self.lr_to, share)
 
 
-def bend(shape: str, first: float, last: float, share: Floats) -> Floats:
+def interpolate(shape: str, first: float, last: float, share: Floats) -> Floats:
     """From `first` at share 0 to `last` at share 1, both exactly.
 
     linear, cosine (Ibrahim et al. 2024, eq. 2), inverse_sqrt (same, infinite schedules), 1-sqrt and
@@ -61,12 +62,12 @@ def bend(shape: str, first: float, last: float, share: Floats) -> Floats:
     if shape == "exponential":
         return np.where(share == 1.0, last, first * _each(lambda part: (last / first) ** part, share))
     if shape == "cosine_clamped":
-        return np.maximum(first * (1.0 - _gone("cosine", share)), last)
-    gone = _gone(shape, share)
+        return np.maximum(first * (1.0 - _progress("cosine", share)), last)
+    gone = _progress(shape, share)
     return first * (1.0 - gone) + last * gone
 
 
-def _gone(shape: str, share: Floats) -> Floats:
+def _progress(shape: str, share: Floats) -> Floats:
     """How much of the fall or rise is done, from 0 to 1."""
     if shape == "linear":
         return share
@@ -112,7 +113,7 @@ class Curve:
             rates[which == number] = self.pieces[number].at(asked[which == number])
         return rates
 
-    def piece(self, tokens: float) -> Piece:
+    def piece(self, tokens: float) -> CurvePiece:
         """The piece that the step after `tokens` trained tokens lies in."""
         return self.pieces[int(self._find(np.asarray(tokens)))]
 
@@ -128,35 +129,35 @@ class Curve:
     @property
     def peak(self) -> float:
         """The highest LR of the phase."""
-        return max(max(piece.first, piece.last) for piece in self.pieces)
+        return max(max(piece.lr_from, piece.lr_to) for piece in self.pieces)
 
     @cached_property
     def _starts(self) -> Floats:
         return np.array([float(piece.start) for piece in self.pieces])
 
     @cached_property
-    def pieces(self) -> tuple[Piece, ...]:
+    def pieces(self) -> tuple[CurvePiece, ...]:
         """The stretches of the curve, in order; none is empty."""
-        pieces: list[Piece] = []
+        pieces: list[CurvePiece] = []
         room = Fraction(self.tokens, self.schedule.cycles)
         reached = self.reached
         for cycle in range(self.schedule.cycles):
             laid = list(self._cycle(cycle * room, room, reached))
             pieces += laid
-            reached = laid[-1].last
+            reached = laid[-1].lr_to
         return tuple(self._annealed(pieces))
 
-    def _annealed(self, pieces: list[Piece]) -> list[Piece]:
+    def _annealed(self, pieces: list[CurvePiece]) -> list[CurvePiece]:
         """The pieces up to the anneal, and then the anneal, from the LR that it finds."""
         anneal = self.schedule.anneal
         if anneal is None:
             return pieces
         leave = Fraction(anneal.from_tokens)
         there = replace(self, schedule=self.schedule.model_copy(update={"anneal": None}))(anneal.from_tokens)
-        final = Piece("anneal", anneal.shape, leave, leave + anneal.tokens, there, anneal.end_lr)
+        final = CurvePiece("anneal", anneal.shape, leave, leave + anneal.tokens, there, anneal.end_lr)
         return [*(piece for piece in pieces if piece.start < leave), final]
 
-    def _cycle(self, start: Fraction, room: Fraction, reached: float) -> Iterator[Piece]:
+    def _cycle(self, start: Fraction, room: Fraction, reached: float) -> Iterator[CurvePiece]:
         """The warm-up and the body of one cycle, empty pieces left out."""
         schedule = self.schedule
         begun_with = room if self.horizon is None or schedule.cycles > 1 else Fraction(self.horizon)
@@ -167,21 +168,23 @@ class Curve:
         if warm > start:
             foot = reached if schedule.start_lr == "reached" else schedule.start_lr
             top = float(body[0].at(np.asarray(float(warm)))) if body else schedule.max_lr
-            yield Piece("warmup", "linear", start, warm, foot, top)
+            yield CurvePiece("warmup", "linear", start, warm, foot, top)
         yield from body
 
-    def _body(self, start: Fraction, warm: Fraction, stop: Fraction, begun_with: Fraction) -> Iterator[Piece]:
+    def _body(
+        self, start: Fraction, warm: Fraction, stop: Fraction, begun_with: Fraction
+    ) -> Iterator[CurvePiece]:
         """What follows a warm-up that ends at `warm`, in a cycle from `start` to `stop`."""
         schedule, room = self.schedule, stop - start
         top, low = schedule.max_lr, schedule.min_lr or 0.0
         if schedule.kind == "constant":
-            yield Piece("constant", "constant", warm, stop, top, top)
+            yield CurvePiece("constant", "constant", warm, stop, top, top)
         elif schedule.kind == "wsd":
             assert schedule.decay is not None
             assert schedule.decay_shape is not None
             fall = stop - schedule.decay.of(room)
-            yield Piece("stable", "constant", warm, fall, top, top)
-            yield Piece("decay", schedule.decay_shape, fall, stop, top, low)
+            yield CurvePiece("stable", "constant", warm, fall, top, top)
+            yield CurvePiece("decay", schedule.decay_shape, fall, stop, top, low)
         elif schedule.kind == "infinite":
             level = schedule.constant_lr
             assert schedule.cooldown is not None
@@ -192,20 +195,20 @@ class Curve:
             leave = start + sum(
                 part.of(room) for part in (schedule.warmup, schedule.cooldown, schedule.constant)
             )
-            yield Piece("cooldown", schedule.cooldown_shape, warm, cooled, top, level)
-            yield Piece("constant", "constant", cooled, leave, level, level)
-            yield Piece("anneal", "exponential", leave, stop, level, low)
+            yield CurvePiece("cooldown", schedule.cooldown_shape, warm, cooled, top, level)
+            yield CurvePiece("constant", "constant", cooled, leave, level, level)
+            yield CurvePiece("anneal", "exponential", leave, stop, level, low)
         elif schedule.kind == "stages":
             rate = top
             for number, stage in enumerate(schedule.stages or ()):
                 until = warm + stage.length.of(room)
                 last = rate if stage.end_lr is None else stage.end_lr.of(top)
-                yield Piece(f"stages.{number}", stage.shape, warm, until, rate, last)
+                yield CurvePiece(f"stages.{number}", stage.shape, warm, until, rate, last)
                 warm, rate = until, last
         elif schedule.kind == "cosine_clamped":
-            yield Piece("cosine", "cosine_clamped", warm, stop, top, low, origin=start)
+            yield CurvePiece("cosine", "cosine_clamped", warm, stop, top, low, origin=start)
         else:
-            yield Piece(schedule.kind, schedule.kind, warm, stop, top, low)
+            yield CurvePiece(schedule.kind, schedule.kind, warm, stop, top, low)
 
 
 def lr(

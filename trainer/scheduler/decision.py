@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trainer.errors import UserError
+from tokenization.errors import UserError
 from trainer.scheduler.curves import Curve
-from trainer.scheduler.guards import Warning
+from trainer.scheduler.guards import Advice
 from trainer.scheduler.state import RunState
 
-POINTS = 200
+DRAWN_POINTS = 200
 """Points per phase of the whole run's LR."""
 
 
@@ -34,14 +34,14 @@ class Refusal:
     """Why a start is refused, what is known about it, and what can be done instead."""
 
     what: str
-    ways_on: tuple[str, ...]
+    options: tuple[str, ...]
     finding: str = ""
     name: str | None = None
     """What lifts it in `allow`; None if nothing does."""
 
 
 @dataclass(frozen=True)
-class Span:
+class PhaseSpan:
     """A phase's place in the run, in tokens."""
 
     name: str
@@ -58,10 +58,10 @@ class Decision:
     found: str
     reason: str
     state: RunState
-    spans: tuple[Span, ...]
+    spans: tuple[PhaseSpan, ...]
     diff: tuple[Difference, ...] = ()
     refusals: tuple[Refusal, ...] = ()
-    warnings: tuple[Warning, ...] = ()
+    warnings: tuple[Advice, ...] = ()
     lifted: tuple[str, ...] = ()
     """Names in `allow` that made a difference."""
     keep_optimizer: bool = False
@@ -75,9 +75,9 @@ class Decision:
         return self.state.phase
 
     @property
-    def ways_on(self) -> tuple[str, ...]:
+    def options(self) -> tuple[str, ...]:
         """What can be done after a refusal."""
-        return tuple(way for refusal in self.refusals for way in refusal.ways_on)
+        return tuple(way for refusal in self.refusals for way in refusal.options)
 
     def lr_at(self, tokens: Iterable[int] | None = None) -> list[dict[str, float]]:
         """`{tokens, lr}` of the steps that start after so many tokens of the run; default: all over it.
@@ -89,12 +89,14 @@ class Decision:
         asked = sorted(set(self._grid())) if tokens is None else list(tokens)
         for token in asked:
             if not 0 <= token <= end:
-                raise UserError("is outside the run", value=token, mend=f"it has {end:,} tokens")
+                raise UserError("is outside the run", value=token, fix=f"it has {end:,} tokens")
         return [{"tokens": token, "lr": self._lr(token)} for token in asked]
 
     def _grid(self) -> Iterator[int]:
         for span in self.spans:
-            yield from (int(token) for token in np.linspace(span.start, span.stop, POINTS, endpoint=False))
+            yield from (
+                int(token) for token in np.linspace(span.start, span.stop, DRAWN_POINTS, endpoint=False)
+            )
             yield from (span.start + int(piece.start) for piece in span.curve.pieces)
         yield self.spans[-1].stop
 
@@ -136,7 +138,7 @@ class Decision:
             "reason": self.reason,
             "diff": [{"field": d.field, "saved": d.saved, "asked": d.asked} for d in self.diff],
             "refusals": [{"name": r.name, "what": r.what, "finding": r.finding} for r in self.refusals],
-            "ways_on": list(self.ways_on),
+            "options": list(self.options),
             "warnings": [{"name": w.name, "text": w.text} for w in self.warnings],
             "lifted": list(self.lifted),
             "keep_optimizer": self.keep_optimizer,
@@ -157,7 +159,7 @@ class Decision:
         for refusal in self.refusals:
             lines.append(f"refused  {refusal.what}")
             lines += [f"because  {refusal.finding}"] if refusal.finding else []
-            lines += [f"way on   {way}" for way in refusal.ways_on]
+            lines += [f"way on   {way}" for way in refusal.options]
         lines += [f"allowed  {name}" for name in self.lifted]
         lines += [f"warning  {w.text} (silence it with allow: [{w.name}])" for w in self.warnings]
         table = self.next_steps()

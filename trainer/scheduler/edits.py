@@ -8,15 +8,20 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from trainer.numbers import at_most
-from trainer.recipe import Recipe
+from trainer.mixer.description import truncated
+from trainer.recipe.numbers import at_most
+from trainer.recipe.schema import Recipe
 from trainer.scheduler.curves import Curve
 from trainer.scheduler.decision import Difference, Refusal
 from trainer.scheduler.guards import HORIZON, REWARM, SHIFT
-from trainer.scheduler.state import PhaseRecord, RunState, settings_of, up_to
+from trainer.scheduler.state import PhaseRecord, RunState, settings_of
 
 OTHER_RUN = "start another run: give it a run_dir of its own, and this run's checkpoint as model.base"
+
+
 UNDO = "undo the edit: the run then goes on exactly where it stands"
+
+
 _FREE = frozenset({"global_batch_size"})
 """Settings that may change at any checkpoint: positions are counted in samples, LRs in tokens."""
 
@@ -32,7 +37,7 @@ class Edits:
     """The next LR that the edited schedule would have used; None if the schedule was not edited."""
 
 
-def compare(recipe: Recipe, data: Sequence[Mapping[str, Any]], state: RunState) -> Edits:
+def find_edits(recipe: Recipe, data: Sequence[Mapping[str, Any]], state: RunState) -> Edits:
     """Compares the phases that have begun, and the settings; phases that lie ahead may be edited freely."""
     settings = settings_of(recipe)
     diff = list(_differences(state.settings, settings, ""))
@@ -59,16 +64,16 @@ def compare(recipe: Recipe, data: Sequence[Mapping[str, Any]], state: RunState) 
     edited_schedule = any(_part(d) in ("schedule", "tokens") for d in here)
     asked = _as_written(recipe, state)(state.phase_trained_tokens) if edited_schedule else None
     if not any(refusal.name is None for refusal in refusals):
-        state = _as_asked(recipe, data, state, settings)
+        state = _as_in_recipe(recipe, data, state, settings)
     return Edits(tuple(diff), tuple(refusals), state, asked)
 
 
-def _as_asked(
+def _as_in_recipe(
     recipe: Recipe, data: Sequence[Mapping[str, Any]], state: RunState, settings: dict[str, Any]
 ) -> RunState:
     """The run with what the recipe changed: the same place, another meaning of what is to come."""
     running = state.running
-    asked = PhaseRecord.asked(recipe, data, state.phase, running.reached, running.horizon)
+    asked = PhaseRecord.from_recipe(recipe, data, state.phase, running.reached, running.horizon)
     wanted = -(-recipe.phases[state.phase].length // recipe.seq_len)
     batch = recipe.global_batch_size
     steps_left = max(0, -(-(wanted - state.samples) // batch))
@@ -246,7 +251,7 @@ def _record_differences(
 ) -> Iterator[Difference]:
     """Where a phase that has begun and the recipe's do not agree."""
     saved = state.phases[number]
-    asked = PhaseRecord.asked(recipe, data, number, saved.reached, saved.horizon)
+    asked = PhaseRecord.from_recipe(recipe, data, number, saved.reached, saved.horizon)
     same_samples = recipe.seq_len == state.settings["seq_len"]
     stands = state.samples if number == state.phase else saved.samples
     shared = max(stands, min(saved.samples, asked.samples))  # beyond it there is nothing to differ from
@@ -256,7 +261,7 @@ def _record_differences(
         old, new = getattr(saved, field), getattr(asked, field)
         if field == "data":
             old, new = (
-                {k: v for k, v in up_to(told, shared).items() if k not in ("seed", "seq_len")}
+                {k: v for k, v in truncated(told, shared).items() if k not in ("seed", "seq_len")}
                 for told in (old, new)
             )
         yield from _differences({field: old}, {field: new}, f"phases.{number}.")

@@ -13,37 +13,49 @@ from itertools import pairwise
 
 import numpy as np
 
-from trainer.errors import Problems, UserError, nearest
-from trainer.recipe import Recipe
-from trainer.scheduler.state import PhaseRecord, fingerprint_of, shares, sources_of
+from tokenization.errors import UserError, UserErrors, did_you_mean
+from trainer.mixer.description import fingerprint_of, sources_of, weights_in
+from trainer.recipe.schema import Recipe
+from trainer.scheduler.state import PhaseRecord
 
 REWARM = (
     "Gupta et al. 2023 (arXiv 2308.04014): re-warming on the same data raised the loss, more with a larger "
     "max_lr, and 50B further tokens did not recover it"
 )
+
+
 SHIFT = (
     "Ibrahim et al. 2024 (arXiv 2403.08763): after a shift of data at 405M (Pile to German) the old "
     "data's loss ended at 3.56 with 0 % replay, 2.83 with 1 %, 2.57 with 5 %, 2.33 with 25 %; "
     "the base had 2.17"
 )
+
+
 HORIZON = (
     "Ibrahim et al. 2024 (arXiv 2403.08763), eq. 2: a cosine is fixed by its horizon, so another budget "
     "is another curve from the first token on, and stretching it raises an LR that has decayed; " + REWARM
 )
+
+
 LARGE = (
     "Ibrahim et al. 2024 (arXiv 2403.08763): at 405M without replay the old data's loss ended at 2.42, 2.43, "
     "2.44, 2.48 with max_lr 3e-5 (constant), 1.5e-4, 3e-4, 6e-4"
 )
+
+
 SHORT = (
     "Gupta et al. 2023 (arXiv 2308.04014): constant 3e-5 led for the first 100B tokens, and 0 % warm-up made "
     "the loss spike; with a short budget a small max_lr and a long warm-up are the safe choice"
 )
+
+
 VOCABULARY = (
     "2401.01055: LLaMA's own vocabulary after 0.5B Chinese tokens beat an extended one after 30B; "
     "2402.14714: a staged training of the new rows needed 2B"
 )
 
-NAMES = (
+
+GUARDS = (
     "rewarm_on_same_data",
     "settings_edited",
     "rewarm_within_phase",
@@ -55,20 +67,30 @@ NAMES = (
 )
 """Everything that `allow` may hold."""
 
+
 LARGEST_REPLAY = 0.5
 """The largest share of old data that Ibrahim et al. 2024 call replay; above it, it is the same data again."""
+
+
 TRACE = 0.1
 """A source that gave less than this share of the tokens so far is a trace, not the data of the base."""
+
+
 SHORT_BUDGET = 100_000_000_000
+
+
 SAFE_LR = 3e-5
+
+
 VOCABULARY_BUDGET = 2_000_000_000
+
 
 _PUBLISHED_PEAKS = {"llama27b": 3e-4, "llama213b": 3e-4, "llama270b": 1.5e-4, "pythia410m": 3e-4}
 """Peak LRs that the makers of a base have published, by its name without `-` and `_`."""
 
 
 @dataclass(frozen=True)
-class Warning:
+class Advice:
     """Something that a paper advises against."""
 
     name: str
@@ -81,14 +103,14 @@ def check_allow(recipe: Recipe) -> None:
     Raises:
         Problems: one for each, with the nearest known name.
     """
-    unknown = [name for name in recipe.allow if name not in NAMES]
+    unknown = [name for name in recipe.allow if name not in GUARDS]
     if unknown:
-        raise Problems(
+        raise UserErrors(
             UserError(
                 "is no warning or refusal",
                 field="allow",
                 value=name,
-                mend=nearest(name, NAMES) or f"known are {', '.join(NAMES)}",
+                fix=did_you_mean(name, GUARDS) or f"known are {', '.join(GUARDS)}",
             )
             for name in unknown
         )
@@ -109,12 +131,12 @@ def overlap(record: PhaseRecord, seen: Collection[str], among: Collection[str] |
     """Share of the phase's mixture whose sources' fingerprints were seen, counting only sources `among`."""
     return sum(
         share
-        for source, share in shares(record.data, record.samples).items()
+        for source, share in weights_in(record.data, record.samples).items()
         if fingerprint_of(record.data, source) in seen and (among is None or source in among)
     )
 
 
-def warnings(
+def advice(
     recipe: Recipe,
     number: int,
     record: PhaseRecord,
@@ -123,7 +145,7 @@ def warnings(
     base_peak: float | None,
     seen: Collection[str],
     new_rows: int,
-) -> Iterator[Warning]:
+) -> Iterator[Advice]:
     """What is to be said about phase `number`, which lies ahead; names in `allow` are still among it.
 
     Args:
@@ -140,33 +162,33 @@ def warnings(
     fresh = {name for name, source in recipe.sources.items() if source.role == "new"}
     undeclared = overlap(record, seen, fresh)
     if reached is not None and curve.peak > reached and undeclared > 0 and phase.train != "new_rows":
-        yield Warning(
+        yield Advice(
             "rewarm_on_same_data",
             f"{where}: {undeclared:.0%} of the mixture has role new and is data that the weights have seen, "
             f"and the LR rises from {reached:.3g} to {curve.peak:.3g}. {REWARM}",
         )
     yield from _rising_again(where, record)
     if base_peak is not None and curve.peak > base_peak and phase.train != "new_rows":
-        yield Warning(
+        yield Advice(
             "max_lr_above_base_peak",
             f"{where}: the LR rises to {curve.peak:.3g}, above the base's own peak {base_peak:.3g}. {LARGE}",
         )
     if recipe.model.base is None and number == 0:
         return  # random weights have nothing to forget
-    held = shares(record.data, record.samples)
+    held = weights_in(record.data, record.samples)
     replayed = sum(share for source, share in held.items() if source not in fresh) + undeclared
     if replayed == 0 and phase.train != "new_rows":
-        yield Warning("no_replay", f"{where}: no replay. {SHIFT}")
+        yield Advice("no_replay", f"{where}: no replay. {SHIFT}")
     first = float(curve(0))
     sudden = phase.schedule.warmup.amount == 0 and (reached is None or first > reached)
     if sudden and phase.length < SHORT_BUDGET and first > SAFE_LR:
-        yield Warning(
+        yield Advice(
             "short_budget_without_warmup",
             f"{where}: {phase.length:,} tokens from LR {first:.3g} without a warm-up. {SHORT}",
         )
     total = sum(phase.length for phase in recipe.phases)
     if number == 0 and new_rows and total < VOCABULARY_BUDGET:
-        yield Warning(
+        yield Advice(
             "small_budget_for_vocabulary",
             f"{new_rows:,} new embedding rows and {total:,} tokens in all. {VOCABULARY}",
         )
@@ -174,7 +196,7 @@ def warnings(
 
 def samples_again(
     recipe: Recipe, records: Sequence[PhaseRecord], seen: Mapping[str, int]
-) -> Iterator[Warning]:
+) -> Iterator[Advice]:
     """The base's own samples, which a run in a new directory takes again: it begins every source anew.
 
     Those that are declared as replay are meant so.
@@ -189,13 +211,13 @@ def samples_again(
     for record in records:
         held = {fingerprint_of(record.data, name): name for name in sources_of(record.data)}
         names |= {key: name for key, name in held.items() if recipe.sources[name].role == "new"}
-        planned.update(record.seen(record.samples, recipe.seq_len))
+        planned.update(record.tokens_seen(record.samples, recipe.seq_len))
     told = []
     for key in names.keys() & seen.keys() & planned.keys():
         again, known = (tokens // recipe.seq_len for tokens in (min(planned[key], seen[key]), seen[key]))
         told.append(f"{again:,} of its {known:,} samples of {names[key]}")
     if told:
-        yield Warning(
+        yield Advice(
             "base_samples_again",
             "this run begins its sources anew, and the base was trained on some: up to "
             f"{', '.join(sorted(told))} come again, which max_epochs does not count; a further phase in the "
@@ -203,13 +225,13 @@ def samples_again(
         )
 
 
-def _rising_again(where: str, record: PhaseRecord) -> Iterator[Warning]:
+def _rising_again(where: str, record: PhaseRecord) -> Iterator[Advice]:
     """A schedule that rises after it has fallen, on the one mixture of its phase."""
     for before, piece in pairwise(record.curve.pieces):
         low = float(before.at(np.asarray(float(piece.start))))
-        top = max(piece.first, piece.last)  # a cycle without a warm-up begins at its top
+        top = max(piece.lr_from, piece.lr_to)  # a cycle without a warm-up begins at its top
         if top > low:
-            yield Warning(
+            yield Advice(
                 "rewarm_within_phase",
                 f"{where}: the LR rises again, from {low:.3g} to {top:.3g} after "
                 f"{int(piece.start):,} tokens. {REWARM}",

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from fractions import Fraction
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
-from trainer.errors import UserError
-from trainer.recipe import Recipe
-from trainer.recipe_schedule import Schedule
+from tokenization.errors import UserError
+from trainer.mixer.description import fingerprint_of, sources_of, weights_in
+from trainer.recipe.schedule import Schedule
+from trainer.recipe.schema import Recipe
 from trainer.scheduler.curves import Curve
 
-VERSION = 1
-
-EXPORTED = "rewarm.json"
-"""File in an exported model: the `RunState` that it was taken at, for a run that has it as its base; and
-`new_rows`, where `rewarm model extend` has appended some since."""
+STATE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class PhaseRecord:
     """LR that the phase before, or the base, ended with."""
 
     @classmethod
-    def asked(
+    def from_recipe(
         cls,
         recipe: Recipe,
         data: Sequence[Mapping[str, Any]],
@@ -69,10 +65,10 @@ class PhaseRecord:
         """The learning rate of the phase."""
         return Curve(Schedule.model_validate(self.schedule), self.tokens, self.reached, self.horizon)
 
-    def seen(self, samples: int, seq_len: int) -> dict[str, int]:
+    def tokens_seen(self, samples: int, seq_len: int) -> dict[str, int]:
         """Tokens by source fingerprint in the first `samples` samples of the phase."""
         found: dict[str, int] = {}
-        for source, share in shares(self.data, samples).items():
+        for source, share in weights_in(self.data, samples).items():
             tokens = round(share * samples * seq_len)
             if tokens:
                 fingerprint = fingerprint_of(self.data, source)
@@ -104,7 +100,7 @@ class RunState:
     """Tokens by source fingerprint that the base had seen."""
     peak_before: float | None = None
     """The base's highest LR, where it is known."""
-    version: int = VERSION
+    version: int = STATE_VERSION
 
     @property
     def phase(self) -> int:
@@ -158,17 +154,17 @@ class RunState:
             lr=lr,
         )
 
-    def seen(self) -> dict[str, int]:
+    def tokens_seen(self) -> dict[str, int]:
         """Tokens by source fingerprint that all weights were trained on, the base's included."""
         found = dict(self.seen_before)
         for number, record in enumerate(self.phases):
             if record.train == "all":
                 samples = self.samples if number == self.phase else record.samples
-                for fingerprint, tokens in record.seen(samples, self.settings["seq_len"]).items():
+                for fingerprint, tokens in record.tokens_seen(samples, self.settings["seq_len"]).items():
                     found[fingerprint] = found.get(fingerprint, 0) + tokens
         return found
 
-    def taken(self) -> dict[int, dict[str, int]]:
+    def samples_before(self) -> dict[int, dict[str, int]]:
         """By phase, the samples of each source that the run had used when it began, for the mixer."""
         end = ".taken_before"
         return {
@@ -195,12 +191,12 @@ class RunState:
         Raises:
             UserError: written by a version that is not known here, or not by `to_json` at all.
         """
-        if tree.get("version") != VERSION:
+        if tree.get("version") != STATE_VERSION:
             raise UserError(
                 "is a version of the run state that is not known here",
                 field="version",
                 value=tree.get("version"),
-                mend=f"use the release that wrote it; this one reads version {VERSION}",
+                fix=f"use the release that wrote it; this one reads version {STATE_VERSION}",
             )
         try:
             phases = tuple(PhaseRecord(**record) for record in tree["phases"])
@@ -228,7 +224,9 @@ class BaseLineage:
     @classmethod
     def of(cls, state: RunState, name: str, new_rows: int = 0, *, optimizer: bool = True) -> BaseLineage:
         """The lineage of one of our own checkpoints, or of an export of one (`optimizer=False`)."""
-        return cls(name, state.next_lr, state.peak_lr, state.seen(), new_rows, optimizer and not new_rows)
+        return cls(
+            name, state.next_lr, state.peak_lr, state.tokens_seen(), new_rows, optimizer and not new_rows
+        )
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
@@ -248,52 +246,3 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
         "model.dtype": recipe.model.dtype,
         **{f"optimizer.{name}": value for name, value in recipe.optimizer.model_dump(mode="json").items()},
     }
-
-
-def shares(data: Mapping[str, Any], samples: int) -> dict[str, float]:
-    """Shares by source name of the first `samples` samples of a phase, from the mixer's description."""
-    starts = sorted(
-        (int(start), key.removesuffix("from_sample"))
-        for key, start in data.items()
-        if key.startswith("mixture.") and key.endswith(".from_sample")
-    )
-    stops = [start for start, _ in starts[1:]] + [samples]
-    found: dict[str, float] = {}
-    for (start, place), stop in zip(starts, stops, strict=True):
-        held = max(min(stop, samples) - start, 0) / max(samples, 1)
-        for key, weight in data.items():
-            if key.startswith(place) and key != f"{place}from_sample":
-                name = key.removeprefix(place)
-                found[name] = found.get(name, 0.0) + held * float(Fraction(str(weight)))
-    return found
-
-
-def up_to(data: Mapping[str, Any], samples: int) -> dict[str, Any]:
-    """The mixer's description of a phase that ends after so many samples, without what it does not reach."""
-    end = ".from_sample"
-    late = tuple(
-        key.removesuffix("from_sample")
-        for key, start in data.items()
-        if key.startswith("mixture.") and key.endswith(end) and int(start) >= max(samples, 1)
-    )
-    kept = {key: value for key, value in data.items() if not key.startswith(late)}
-    used = {key.split(".", 2)[2] for key in kept if key.startswith("mixture.")}
-    gone = sources_of(data) - used
-    kept = {
-        key: value
-        for key, value in kept.items()
-        if key.endswith(".taken_before") or key.removeprefix("sources.").rpartition(".")[0] not in gone
-    }
-    places = sorted(value for key, value in kept.items() if key.endswith(".place"))
-    return {key: places.index(value) if key.endswith(".place") else value for key, value in kept.items()}
-
-
-def sources_of(data: Mapping[str, Any]) -> set[str]:
-    """Names of the sources that a phase takes from, from the mixer's description."""
-    end = ".fingerprint"
-    return {key.removeprefix("sources.").removesuffix(end) for key in data if key.endswith(end)}
-
-
-def fingerprint_of(data: Mapping[str, Any], source: str) -> str:
-    """A source's fingerprint, from the mixer's description of a phase."""
-    return str(data[f"sources.{source}.fingerprint"])

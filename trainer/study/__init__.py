@@ -1,0 +1,1 @@
+"""Experiments before the cluster: the papers' studies on the user's own data."""

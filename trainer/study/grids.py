@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from trainer.errors import UserError, nearest
-from trainer.recipe import Phase, Recipe
+from tokenization.errors import UserError, did_you_mean
+from trainer.recipe.schema import Phase, Recipe
 
 Change = dict[str, Any]
 """Fields of the last phase, and what they become."""
 
 
 @dataclass(frozen=True)
-class Variant:
+class ArmSpec:
     """One arm of a study: the recipe with these overrides."""
 
     name: str
@@ -42,32 +42,32 @@ class Study:
     """Refusals that are the experiment itself."""
 
 
-def variants(name: str, recipe: Recipe) -> list[Variant]:
+def arm_specs(name: str, recipe: Recipe) -> list[ArmSpec]:
     """The arms of the study `name` of a recipe.
 
     Raises:
         UserError: there is no such study, or the recipe has nothing for it to vary.
     """
-    study = find(name)
+    study = find_study(name)
     phase = len(recipe.phases) - 1
     arms = []
     for arm, change in study.changes(recipe):
         fields = {f"phases.{phase}.{field}": value for field, value in change.items()}
         if study.allow:
             fields["allow"] = sorted({*recipe.allow, *study.allow})
-        arms.append(Variant(arm, tuple(f"{field}={_flow(value)}" for field, value in fields.items())))
+        arms.append(ArmSpec(arm, tuple(f"{field}={_flow(value)}" for field, value in fields.items())))
     return arms
 
 
-def find(name: str) -> Study:
+def find_study(name: str) -> Study:
     """The study of that name.
 
     Raises:
         UserError: there is none.
     """
     if name not in STUDIES:
-        mend = nearest(name, STUDIES) or f"studies are {', '.join(STUDIES)}"
-        raise UserError("is not a study", field="NAME", value=name, mend=mend)
+        fix = did_you_mean(name, STUDIES) or f"studies are {', '.join(STUDIES)}"
+        raise UserError("is not a study", field="NAME", value=name, fix=fix)
     return STUDIES[name]
 
 
@@ -86,12 +86,12 @@ def _mixture(recipe: Recipe, share: Fraction) -> Change:
     replayed = {name for name, source in recipe.sources.items() if source.role == "replay"}
     if not replayed:
         raise UserError(
-            "has no source of role replay", field="sources", mend="add text of the base's distribution"
+            "has no source of role replay", field="sources", fix="add text of the base's distribution"
         )
     (last, *later) = recipe.phases[-1].mixture[::-1]
     if later:
         field = f"phases.{len(recipe.phases) - 1}.mixture"
-        raise UserError("changes within the phase", field=field, mend="give it one mixture")
+        raise UserError("changes within the phase", field=field, fix="give it one mixture")
     given = {name: weight for name, weight in last.weights.items() if weight}
     total = {role: sum(given[name] for name in given if (name in replayed) == role) for role in (True, False)}
     if last.replay_ratio is not None or not (total[True] and total[False]):

@@ -12,20 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import disk
-from trainer import recipe as recipes
-from trainer.errors import Problems, UserError
-from trainer.plan import prepare
+from tokenization import disk
+from tokenization.errors import UserError, UserErrors
+from trainer.plan.make import make_plan
+from trainer.recipe import load
+from trainer.report.page import runs_table, write_report
 from trainer.study import grids
-from trainer.study.report import report, table
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train.py"
+
+
 ARMS = "arms.txt"
 """File in a study's directory: a line of overrides per arm, as launch/slurm/study.sbatch reads them."""
 
 
 @dataclass(frozen=True)
-class Trial:
+class ArmRun:
     """An arm of a study as it will be run."""
 
     name: str
@@ -34,44 +36,46 @@ class Trial:
     finished: bool
 
 
-def plan(
+def plan_arms(
     name: str, recipe: str | Path, out: str | Path, overrides: Sequence[str], world_size: int
-) -> list[Trial]:
+) -> list[ArmRun]:
     """The arms of a study, all of which can be trained as they stand.
 
     Raises:
         Problems: what is wrong with each arm.
         UserError: there is no such study, or the recipe has nothing for it to vary.
     """
-    base = recipes.load(recipe, overrides)
+    base = load.load_recipe(recipe, overrides)
     trials, problems = [], []
-    for variant in grids.variants(name, base):
+    for variant in grids.arm_specs(name, base):
         directory = Path(out) / variant.name
         words = (*overrides, f"name={base.name}-{variant.name}", f"run_dir={directory}", *variant.overrides)
         if blank := next((word for word in words if len(word.split()) != 1), None):
             raise UserError("has a blank, at which a batch script would cut it", value=blank)
         try:
-            decision = prepare(recipes.load(recipe, words), world_size).decision
+            decision = make_plan(load.load_recipe(recipe, words), world_size).decision
             if decision.kind == "refuse":
                 raise UserError(decision.reason)
         except UserError as error:
-            found = error.problems if isinstance(error, Problems) else [error]
+            found = error.problems if isinstance(error, UserErrors) else [error]
             problems += [UserError(f"arm {variant.name}: {one}") for one in found]
             continue
-        trials.append(Trial(variant.name, directory, words, decision.kind == "finished"))
+        trials.append(ArmRun(variant.name, directory, words, decision.kind == "finished"))
     if problems:
-        raise Problems(problems)
+        raise UserErrors(problems)
     return trials
 
 
-def write_arms(trials: Sequence[Trial], out: Path) -> Path:
+def write_arms(trials: Sequence[ArmRun], out: Path) -> Path:
     """The arms as a file for launch/slurm/study.sbatch; its path."""
     out.mkdir(parents=True, exist_ok=True)
-    disk.write_text(out / ARMS, "".join(" ".join(trial.overrides) + "\n" for trial in trials))
+    disk.write_atomically(out / ARMS, "".join(" ".join(trial.overrides) + "\n" for trial in trials))
     return out / ARMS
 
 
-def train(trials: Sequence[Trial], recipe: str | Path, world_size: int, say: Callable[[str], Any]) -> int:
+def train_arms(
+    trials: Sequence[ArmRun], recipe: str | Path, world_size: int, say: Callable[[str], Any]
+) -> int:
     """Trains the arms that are not finished, one after another, under the deepspeed launcher.
 
     Ends with the first status that is not 0; the same call goes on with that arm, from its checkpoint.
@@ -88,11 +92,11 @@ def train(trials: Sequence[Trial], recipe: str | Path, world_size: int, say: Cal
     return 0
 
 
-def conclude(name: str, trials: Sequence[Trial], out: Path) -> str:
+def conclude(name: str, trials: Sequence[ArmRun], out: Path) -> str:
     """Writes the page about all arms; the question, the table, and what the papers found."""
-    study, runs = grids.find(name), [trial.directory for trial in trials]
-    report(runs, out / "report.html")
-    return "\n".join([study.question, "", table(runs), "", f"The papers: {study.found}."])
+    study, runs = grids.find_study(name), [trial.directory for trial in trials]
+    write_report(runs, out / "report.html")
+    return "\n".join([study.question, "", runs_table(runs), "", f"The papers: {study.found}."])
 
 
 def _launch(recipe: str | Path, overrides: Sequence[str], world_size: int) -> int:

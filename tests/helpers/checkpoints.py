@@ -1,0 +1,77 @@
+"""Small checkpoints for tests: ranks are threads that meet at a barrier."""
+
+import threading
+from pathlib import Path
+
+import torch
+
+from tests.helpers.fragments import Fragment
+from trainer.checkpoint.manifest import MANIFEST_VERSION, Manifest
+from trainer.checkpoint.save import Saver
+
+
+class Meeting:
+    """What `distributed.beside` is for processes; a rank that never comes breaks it."""
+
+    def __init__(self, ranks: int, patience_s: float = 10.0) -> None:
+        self._values: list = [None] * ranks
+        self._barrier = threading.Barrier(ranks, timeout=patience_s)
+
+    def of(self, rank: int):
+        def gather(value):
+            self._values[rank] = value
+            self._barrier.wait()
+            values = list(self._values)
+            self._barrier.wait()
+            return values
+
+        return gather
+
+
+def manifest(step: int, world_size: int = 1) -> Manifest:
+    return Manifest(
+        version=MANIFEST_VERSION,
+        step=step,
+        tokens=step * 100,
+        world_size=world_size,
+        stage=2,
+        files={},
+        weights={},
+        adam_step=step,
+        loss_scale={},
+        state={"step": step},
+        baseline={},
+        recipe="name: x",
+        versions={},
+    )
+
+
+def savers(folder: Path, ranks: int = 1, **changes) -> list[Saver]:
+    meeting = Meeting(ranks)
+    options = {"keep_last": 2, "keep_every": None, "asynchronous": False, "say": lambda line: None, **changes}
+    return [
+        Saver(folder, rank=rank, world_size=ranks, gather=meeting.of(rank), **options)
+        for rank in range(ranks)
+    ]
+
+
+def fragments(rank: int = 0) -> list[Fragment]:
+    return [Fragment(f"w{rank}", 0, (4,), True, {"weight": torch.arange(4.0) + rank})]
+
+
+def save(folder: Path, step: int, ranks: int = 1, **changes) -> list[str | None]:
+    """A whole save; each rank's failure."""
+    return save_with(savers(folder, ranks, **changes), step)
+
+
+def save_with(all_ranks: list[Saver], step: int) -> list[str | None]:
+    all_ranks[0].open_directory(step, needed=1)
+    threads = [
+        threading.Thread(target=one.save, args=(manifest(step, len(all_ranks)), [fragments(one.rank)]))
+        for one in all_ranks
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [one.wait() for one in all_ranks]

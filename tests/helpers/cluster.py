@@ -1,0 +1,133 @@
+"""A real Slurm of two nodes on this host, for as long as a test takes."""
+
+import contextlib
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from tests.helpers import runs
+
+DAEMONS = ("slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue")
+
+CONFIGURATION = """
+ClusterName=toy
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/none
+CredType=cred/none
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/%n
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/%n.log
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/%n.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=requeue_setup_env_fail
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+ReturnToService=2
+MpiDefault=none
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} State=UNKNOWN
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} State=UNKNOWN
+PartitionName=low Nodes=n1,n2 Default=YES MaxTime=INFINITE PriorityTier=1
+PartitionName=high Nodes=n1,n2 MaxTime=INFINITE PriorityTier=10
+"""
+
+
+def missing() -> list[str]:
+    """The commands that are not installed here."""
+    return [command for command in DAEMONS if shutil.which(command) is None]
+
+
+class Cluster:
+    """Two nodes and a controller; use it as a context."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("state", "n1", "n2"):
+            (folder / name).mkdir(parents=True)
+        ports = [runs.free_port() for _ in range(3)]
+        configuration = folder / "slurm.conf"
+        configuration.write_text(
+            CONFIGURATION.format(
+                host=socket.gethostname().split(".")[0],
+                user=getpass.getuser(),
+                folder=folder,
+                ports=ports,
+                cpus=os.cpu_count(),
+            )
+        )
+        # The nodes' names are no hosts', so that the first rank's address has to be told.
+        self.environment = {
+            **runs.environment(),
+            "SLURM_CONF": str(configuration),
+            "MASTER_ADDR": "127.0.0.1",
+        }
+        self._daemons: list[subprocess.Popen] = []
+
+    def __enter__(self) -> "Cluster":
+        commands = [["slurmctld", "-D", "-i"], ["slurmd", "-D", "-N", "n1"], ["slurmd", "-D", "-N", "n2"]]
+        for command in commands:
+            log = open(self.folder / f"{'-'.join(command)}.out", "w")
+            self._daemons.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=log))
+        self.wait_for(lambda: self.ask("sinfo", "-h", "-o", "%t", "-p", "low").split() == ["idle"], 60)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(subprocess.SubprocessError):
+            self.ask("scancel", "--user", getpass.getuser())
+            self.wait_for(lambda: not self.ask("squeue", "-h"), 30)
+        for daemon in reversed(self._daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+
+    def ask(self, *command: str) -> str:
+        """What a Slurm command prints."""
+        done = subprocess.run(
+            command, env=self.environment, cwd=runs.ROOT, capture_output=True, text=True, timeout=60
+        )
+        return done.stdout.strip()
+
+    def submit(self, *arguments: str) -> str:
+        """The number of a new job on both nodes, a task on each."""
+        size = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", "--mem=0")
+        log = f"--output={self.folder}/job-%j.log"
+        return self.ask("sbatch", "--parsable", *size, "--partition=low", log, *arguments)
+
+    def start_now(self, job: str) -> None:
+        """Starts a requeued job without the two minutes that Slurm lets it wait.
+
+        Nodes know the credentials of the start before by its second: one within the same second is refused.
+        """
+        time.sleep(2)
+        self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def state(self, job: str) -> str:
+        """PENDING, RUNNING, COMPLETED, …"""
+        told = dict(
+            pair.partition("=")[::2] for pair in self.ask("scontrol", "-o", "show", "job", job).split()
+        )
+        return told.get("JobState", "")
+
+    def log(self, job: str) -> str:
+        """What a job has printed."""
+        return (self.folder / f"job-{job}.log").read_text(errors="replace")
+
+    def wait_for(self, happened, patience_s: float) -> None:
+        """Until `happened()`."""
+        deadline = time.monotonic() + patience_s
+        while not happened():
+            assert time.monotonic() < deadline, self.ask("scontrol", "show", "job") or self.ask("sinfo")
+            time.sleep(0.05)

@@ -1,0 +1,141 @@
+"""The command line: every command helps with an example, and answers in JSON where its answer is data."""
+
+import argparse
+import json
+import re
+
+import pytest
+
+from tests.helpers import runs
+from trainer.cli.main import build_parser, main
+
+
+def commands(parser, path=()):
+    """Every command's words and parser."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not groups:
+        yield path, parser
+    for group in groups:
+        for name, inner in group.choices.items():
+            yield from commands(inner, (*path, name))
+
+
+@pytest.mark.parametrize("words", [words for words, _ in commands(build_parser())], ids=" ".join)
+def test_every_command_helps_with_an_example(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code == 0
+    assert f"example: rewarm {' '.join(words)} " in " ".join(capsys.readouterr().out.split())
+
+
+def test_every_flag_that_a_message_names_is_there():
+    known = {option for _, parser in commands(build_parser()) for option in parser._option_string_actions}
+    known |= {"--array"}  # of sbatch
+    styles = runs.ROOT / "trainer" / "report"  # whose custom properties look like flags
+    for room in ("trainer", "tokenization"):
+        for file in (runs.ROOT / room).rglob("*.py"):
+            if styles not in file.parents:
+                named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", file.read_text(encoding="utf-8")))
+                assert named <= known, file
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return runs.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def recipe(data, tmp_path):
+    return str(runs.write(runs.recipe(data, tmp_path / "run", phases=2), tmp_path / "recipe.yaml"))
+
+
+def asked(capsys, *words):
+    assert main(list(words)) == 0
+    return capsys.readouterr().out
+
+
+def test_plan_in_json(recipe, capsys):
+    plan = json.loads(asked(capsys, "plan", recipe, "--json", "--world-size", "2", "--lr-at", "0,768,3072"))
+    assert plan["decision"]["kind"] == "start"
+    assert plan["decision"]["reason"]
+    assert plan["decision"]["diff"] == []
+    # 12 steps of 256 tokens; 25 % are warm-up, so 768 tokens on the LR is max_lr, and 3072 begins phase 2.
+    assert plan["lr_at"] == [
+        {"tokens": 0, "lr": 0.0},
+        {"tokens": 768, "lr": 0.01},
+        {"tokens": 3072, "lr": 0.0},
+    ]
+    assert plan["layout"] == {"world_size": 2, "micro_batch_size": 4, "gradient_accumulation_steps": 1}
+    assert [(row["tokens"], row["steps"], row["max_lr"]) for row in plan["phases"]] == [(3072, 12, 0.01)] * 2
+    ends = {(row["phase"], row["source"]): row["tokens"] for row in plan["sources"]}
+    assert ends["phase-0", "zh"] == 3072 // 4
+    assert ends["phase-1", "zh"] + ends["phase-1", "en"] == 2 * 3072
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("--lr-at", "foo", "'foo' is not a number"),
+        ("--lr-at", "0,", "'' is not a number"),
+        ("--lr-at", "1.5", "'1.5' is not a whole number of at least 0"),
+        ("--lr-at", "-1", "'-1' is not a whole number of at least 0"),
+        ("--world-size", "0", "'0' is not a whole number of at least 1"),
+        ("--world-size", "-1", "'-1' is not a whole number of at least 0"),
+        ("--world-size", "two", "'two' is not a number"),
+    ],
+)
+def test_a_number_that_cannot_be_is_told_with_its_flag(recipe, capsys, flag, value, told):
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", recipe, f"{flag}={value}"])
+    assert ended.value.code == 2
+    assert f"error: argument {flag}: {told}" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_cap_beyond_all_numbers_is_no_cap(recipe, capsys):
+    assert "no source repeats" in asked(capsys, "plan", recipe, "sources.zh.max_epochs=1e20")
+
+
+def test_plan_in_words(recipe, capsys):
+    words = asked(capsys, "plan", recipe)
+    for said in ("decided  start", "phase-1", "no source repeats", "tokens per step", "per checkpoint"):
+        assert said in words
+
+
+def test_plan_of_a_refusal_is_status_2(recipe, capsys):
+    assert main(["plan", recipe, "--json", "allow=[]"]) == 2
+    refusals = json.loads(capsys.readouterr().out)["decision"]["refusals"]
+    assert refusals[0]["name"] == "rewarm_on_same_data"
+
+
+def test_simulate_gives_rows_and_shares(recipe, capsys):
+    lines = asked(capsys, "data", "simulate", recipe, "--samples", "0:8", "--json").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["i"] for row in rows] == list(range(8))
+    assert set(rows[0]) == {"i", "phase", "source", "index", "epoch"}
+    assert sum(row["source"] == "zh" for row in rows) == 2
+    table = asked(capsys, "data", "simulate", recipe, "--samples", "0:8")
+    assert "zh\t2\t0.250000\t0.250000\t+0.000" in table
+
+
+def test_simulate_gives_the_shares_alone_for_a_window_of_any_length(recipe, capsys):
+    words = ("data", "simulate", recipe, "--samples", "0:192", "--shares")
+    shares = {one["source"]: one for one in json.loads(asked(capsys, *words, "--json"))["shares"]}
+    assert shares["zh"]["samples"] + shares["en"]["samples"] == 192
+    # a quarter of the first phase's 96 samples, four fifths of the second's
+    assert shares["zh"]["samples"] == pytest.approx(96 / 4 + 96 * 4 / 5, abs=1)
+    assert 0 < shares["zh"]["coverage"] < 1
+    table = asked(capsys, *words).splitlines()
+    assert [line.split("\t")[0] for line in table] == ["source", "en", "zh"]
+
+
+@pytest.mark.parametrize("window", ["8", "5:2", "a:b", "0:100000000"])
+def test_simulate_refuses_what_is_no_window(recipe, capsys, window):
+    assert main(["data", "simulate", recipe, "--samples", window]) == 2
+    assert window in capsys.readouterr().err
+
+
+def test_inspect_reads_all_of_a_shard(data, capsys):
+    told = json.loads(asked(capsys, "data", "inspect", str(data / "en"), "--json"))
+    assert told["documents"] == 500
+    assert told["utf8_bytes"] > told["tokens"]
+    assert 1 < told["shortest"] <= told["longest"]

@@ -1,0 +1,185 @@
+"""A batch is cut evenly or not at all; a preset says how memory is split and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.helpers import runs
+from tokenization.errors import UserError, UserErrors
+from trainer.engine import ds_config
+from trainer.engine import layout as layout_
+from trainer.engine.layout import Layout
+from trainer.recipe.schema import Recipe
+
+MODEL = {"hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000}
+"""LLaMA-2 7B's."""
+
+
+def recipe(**changes) -> Recipe:
+    return Recipe.model_validate(runs.tree(Path("data"), Path("run"), "ds_configs/zero2.json", **changes))
+
+
+@given(
+    batch=st.integers(1, 4096),
+    world_size=st.integers(1, 256),
+    micro=st.just("auto") | st.integers(1, 64),
+    fits=st.integers(0, 100),
+)
+def test_the_parts_make_the_whole(batch, world_size, micro, fits):
+    asked = recipe(global_batch_size=batch, micro_batch_size=micro)
+    try:
+        found = layout_.layout(asked, world_size, fits)
+    except UserError:
+        assert batch % world_size or (micro != "auto" and (batch // world_size) % micro)
+        return
+    assert found.micro_batch_size * found.gradient_accumulation_steps * found.world_size == batch
+    if micro == "auto":
+        assert found.micro_batch_size <= max(fits, 1)
+    else:
+        assert found.micro_batch_size == micro
+
+
+@pytest.mark.parametrize(
+    ("batch", "world_size", "fits", "expected"),
+    [
+        (1024, 64, 5, (4, 4)),  # 16 rows per rank; 5 fit, 4 is the largest divisor
+        (1024, 64, 100, (16, 1)),
+        (8, 8, 0, (1, 1)),  # one sample must do, whatever the estimate says
+        (30, 2, 7, (5, 3)),  # 15 rows: 5 divides, 7 does not
+    ],
+)
+def test_auto_by_hand(batch, world_size, fits, expected):
+    found = layout_.layout(recipe(global_batch_size=batch), world_size, fits)
+    assert (found.micro_batch_size, found.gradient_accumulation_steps) == expected
+
+
+def test_every_field_of_the_recipe_is_refused_in_a_preset(tmp_path):
+    preset = tmp_path / "mine.json"
+    preset.write_text(
+        json.dumps({"zero_optimization": {"stage": 1}, **dict.fromkeys(ds_config.OWNED_BY_RECIPE, 1)})
+    )
+    with pytest.raises(UserErrors) as caught:
+        ds_config.read_preset(preset)
+    assert len(caught.value.problems) == len(ds_config.OWNED_BY_RECIPE)
+    for field, instead in ds_config.OWNED_BY_RECIPE.items():
+        assert f"{preset}: {field}: belongs into the recipe; set {instead} there" in str(caught.value)
+
+
+def test_what_does_not_say_how_memory_is_split_is_refused_in_a_preset(tmp_path):
+    preset = tmp_path / "mine.json"
+    preset.write_text('{"zero_optimization": {"stage": 1}, "aio": {}, "curriculum_learning": {}}')
+    with pytest.raises(UserError, match=r"mine\.json: curriculum_learning: does not say how memory is split"):
+        ds_config.read_preset(preset)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"zero": 1}'])
+def test_a_file_that_is_no_preset(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=r"x\.json"):
+        ds_config.read_preset(tmp_path / "x.json")
+
+
+def test_bucket_sizes_follow_the_hidden_size_unless_given():
+    layout = Layout(2, 4, 1)
+    zero = ds_config.complete({"zero_optimization": {"stage": 3}}, recipe(), layout, MODEL)[
+        "zero_optimization"
+    ]
+    assert zero["reduce_bucket_size"] == 4096 * 4096
+    assert zero["stage3_param_persistence_threshold"] == 40960
+    given_ = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 123}}
+    assert (
+        ds_config.complete(given_, recipe(), layout, MODEL)["zero_optimization"]["reduce_bucket_size"] == 123
+    )
+    assert given_ == {"zero_optimization": {"stage": 2, "reduce_bucket_size": 123}}  # left as it was
+
+
+def test_sixteen_bits_without_sharded_master_weights_are_refused():
+    half = recipe(model={"tokenizer": "t", "dtype": "bf16", "init": {"hidden_size": 8}})
+    with pytest.raises(UserError, match=r"model\.dtype: 'bf16' .*zero1\.json"):
+        ds_config.complete({"zero_optimization": {"stage": 0}}, half, Layout(1, 1, 1), MODEL)
+
+
+@pytest.mark.parametrize("section", [None, {"device": None}, {"device": "none"}, {}])
+def test_null_is_no_offload_as_deepspeed_has_it(section):
+    preset = {"zero_optimization": {"stage": 3, "offload_optimizer": section, "offload_param": section}}
+    assert not ds_config.offloads_optimizer(preset)
+    assert not ds_config.offloads_parameters(preset)
+    assert ds_config.offloads_optimizer({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}})
+
+
+CPU = {"device": "cpu"}
+NVME = {"device": "nvme", "nvme_path": "/fast"}
+
+
+@pytest.mark.parametrize(
+    ("zero", "changes", "told"),
+    [
+        (
+            {"offload_optimizer": {**CPU, "ratio": 0.3}},
+            {},
+            "mine.json: zero_optimization.offload_optimizer.ratio: keeps states in a second optimizer",
+        ),
+        (
+            {"offload_optimizer": {**CPU, "super_offload": True}},
+            {},
+            "zero_optimization.offload_optimizer.super_offload: keeps states in a second",
+        ),
+        ({"zenflow": {"topk_ratio": 0.1}}, {}, "zero_optimization.zenflow: keeps states in a second"),
+        (
+            {"offload_optimizer": {"device": "nvme"}},
+            {},
+            "zero_optimization.offload_optimizer.nvme_path: is missing",
+        ),
+        (
+            {"stage": 2, "offload_optimizer": NVME},
+            {},
+            "zero_optimization.offload_optimizer.device: 'nvme' needs ZeRO stage 3",
+        ),
+        (
+            {"offload_optimizer": NVME},
+            {"checkpoint": {"every_tokens": 256, "asynchronous": True}},
+            "checkpoint.asynchronous: True copies to host memory what mine.json keeps on NVMe",
+        ),
+        (
+            {"offload_param": NVME, "stage3_prefetch_bucket_size": 1000},
+            {},
+            "zero_optimization.stage3_prefetch_bucket_size: 1000 makes DeepSpeed",
+        ),
+    ],
+)
+def test_what_cannot_be_saved_or_trained_is_refused_before_training(zero, changes, told):
+    preset = {"zero_optimization": {"stage": 3, **zero}}
+    with pytest.raises(UserError) as caught:
+        ds_config.check_saved(preset, recipe(deepspeed="mine.json", **changes))
+    (line,) = str(caught.value).splitlines()
+    assert told in line
+
+
+def test_frozen_weights_on_nvme_are_refused():
+    tree = runs.tree(Path("data"), Path("run"), "mine.json")
+    tree["phases"][0]["train"] = "new_rows"
+    told = r"phases\.0\.train: 'new_rows' leaves weights frozen.*to cpu in mine\.json"
+    with pytest.raises(UserErrors, match=told):
+        ds_config.check_saved(
+            {"zero_optimization": {"stage": 3, "offload_param": NVME}}, Recipe.model_validate(tree)
+        )
+
+
+def test_two_runs_on_one_node_swap_to_different_places():
+    preset = {"zero_optimization": {"stage": 3, "offload_optimizer": NVME, "offload_param": CPU}}
+    folders = [
+        ds_config.swap_folders(ds_config.complete(preset, recipe(run_dir=run), Layout(2, 4, 1), MODEL))
+        for run in ("one", "two", "one")
+    ]
+    assert folders[0] == folders[2] != folders[1]
+    assert {folder.parent for shown in folders for folder in shown} == {Path("/fast")}
+
+
+def test_a_buffer_for_swapped_weights_holds_a_ranks_share_of_the_largest():
+    preset = {"zero_optimization": {"stage": 3, "offload_param": NVME}}
+    zero = ds_config.complete(preset, recipe(), Layout(2, 4, 1), MODEL)["zero_optimization"]
+    assert zero["offload_param"]["buffer_size"] == 32000 * 4096 // 2
+    assert (zero["stage3_prefetch_bucket_size"], zero["stage3_max_reuse_distance"]) == (0, 0)

@@ -1,0 +1,102 @@
+"""Every token of a validation set counts once, whoever scores it, and losses are told per byte."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.evaluation.held_out import Baseline, Score, evaluate, measured_on
+
+
+class Tokens:
+    fingerprint = "a"
+
+    def __init__(self, tokens, utf8_bytes=1000):
+        self.ids = np.arange(tokens)
+        self.tokens, self.utf8_bytes = tokens, utf8_bytes
+
+    def read(self, start, count):
+        assert 0 <= start <= start + count <= self.tokens
+        return self.ids[start : start + count]
+
+
+class Scorer:
+    """A token's loss is its own number; notes what it was shown."""
+
+    def __init__(self):
+        self.targets, self.rounds = [], 0
+
+    def score(self, micro):
+        self.rounds += 1
+        counted = micro.targets >= 0
+        assert (micro.targets[counted] == micro.input_ids[counted] + 1).all()
+        self.targets += micro.targets[counted].tolist()
+        nats = np.where(counted, micro.targets, 0).sum(axis=1)
+        return torch.tensor(nats, dtype=torch.float64), torch.tensor(counted.sum(axis=1), dtype=torch.float64)
+
+
+@given(
+    tokens=st.integers(2, 300),
+    seq_len=st.integers(1, 40),
+    micro_batch_size=st.integers(1, 5),
+    world_size=st.integers(1, 9),
+    max_tokens=st.none() | st.integers(1, 400),
+)
+def test_every_token_once_over_all_ranks(tokens, seq_len, micro_batch_size, world_size, max_tokens):
+    scorers = [Scorer() for _ in range(world_size)]
+    scores = [
+        evaluate(
+            scorer,
+            Tokens(tokens),
+            seq_len=seq_len,
+            micro_batch_size=micro_batch_size,
+            max_tokens=max_tokens,
+            rank=rank,
+            world_size=world_size,
+        )
+        for rank, scorer in enumerate(scorers)
+    ]
+    last = tokens if max_tokens is None else min(tokens, max_tokens + 1)
+    assert sorted(target for scorer in scorers for target in scorer.targets) == list(range(1, last))
+    assert sum(score.tokens for score in scores) == last - 1
+    assert len({scorer.rounds for scorer in scorers}) == 1  # sharded weights need all ranks in every forward
+
+
+def test_bits_per_byte_by_hand():
+    # 300 nats on 100 tokens of 250 bytes: 300 / (0.693147 * 250) = 1.731 bits per byte.
+    score = Score(nats=300.0, tokens=100, utf8_bytes=250)
+    assert score.nats_per_token == 3.0
+    assert score.bits_per_byte == pytest.approx(300 / (math.log(2) * 250))
+    assert score.bits_per_byte == pytest.approx(1.7312, abs=1e-4)
+
+
+def test_a_part_of_the_tokens_counts_for_its_part_of_the_bytes():
+    score = evaluate(Scorer(), Tokens(101, 400), seq_len=10, micro_batch_size=2, max_tokens=25)
+    assert score.tokens == 25
+    assert score.utf8_bytes == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "seq_len", "fingerprint", "told"),
+    [
+        (None, 10, "a", []),
+        (500, 10, "a", []),  # more than there is
+        (25, 10, "a", ["tokens 101 → 26"]),
+        (None, 20, "a", ["seq_len 10 → 20"]),
+        (None, 10, "b", ["fingerprint a → b"]),
+    ],
+)
+def test_a_baseline_is_comparable_to_what_it_was_measured_on(max_tokens, seq_len, fingerprint, told):
+    base = Baseline(2.0, measured_on(Tokens(101), 10, None))
+    store = Tokens(101)
+    store.fingerprint = fingerprint
+    assert base.unlike(measured_on(store, seq_len, max_tokens)) == told
+
+
+def test_a_bare_score_of_an_older_checkpoint_is_still_read():
+    assert Baseline.from_json(2.0).unlike(measured_on(Tokens(9), 10, None)) == []
+    kept = Baseline(2.0, {"seq_len": 10})
+    assert Baseline.from_json({"bits_per_byte": 2.0, "measured_on": {"seq_len": 10}}) == kept

@@ -1,0 +1,143 @@
+"""What a plan says of a run that has begun, and what it refuses before ranks are joined."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.helpers import runs
+from tests.helpers.checkpoints import manifest
+from tokenization.errors import UserErrors
+from trainer.checkpoint import history
+from trainer.checkpoint.manifest import commit_checkpoint
+from trainer.plan.make import make_plan
+from trainer.plan.render import plan_to_json, render_plan
+from trainer.recipe import load
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return runs.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def file(data, tmp_path):
+    return runs.write(runs.recipe(data, tmp_path / "run", phases=2), tmp_path / "recipe.yaml")
+
+
+def plan(file, *overrides):
+    return make_plan(load.load_recipe(file, overrides), 1)
+
+
+def saved(file, *overrides, steps=4, baseline=None):
+    """Commits what the run says of itself after so many steps, without its weights; the state."""
+    begun = plan(file, *overrides)
+    state = begun.decision.state
+    for _ in range(steps):
+        state = state.after_step(begun.recipe.global_batch_size, lr=state.next_lr)
+    path = begun.recipe.directory / "checkpoints" / history.name_of(state.step)
+    path.mkdir(parents=True)
+    (begun.recipe.directory / "recipe.resolved.yaml").write_text(load.dump_recipe(begun.recipe))
+    commit_checkpoint(path, replace(manifest(state.step), state=state.to_json(), baseline=baseline or {}))
+    return state
+
+
+def scored(file, *overrides):
+    """The base's score as a checkpoint holds it."""
+    upstream = plan(file, *overrides).validation["upstream"]
+    on = {"fingerprint": upstream.fingerprint, "tokens": upstream.tokens, "seq_len": 32}
+    return {"upstream": {"bits_per_byte": 2.0, "measured_on": on}}
+
+
+def test_the_same_validation_set_needs_no_note(file):
+    saved(file, baseline=scored(file))
+    assert plan(file).notes == ()
+
+
+def test_another_validation_set_is_told_with_what_changed_and_the_way_on(file, data):
+    baseline = scored(file)
+    saved(file, baseline=baseline)
+    fingerprint = baseline["upstream"]["measured_on"]["fingerprint"]
+    (note,) = plan(file, f"validation.upstream={data}/zh-val").notes
+    assert f"validation.upstream: '{data}/zh-val': forgetting is not logged" in note
+    assert f"(fingerprint {fingerprint} → " in note
+    assert note.endswith("put that back, or start a new run directory")
+    shorter = plan(file, "validation.max_tokens=50")
+    assert "→ 51)" in shorter.notes[0]
+    assert shorter.notes[0] in render_plan(shorter)
+    assert plan_to_json(shorter)["notes"] == list(shorter.notes)
+
+
+def test_a_validation_set_that_is_added_to_a_run_is_told(file):
+    saved(file, "validation.upstream=null")
+    (note,) = plan(file).notes
+    assert "the base was not scored on it before the first step" in note
+
+
+def test_a_bare_score_of_an_older_checkpoint_needs_no_note(file):
+    saved(file, baseline={"upstream": 2.0})
+    assert plan(file).notes == ()
+
+
+LAW = "sources.law={{path: {}/zh-val, role: new}}"
+NEW_PHASE = "{name: law, tokens: 256, mixture: {law: 1/2, en: 1/2}, schedule: {kind: constant, max_lr: 1e-4}}"
+
+
+@pytest.mark.parametrize("steps", [4, 12])
+def test_a_source_that_is_declared_for_a_later_phase_leaves_the_shares_of_one_that_has_begun(
+    file, data, steps
+):
+    ratio = "phases.0.mixture={replay_ratio: 25%}"
+    state = saved(file, ratio, steps=steps)
+    later = plan(file, ratio, LAW.format(data), f"phases.1={NEW_PHASE}")
+    assert later.decision.kind == ("restore" if steps < 12 else "new_phase")
+    assert later.decision.diff == ()
+    assert later.data[0] == state.phases[0].data
+    assert later.mixture.consumed(1, 0)["law"] == 0
+
+
+def test_a_source_that_is_put_into_a_phase_that_has_begun_is_refused(file, data):
+    saved(file, "phases.0.mixture={replay_ratio: 25%, zh: 1, en: 1}")
+    mixture = "phases.0.mixture={replay_ratio: 25%, zh: 9, law: 1, en: 1}"
+    assert plan(file, mixture, LAW.format(data)).decision.kind == "refuse"
+
+
+@pytest.mark.parametrize("dropped", [False, True], ids=["kept", "dropped"])
+def test_a_phase_with_segments_is_cut_short_by_an_anneal(file, data, dropped):
+    first = "phases.0.mixture=[{{from: 0, zh: 1/4, en: 3/4}}{}]"
+    whole = first.format(", {from: 2304, law: 1}")
+    saved(file, whole, LAW.format(data))
+    anneal = "phases.0.schedule.anneal={from_tokens: 1536, tokens: 512, end_lr: 0}"
+    found = plan(file, first.format("") if dropped else whole, LAW.format(data), anneal)
+    assert found.decision.kind == "restore", found.decision.render()
+    assert found.mixture.phase_samples[0] == 2048 // 32
+
+
+NOTHING = r"phases\.phase-1\.train: 'layer_1' matches no parameter; names are like hf\.model\.embed_tokens"
+IN_VAIN = r"phases\.phase-1\.schedule\.lr_scale: scales the LR of embeddings that the phase does not train"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["phases.1.train=[mlp, layer_1]"], NOTHING),
+        (["phases.1.train=[mlp]", "phases.1.schedule.lr_scale={embeddings: 2}"], IN_VAIN),
+    ],
+)
+def test_what_a_later_phase_would_train_in_vain_is_refused_by_the_plan(file, overrides, told):
+    with pytest.raises(UserErrors, match=told):
+        plan(file, *overrides)
+
+
+def test_patterns_that_match_are_planned(file):
+    assert plan(file, "phases.1.train=[mlp, lm_head]").decision.kind == "start"
+
+
+def test_another_seq_len_is_told_before_what_follows_from_it(file):
+    # 39 of zh's 1,596 samples of 32 tokens may be used, and 24 are: of samples of 64 tokens only 19 might be
+    cap = ["sources.zh.max_epochs=1/40", "phases.1.tokens=512"]
+    saved(file, *cap, steps=12)
+    doubled = plan(file, *cap, "seq_len=64")
+    assert doubled.decision.kind == "refuse"
+    assert "seq_len was changed" in doubled.decision.reason
+    with pytest.raises(UserErrors, match="max_epochs: '1/40' is not enough"):
+        plan(file, *cap, "phases.1.tokens=4000")

@@ -1,0 +1,363 @@
+"""Vocabulary extension: small vocabularies merged by hand, and the proofs of what is guaranteed."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import sentencepiece
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2 as spm
+
+from tokenization.errors import UserError, UserErrors
+from tokenization.tokenizer import encoder, files, hard_lines, hf_json
+from tokenization.tokenizer.engines import create_engine
+from tokenization.tokenizer.files import Tokenizer, open_tokenizer, write_directory
+from tokenization.vocabulary import extend
+from tokenization.vocabulary.extend import append, choose_pieces, unreachable
+
+Piece = spm.ModelProto.SentencePiece
+
+
+def model_of(*pieces, kind=spm.TrainerSpec.BPE):
+    """A model in LLaMA's layout: three special pieces, 256 bytes, then `pieces`, (text, score) each."""
+    model = spm.ModelProto()
+    model.pieces.add(piece="<unk>", type=Piece.UNKNOWN)
+    model.pieces.add(piece="<s>", type=Piece.CONTROL)
+    model.pieces.add(piece="</s>", type=Piece.CONTROL)
+    for byte in range(256):
+        model.pieces.add(piece=f"<0x{byte:02X}>", type=Piece.BYTE)
+    for piece, score in pieces:
+        model.pieces.add(piece=piece, score=score, type=Piece.NORMAL)
+    spec = model.trainer_spec
+    spec.model_type, spec.byte_fallback, spec.vocab_size = kind, True, len(model.pieces)
+    spec.unk_id, spec.bos_id, spec.eos_id, spec.pad_id = 0, 1, 2, -1
+    rules = model.normalizer_spec
+    rules.name, rules.add_dummy_prefix, rules.remove_extra_whitespaces = "identity", True, False
+    return model
+
+
+def encode(model, text):
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    return processor.encode(text, out_type=str)
+
+
+def saved(folder, model):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+    return folder
+
+
+BASE = model_of(
+    ("▁t", 0), ("he", -1), ("▁the", -2), ("中国", -3),
+    ("▁", -1e9), ("▁▁", -1e9), ("▁▁▁▁", -1e9),
+    ("t", -4), ("h", -5), ("e", -6), ("中", -7), ("国", -8), ("a", -9), ("。", -10), ("”", -11), ("—", -12),
+)  # fmt: skip
+ADD = model_of(
+    ("人民", 0),      # in
+    ("▁人民", -1),    # in: rooted in Han, and a space may lead
+    ("he人", -2),     # out: ASCII letters
+    ("中国", -3),     # out: the base has it
+    ("——", -4),       # out: English uses dashes too
+    ("。”", -5),      # in: rooted in CJK punctuation
+    ("人3", -6),      # out: a digit
+    ("国人民", -7),   # in: 国 + 人民
+    ("民国", -8),     # in
+    ("龙凤呈祥", -9), # out: no two of its characters merge
+    ("鬼佬", -10),    # out: 佬 is no piece
+    ("に", -11),      # out: Hiragana is not allowed
+    *((char, -12 - index) for index, char in enumerate("人民龙凤呈祥鬼")),
+)  # fmt: skip
+
+
+def test_a_small_vocabulary_merged_by_hand(tmp_path):
+    made = extend.extend_vocabulary(
+        saved(tmp_path / "base", BASE), saved(tmp_path / "add", ADD), tmp_path / "out"
+    )
+    model = open_tokenizer(tmp_path / "out").model
+    size = len(BASE.pieces)
+    assert list(model.pieces[:size]) == list(BASE.pieces)
+    # below -12, the base's lowest but for the runs of spaces, and one apart
+    assert [(piece.piece, piece.score) for piece in model.pieces[size:]] == [
+        ("人民", -13), ("▁人民", -14), ("。”", -15), ("国人民", -16), ("民国", -17),
+        ("人", -18), ("民", -19), ("龙", -20), ("凤", -21), ("呈", -22), ("祥", -23), ("鬼", -24),
+    ]  # fmt: skip
+    assert made.left_out == {
+        "has ASCII letters, digits or punctuation": 2,
+        "already in the base": 1,
+        "has only characters that English may use": 1,
+        "has characters of a script that is not allowed (hiragana)": 1,
+        "a character of it is no piece": 1,
+        "no sequence of merges reaches it": 1,
+    }
+    assert (made.base_pieces, made.added) == (size, 12)
+    assert made.fingerprint == files.fingerprint(tmp_path / "out")
+    listed = json.loads((tmp_path / "out" / "extension.json").read_text())
+    assert listed["left_out"]["no sequence of merges reaches it"] == ["龙凤呈祥"]
+    assert listed["left_out"]["a character of it is no piece"] == ["鬼佬"]
+    assert listed["pieces"][:2] == ["人民", "▁人民"]
+    assert listed["base_fingerprint"] == files.fingerprint(tmp_path / "base")
+    # 人民 merges before ▁人民; the base's 中国 still merges before everything new
+    assert encode(model, "人民") == ["▁人民"]
+    assert encode(model, "a中国人民") == ["▁", "a", "中国", "人民"]
+    assert encode(model, "the the") == encode(BASE, "the the") == ["▁the", "▁the"]
+
+
+def test_score_zero_pieces_would_have_changed_the_segmentation():
+    """What published merges do: 国人 at score 0 would break the base's 中国."""
+    wrong = spm.ModelProto()
+    wrong.CopyFrom(BASE)
+    for piece in ("国人", "人"):
+        wrong.pieces.add(piece=piece, score=0, type=Piece.NORMAL)
+    right = append(BASE, ["国人", "人"])
+    assert encode(wrong, "中国人") == ["▁", "中", "国人"]
+    assert encode(right, "中国人") == ["▁", "中国", "人"]
+
+
+def test_max_pieces_takes_characters_first_and_stays_reachable():
+    chosen, left_out = choose_pieces(BASE, [piece.piece for piece in ADD.pieces[259:]], ["han"], 9)
+    assert chosen == ["人民", "▁人民", "人", "民", "龙", "凤", "呈", "祥", "鬼"]
+    assert left_out["beyond --max-pieces 9"] == ["。”", "国人民", "民国"]
+    # a part of a kept piece that is cut away takes the piece with it
+    offered = ["甲乙丙", "乙丙", "甲", "乙", "丙"]
+    chosen, left_out = choose_pieces(BASE, offered, ["han"], 4)
+    assert chosen == ["甲", "乙", "丙"]
+    assert left_out["no sequence of merges reaches it"] == ["甲乙丙"]
+
+
+def test_scripts_can_be_allowed(tmp_path):
+    chosen, _ = choose_pieces(BASE, ["に", "ほ", "にほ", "é", "café", "Ж"], ["hiragana", "latin"], None)
+    assert chosen == ["に", "ほ", "にほ", "é"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"allow_scripts": ["hann"]}, "--allow-scripts: 'hann' is no known script; did you mean 'han'"),
+        ({"allow_scripts": []}, "names no script"),
+        ({"max_pieces": 0}, "--max-pieces: 0 is not at least 1"),
+    ],
+)
+def test_wrong_options_are_named(tmp_path, options, message):
+    with pytest.raises(UserErrors, match=message):
+        extend.extend_vocabulary(
+            saved(tmp_path / "b", BASE), saved(tmp_path / "a", ADD), tmp_path / "out", **options
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_parent_is_not_overwritten(tmp_path):
+    base = saved(tmp_path / "b", BASE)
+    with pytest.raises(UserErrors, match="is one of the tokenizers read"):
+        extend.extend_vocabulary(base, saved(tmp_path / "a", ADD), base)
+
+
+def test_a_unigram_model_is_put_in_an_order_of_merges(tmp_path):
+    unigram = model_of(
+        ("人民共和国", -3.0), ("共和国", -5.0), ("人民", -4.0), ("和国", -9.0), ("共", -6.0), ("和", -6.5),
+        ("人", -6.6), ("民", -6.7), kind=spm.TrainerSpec.UNIGRAM,
+    )  # fmt: skip
+    made = extend.extend_vocabulary(
+        saved(tmp_path / "b", BASE), saved(tmp_path / "a", unigram), tmp_path / "out"
+    )
+    model = open_tokenizer(tmp_path / "out").model
+    # a word never stands before the parts of its best split: 人民 = 人+民 (-6.7), 和国 (-9), 共和国 (-9), …
+    assert [piece.piece for piece in model.pieces[len(BASE.pieces) :]] == [
+        "共", "和", "人", "民", "人民", "和国", "共和国", "人民共和国",
+    ]  # fmt: skip
+    assert encode(model, "中人民共和国") == ["▁", "中", "人民共和国"]
+    assert any("Unigram" in note for note in made.notes)
+
+
+def test_pieces_of_one_score_are_refused(tmp_path):
+    """Score 0 for all, as Chinese-LLaMA has it: no list of merges can say 'the leftmost'."""
+    tied = model_of(("乙丙", 0), ("甲乙", 0), ("甲", -1), ("乙", -2), ("丙", -3), ("▁", -4))
+    assert encode(tied, "甲乙丙") == ["▁", "甲乙", "丙"]
+    assert encoder.disagreements(tied, ["乙丙", "甲乙丙"]) == ["甲乙丙"]
+    with pytest.raises(UserError, match="gives '乙丙' and '甲乙' one score"):
+        extend.extend_vocabulary(saved(tmp_path / "b", tied), saved(tmp_path / "a", ADD), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: setattr(m.trainer_spec, "model_type", spm.TrainerSpec.UNIGRAM), "is not a BPE model"),
+        (lambda m: setattr(m.trainer_spec, "byte_fallback", False), "has no byte fallback"),
+        (lambda m: setattr(m.normalizer_spec, "remove_extra_whitespaces", True), "changes text"),
+        (lambda m: setattr(m.pieces[262], "type", Piece.USER_DEFINED), "user-defined"),
+        (lambda m: setattr(m.pieces[262], "score", -(2.0**24)), "float32"),
+    ],
+)
+def test_bases_that_cannot_be_extended_exactly_are_refused(tmp_path, change, message):
+    base = spm.ModelProto()
+    base.CopyFrom(BASE)
+    change(base)
+    with pytest.raises(UserError, match=message):
+        extend.extend_vocabulary(saved(tmp_path / "b", base), saved(tmp_path / "a", ADD), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer.json", {"added_tokens": [{"id": len(BASE.pieces), "content": "<pad>"}]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {str(len(BASE.pieces)): {"content": "<pad>"}}}),
+        ("added_tokens.json", {"<pad>": len(BASE.pieces)}),
+    ],
+)
+def test_added_tokens_beside_the_model_are_not_overwritten(tmp_path, name, change):
+    base = tmp_path / "b"
+    write_directory(base, BASE)
+    held = json.loads((base / name).read_text()) if (base / name).exists() else {}
+    (base / "tokenizer.json").unlink()  # which a slow tokenizer has not
+    (base / name).write_text(json.dumps({**held, **change}))
+    with pytest.raises(UserError, match=rf"{name}: has <pad>, which tokenizer[.]model has not"):
+        extend.extend_vocabulary(base, saved(tmp_path / "a", ADD), tmp_path / "out")
+    extend.extend_vocabulary(base / "tokenizer.model", tmp_path / "a", tmp_path / "out")
+
+
+def test_a_base_with_only_tokenizer_json_is_rebuilt(tmp_path):
+    write_directory(tmp_path / "b", BASE)
+    add = saved(tmp_path / "a", ADD)
+    extend.extend_vocabulary(tmp_path / "b", add, tmp_path / "whole")
+    (tmp_path / "b" / "tokenizer.model").unlink()
+    made = extend.extend_vocabulary(tmp_path / "b", add, tmp_path / "rebuilt")
+    (note,) = [note for note in made.notes if "no tokenizer.model" in note]
+    assert "its ids are the same on every hard line, its scores are counted anew" in note
+    whole, rebuilt = (open_tokenizer(tmp_path / name).model for name in ("whole", "rebuilt"))
+    assert [(p.piece, p.type) for p in rebuilt.pieces] == [(p.piece, p.type) for p in whole.pieces]
+    for line in ["the 中国", "  the", "t he the—the 中国人民", " " * 9 + "the", *hard_lines.HARD_LINES]:
+        assert encode(rebuilt, line) == encode(whole, line)
+
+
+def test_a_rebuilt_base_that_takes_runs_of_spaces_otherwise_is_told_so(tmp_path):
+    """As what transformers makes of LLaMA's tokenizer.model: the runs stand in the order of their ids."""
+    base = spm.ModelProto()
+    base.CopyFrom(BASE)
+    base.pieces.add(piece="▁▁▁", score=-1e9, type=Piece.NORMAL)
+    write_directory(tmp_path / "b", base)
+    (tmp_path / "b" / "tokenizer.model").unlink()
+    file = tmp_path / "b" / "tokenizer.json"
+    held = json.loads(file.read_text())
+    merges = held["model"]["merges"]
+    spaces = sorted(
+        (merge for merge in merges if set("".join(merge)) == {"▁"}), key=lambda m: len("".join(m))
+    )
+    held["model"]["merges"] = [merge for merge in merges if merge not in spaces] + spaces
+    file.write_text(json.dumps(held))
+    made = extend.extend_vocabulary(tmp_path / "b", saved(tmp_path / "a", ADD), tmp_path / "rebuilt")
+    (note,) = [note for note in made.notes if "no tokenizer.model" in note]
+    assert re.search(r"the same but on \d+ hard lines, such as '.*  .*',", note)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda held: held["model"]["merges"].pop(), "does not merge every split of its pieces"),
+        (lambda held: held["model"].update(byte_fallback=False), "is not a BPE with byte fallback"),
+        (lambda held: held.update(normalizer={"type": "NFC"}), "prepares text otherwise"),
+        (lambda held: held["added_tokens"].append({"id": 999, "content": "<pad>"}), "beside its vocabulary"),
+    ],
+)
+def test_a_tokenizer_json_that_no_model_equals_is_refused(tmp_path, change, message):
+    write_directory(tmp_path / "b", BASE)
+    (tmp_path / "b" / "tokenizer.model").unlink()
+    held = json.loads((tmp_path / "b" / "tokenizer.json").read_text())
+    change(held)
+    (tmp_path / "b" / "tokenizer.json").write_text(json.dumps(held))
+    with pytest.raises(UserError, match=message):
+        extend.extend_vocabulary(tmp_path / "b", saved(tmp_path / "a", ADD), tmp_path / "out")
+
+
+def test_splits_of_one_piece_that_stand_apart_have_no_score():
+    model = model_of(("ab", 0), ("ba", -1), ("aba", -2), ("a", -3), ("b", -4))
+    held = hf_json.from_model(model)
+    assert held["model"]["merges"] == [["a", "b"], ["b", "a"], ["a", "ba"], ["ab", "a"]]
+    held["model"]["merges"] = [["a", "b"], ["a", "ba"], ["b", "a"], ["ab", "a"]]
+    with pytest.raises(UserError, match="before and another after a second piece"):
+        hf_json.to_model(held, "x")
+
+
+@pytest.mark.parametrize(
+    ("merges", "expected"),
+    [
+        (["ab", "abc"], []),
+        (["abc"], ["abc"]),  # neither ab nor bc is a piece
+        (["bc", "ab", "abc"], []),  # a + bc, though ab + c never comes about
+        (["bc", "ab", "cd", "abcd"], ["abcd"]),  # bc goes first, and neither abc nor bcd is a piece
+        (["abcd", "cd", "ab"], []),  # the parts need not rank first
+    ],
+)
+def test_unreachable_pieces_are_found(merges, expected):
+    pieces = [*merges, "a", "b", "c", "d", "▁"]
+    assert unreachable(model_of(*((piece, -float(rank)) for rank, piece in enumerate(pieces)))) == expected
+
+
+words = st.text(alphabet="the a中国人民—”。3\n\t<s>▁é", max_size=30) | st.text(max_size=30)
+
+
+@pytest.fixture(scope="module")
+def grown():
+    chosen, _ = choose_pieces(BASE, [piece.piece for piece in ADD.pieces[259:]], ["han"], None)
+    return append(BASE, chosen)
+
+
+@pytest.fixture(scope="module")
+def engines(grown):
+    tokenizer = Tokenizer(None, grown, None, {})
+    return {name: create_engine(tokenizer, name) for name in ("sentencepiece", "tokenizers", "gigatoken")}
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=words)
+@example("<s>the</s>")
+@example(" " * 40 + "the" + " " * 7)
+def test_engines_agree_on_any_text(engines, text):
+    ids = {name: engine.encode([text])[0].tolist() for name, engine in engines.items()}
+    assert ids["tokenizers"] == ids["sentencepiece"]
+    assert ids["gigatoken"] == ids["sentencepiece"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(words | st.sampled_from(["", "\0", "the\0 the", " ", "中国 "]), max_size=6))
+def test_engines_keep_documents_apart(engines, texts):
+    expected = [engines["sentencepiece"].encode([text])[0].tolist() for text in texts]
+    for name, engine in engines.items():
+        ids, lengths = engine.encode(texts)
+        assert lengths.tolist() == [len(row) for row in expected], name
+        assert ids.tolist() == [index for row in expected for index in row], name
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=words.filter(lambda text: "▁" not in text))
+def test_round_trip_of_any_text(grown, text):
+    processor = sentencepiece.SentencePieceProcessor(model_proto=grown.SerializeToString())
+    assert processor.decode(processor.encode(text)) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(alphabet=st.characters(max_codepoint=0x2E7F), max_size=40))
+def test_text_without_the_added_scripts_keeps_its_ids(grown, text):
+    assert encode(grown, text) == encode(BASE, text)
+
+
+pairs = st.lists(st.text(alphabet="abc", min_size=2, max_size=4), unique=True, max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(merges=pairs, text=st.text(alphabet="abc ", max_size=24))
+def test_tokenizer_json_equals_sentencepiece_for_any_vocabulary(merges, text):
+    """Pieces of distinct scores in any order, reachable or not."""
+    pieces = [*merges, "a", "b", "c", "▁"]
+    model = model_of(*((piece, -float(rank)) for rank, piece in enumerate(pieces)))
+    assert encoder.disagreements(model, [text]) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(merges=pairs)
+def test_json_and_back_merges_the_same(merges):
+    pieces = [*merges, "a", "b", "c", "▁"]
+    model = model_of(*((piece, -float(rank)) for rank, piece in enumerate(pieces)))
+    held = hf_json.from_model(model)
+    assert hf_json.from_model(hf_json.to_model(held, "x")) == held

@@ -1,0 +1,325 @@
+"""A corpus becomes token shards: in parallel, in parts that a restart does not redo, all records counted.
+
+The bytes of a part depend on the inputs and the options alone: not on the number of workers, on which parts
+run where, or on how often the job was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from tokenization.disk import disk_errors, with_ending, write_atomically
+from tokenization.errors import UserError, UserErrors
+from tokenization.prepare import duplicates
+from tokenization.prepare.job import Job, PartCounts, PrepareResult
+from tokenization.prepare.progress import Meter
+from tokenization.prepare.workers import EncodedDocuments, Encoding, map_in_workers, tasks
+from tokenization.shards.format import token_dtype
+from tokenization.shards.store import open_tokens
+from tokenization.shards.writer import ShardWriter
+from tokenization.text import documents, records
+from tokenization.text.inputs import find_files
+from tokenization.text.rejects import Rejects
+from tokenization.tokenizer import encoder
+from tokenization.tokenizer.files import open_tokenizer
+
+PART_BYTES = 1 << 30
+
+
+MAX_PARTS = 128
+
+
+_SAMPLE_SLICES, _SAMPLE_BYTES = 32, 1 << 18
+
+
+def prepare(
+    inputs: Sequence[str | Path],
+    tokenizer: str | Path,
+    out: str | Path,
+    *,
+    text_field: str = "text",
+    txt: documents.TxtDocuments = "file",
+    workers: int = 1,
+    part: tuple[int, int] | None = None,
+    validation: Fraction | float = 0,
+    dedup: bool = False,
+    max_rejects: int = 1000,
+    engine: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> PrepareResult:
+    """Write the documents of `inputs` as token shards at the prefix `out`.
+
+    `part` is (I, N), I from 1: do the I-th of N parts, for job arrays. Without it all parts are done, and
+    their number follows from the size of the inputs. `validation` is the share of documents, chosen by their
+    hash, that go to the prefix `out`-validation instead. `dedup` keeps the first of equal documents. `txt`
+    says what a document of a `.txt` is. More than `max_rejects` bad records in a part end the job. A part
+    that was finished before is kept, unless `overwrite`.
+
+    Raises:
+        UserError: an input or an option is wrong, or `out` holds the shards of another job.
+        InfrastructureError: the disk failed or a worker was killed.
+    """
+    began = time.monotonic()
+    _check(workers, part, validation, max_rejects)
+    format = documents.DocumentFormat(text_field, txt)
+    found = find_files(inputs)
+    slices = documents.cut_slices(found.files, format)
+    total = sum(piece.size for piece in slices)
+    parts = part[1] if part else min(max(1, math.ceil(total / PART_BYTES)), MAX_PARTS)
+    share = Fraction(str(validation)) if isinstance(validation, float) else Fraction(validation)
+    job = Job(Path(out), open_tokenizer(tokenizer), format, slices, parts, share, dedup)
+    wanted = [part[0] - 1] if part else list(range(parts))
+    if overwrite:
+        whole = [job.out, Path(f"{job.out}-validation")]
+        mine = [prefix for index in wanted for prefix in (job.prefix(index), job.validation_prefix(index))]
+        _clear(mine if part else whole)
+    _hold_apart(job, part)
+    identity = job.identity
+    done = {} if overwrite else _finished(job, identity, wanted)
+    notes = [found.left_out] if found.left_out else []
+    result = PrepareResult(str(out), parts, finished_before=len(done), validation=share > 0, notes=notes)
+    for counts in done.values():
+        result.add(counts)
+    if todo := [index for index in wanted if index not in done]:
+        _prepare_parts(job, identity, todo, result, workers, max_rejects, engine, progress)
+    if dedup and part is None:
+        duplicates.remove_cache(job)
+    if len(wanted) == parts and not result.documents + result.validation_documents:
+        why = "".join(f" ({count:,}: {reason})" for reason, count in result.rejects.items())
+        fix = _mend(result.rejects)
+        raise UserError(f"has no document{why}", file=", ".join(map(str, inputs)), fix=fix)
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """`I/N` as (I, N), I from 1.
+
+    Raises:
+        UserError: it is not that.
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise UserError("is not I/N with 1 ≤ I ≤ N", field="--part", value=text, fix="write it like 3/8")
+    return int(number), int(count)
+
+
+def _check(
+    workers: int, part: tuple[int, int] | None, validation: Fraction | float, max_rejects: int
+) -> None:
+    problems = []
+    if workers < 1:
+        problems.append(UserError("is not at least 1", field="--workers", value=workers))
+    if part is not None and not 1 <= part[0] <= part[1] <= 99999:
+        problems.append(UserError("is not I/N with 1 ≤ I ≤ N", field="--part", value=f"{part[0]}/{part[1]}"))
+    if not 0 <= validation < 1:
+        problems.append(
+            UserError(
+                "is not a share from 0 to below 1",
+                field="--validation",
+                value=str(validation),
+                fix="write it like 0.5%",
+            )
+        )
+    if max_rejects < 0:
+        problems.append(UserError("is negative", field="--max-rejects", value=max_rejects))
+    if problems:
+        raise UserErrors(problems)
+
+
+def _mend(rejects: Mapping[str, int]) -> str:
+    """What to do about records that are no documents, by the reason of most of them."""
+    why = max(rejects, key=lambda reason: rejects[reason], default="")
+    if why.startswith(("has no field", "is not text")):
+        return "is --text-field right?"
+    if why == records.LONG:
+        return "give --documents lines or blocks if it is plain text"
+    return "see the .rejects.jsonl beside --out" if why else "name files that hold text"
+
+
+def _sample(slices: Sequence[documents.Slice], format: documents.DocumentFormat) -> list[str]:
+    """Texts from places spread over the corpus, for choosing the encoder."""
+    chosen = slices[:: max(1, len(slices) // _SAMPLE_SLICES)][:_SAMPLE_SLICES]
+    found: list[str] = []
+    for piece in chosen:
+        size = _SAMPLE_BYTES // len(chosen)
+        block = next(documents.blocks([piece], format, size), None)
+        if block is not None:
+            for text in records.read_records(documents.beginning(block, size), format).texts:
+                if size > 0:
+                    found.append(text[:size])
+                    size -= len(text.encode())
+    return found
+
+
+def _prepare_parts(
+    job: Job,
+    identity: str,
+    todo: Sequence[int],
+    result: PrepareResult,
+    workers: int,
+    max_rejects: int,
+    engine: str | None,
+    progress: bool,
+) -> None:
+    """Choose the encoder, find duplicates if asked, do the parts, and count them into `result`."""
+    choice = encoder.choose_engine(job.tokenizer, _sample(job.slices, job.format), only=engine)
+    result.engine, result.notes = choice.engine.name, [*result.notes, *choice.dropped]
+    tokenizer = job.tokenizer
+    encode = Encoding(
+        job.format, choice.engine, tokenizer.eos_id, token_dtype(tokenizer.size), job.validation
+    )
+    drop = duplicates.find_duplicates(job, identity, workers) if job.dedup else None
+    weight = sum(piece.size for index in todo for piece in job.part(index))
+    with Meter(weight, shown=progress) as meter:
+        for index in todo:
+            result.add(_prepare_part(job, identity, index, encode, workers, drop, max_rejects, meter))
+
+
+def _prepare_part(
+    job: Job,
+    identity: str,
+    index: int,
+    encode: Encoding,
+    workers: int,
+    drop: duplicates.Duplicates | None,
+    max_rejects: int,
+    meter: Meter,
+) -> PartCounts:
+    counts = PartCounts(identity)
+    _write_counts(job, index, counts)
+    rejects = Rejects(job.prefix(index), max_rejects)
+    todo = tasks(documents.blocks(job.part(index), job.format))
+    with contextlib.ExitStack() as opened:
+        train = opened.enter_context(_writer(job, encode, job.prefix(index)))
+        held_out = (
+            opened.enter_context(_writer(job, encode, job.validation_prefix(index)))
+            if job.validation
+            else None
+        )
+        made = opened.enter_context(contextlib.closing(map_in_workers(encode, todo, workers)))
+        seen = 0
+        for tokens in made:
+            keep = np.ones(tokens.lengths.size, dtype=bool)
+            if drop is not None:
+                keep = ~drop.among(index, seen, keep.size)
+            seen += keep.size
+            _add(train, tokens, keep & ~tokens.validation)
+            if held_out is not None:
+                _add(held_out, tokens, keep & tokens.validation)
+            counts.duplicates += int(keep.size - keep.sum())
+            rejects.add(tokens.rejects)
+            meter.add(tokens.weight, int(tokens.sizes.sum()), tokens.ids.size)
+    counts.documents, counts.tokens, counts.utf8_bytes = train.documents, train.tokens, train.utf8_bytes
+    if held_out is not None:
+        counts.validation_documents, counts.validation_tokens = held_out.documents, held_out.tokens
+    counts.rejects = rejects.close()
+    counts.finished = True
+    _write_counts(job, index, counts)
+    return counts
+
+
+def _writer(job: Job, encode: Encoding, prefix: Path) -> ShardWriter:
+    return ShardWriter(
+        prefix, vocab_size=job.tokenizer.size, tokenizer=job.tokenizer.fingerprint, eos_id=encode.eos_id
+    )
+
+
+def _add(writer: ShardWriter, tokens: EncodedDocuments, which: np.ndarray) -> None:
+    if which.all():
+        writer.add_documents(tokens.ids, tokens.lengths, int(tokens.sizes.sum()))
+    elif which.any():
+        ids = tokens.ids[np.repeat(which, tokens.lengths)]
+        writer.add_documents(ids, tokens.lengths[which], int(tokens.sizes[which].sum()))
+
+
+def _write_counts(job: Job, index: int, counts: PartCounts) -> None:
+    path = job.counts_path(index)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(asdict(counts), indent=2, ensure_ascii=False) + "\n")
+
+
+def _hold_apart(job: Job, part: tuple[int, int] | None) -> None:
+    """Refuse to write beside shards of another number of parts, which --overwrite removes only for all parts.
+
+    Raises:
+        UserError: there are some at the prefix.
+    """
+    for name, parts in _shards_at(job.out):
+        if name.endswith((".bin", ".idx")) and parts != job.parts:
+            fix = "remove their .bin, .idx and .json, or choose another --out"
+            raise UserError(
+                f"holds {parts} part(s) where {job.parts} are to be written ({name} is one)",
+                file=job.out,
+                fix=fix if part else f"{fix}, or give --overwrite",
+            )
+
+
+def _clear(prefixes: Sequence[Path]) -> None:
+    """Remove every shard at the prefixes."""
+    for prefix in prefixes:
+        for name, _ in _shards_at(prefix):
+            (prefix.parent / name).unlink(missing_ok=True)
+
+
+def _shards_at(prefix: Path) -> list[tuple[str, int]]:
+    """The names of the files of shards at a prefix, and of how many parts each is."""
+    pattern = re.compile(
+        re.escape(prefix.name)
+        + r"(?:-\d{5}-of-(\d{5}))?(?:\.json|\.bin|\.idx|\.prepared\.json|\.rejects\.jsonl)"
+    )
+    names = sorted(os.listdir(prefix.parent)) if prefix.parent.is_dir() else []
+    return [(name, int(match[1] or 1)) for name in names if (match := pattern.fullmatch(name))]
+
+
+def _finished(job: Job, identity: str, wanted: Sequence[int]) -> dict[int, PartCounts]:
+    """The wanted parts that an earlier start of this very job has finished.
+
+    Raises:
+        UserError: shards of another job are in the way.
+    """
+    done = {}
+    for index in wanted:
+        shards = [job.prefix(index), *([job.validation_prefix(index)] if job.validation else [])]
+        sides = [with_ending(prefix, ".json") for prefix in shards]
+        counts = _counted(job.counts_path(index))
+        if counts is None or counts.job != identity:
+            if found := [side for side in sides if side.is_file()]:
+                raise UserError(
+                    "is the shard of another job: its inputs, tokenizer or options were not these",
+                    file=found[0],
+                    fix="choose another --out, or give --overwrite",
+                )
+        elif counts.finished and all(map(_is_whole, shards)):
+            done[index] = counts
+    return done
+
+
+def _counted(path: Path) -> PartCounts | None:
+    """What an earlier start has written down about a part; None if there is nothing that can be read."""
+    try:
+        return PartCounts(**json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _is_whole(prefix: Path) -> bool:
+    """Whether a shard is there with all of its files, each of the size that the side file tells."""
+    try:
+        open_tokens(prefix)
+    except UserError:
+        return False
+    return True

@@ -1,0 +1,173 @@
+"""Blocks of documents become ids, in this process or in several, always in the order of the blocks."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, TypeVar
+
+import numpy as np
+import xxhash
+
+from tokenization.errors import InfrastructureError
+from tokenization.text import documents, records
+from tokenization.tokenizer.engines import Encoded, EncodingEngine
+
+Task = list[documents.Block]
+
+
+Made = TypeVar("Made")
+
+
+_SPLIT_SEED = 0x5EED
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What a worker needs to turn a task into tokens."""
+
+    format: documents.DocumentFormat
+    engine: EncodingEngine
+    eos_id: int
+    dtype: np.dtype
+    validation: Fraction
+
+    def __call__(self, task: Task) -> EncodedDocuments:
+        """Read and encode a task; every document ends with EOS."""
+        batches = [records.read_records(block, self.format) for block in task]
+        texts = [text for batch in batches for text in batch.texts]
+        ids, lengths = _with_eos(self.engine.encode(texts), self.eos_id, self.dtype)
+        return EncodedDocuments(
+            ids,
+            lengths,
+            np.array([size for batch in batches for size in batch.sizes], dtype=np.int64),
+            held_out(texts, self.validation),
+            [reject for batch in batches for reject in batch.rejects],
+            sum(block.weight for block in task),
+        )
+
+
+@dataclass(frozen=True)
+class EncodedDocuments:
+    """The documents of one task, in order."""
+
+    ids: np.ndarray
+    """[tokens], every document's EOS included."""
+    lengths: np.ndarray
+    """Tokens of each document."""
+    sizes: np.ndarray
+    """UTF-8 bytes of each document."""
+    validation: np.ndarray
+    """Whether each document belongs to the validation set."""
+    rejects: list[records.Reject]
+    weight: int
+
+
+@dataclass(frozen=True)
+class Digesting:
+    """What a worker needs to tell documents apart: their hashes, [documents, 2] of 64 bits."""
+
+    format: documents.DocumentFormat
+
+    def __call__(self, task: Task) -> np.ndarray:
+        """The xxh3-128 of each document of a task."""
+        texts = [text for block in task for text in records.read_records(block, self.format).texts]
+        digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for text in texts)
+        return np.frombuffer(digests, dtype=">u8").reshape(-1, 2)
+
+
+def held_out(texts: list[str], share: Fraction) -> np.ndarray:
+    """Which texts a validation set of that share takes: by their hash, so that no other text matters."""
+    if share == 0:
+        return np.zeros(len(texts), dtype=bool)
+    below = int(share * 2**64)
+    hashes = (xxhash.xxh3_64_intdigest(text.encode(), seed=_SPLIT_SEED) for text in texts)
+    return np.fromiter((digest < below for digest in hashes), bool, len(texts))
+
+
+def tasks(found: Iterable[documents.Block], task_bytes: int = documents.BLOCK_BYTES) -> Iterator[Task]:
+    """Blocks in groups of about `task_bytes`, so that a million small files are not a million tasks."""
+    task: Task = []
+    size = 0
+    for block in found:
+        task.append(block)
+        size += block.stop - block.start if block.kind != "rows" else task_bytes
+        if size >= task_bytes:
+            yield task
+            task, size = [], 0
+    if task:
+        yield task
+
+
+def map_in_workers(
+    function: Callable[[Task], Made], todo: Iterable[Task], workers: int
+) -> Generator[Made, None, None]:
+    """What `function` makes of each task, in their order, reading ahead twice the number of workers.
+
+    Workers are forked, so that they share the engine and what it has learned; they end with this process.
+
+    Raises:
+        InfrastructureError: a worker was killed.
+    """
+    if workers == 1:
+        yield from map(function, todo)
+        return
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(workers, context, _begin_worker, (function, os.getpid()))
+    ahead: deque[Future[Made]] = deque()
+    try:
+        for task in todo:
+            ahead.append(pool.submit(_work, task))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    except BrokenProcessPool:
+        raise InfrastructureError(
+            "a worker was killed, perhaps for want of memory; run it again, with fewer --workers"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_function: Callable[[Task], object]
+
+
+def _begin_worker(function: Callable[[Task], object], parent: int) -> None:
+    global _function
+    _function = function
+    gc.freeze()  # what was inherited is not garbage, and looking at it would copy its pages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and stops its workers
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _work(task: Task) -> Any:
+    return _function(task)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _with_eos(encoded: Encoded, eos_id: int, dtype: np.dtype) -> Encoded:
+    ids, lengths = encoded
+    lengths = lengths.astype(np.int64) + 1
+    ends = np.cumsum(lengths) - 1
+    out = np.empty(ids.size + lengths.size, dtype=dtype)
+    inside = np.ones(out.size, dtype=bool)
+    inside[ends] = False
+    out[ends] = eos_id
+    out[inside] = ids
+    return out, lengths

@@ -1,0 +1,1 @@
+"""Token shards in Megatron's indexed format: written, joined and read."""

@@ -1,0 +1,298 @@
+"""Token shards: memory-mapped reading, verification, and the door to writing them.
+
+A source is one shard, or the parts `PREFIX-00000-of-00004` … of one, which are read as one stream of tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from tokenization.disk import checksum, with_ending
+from tokenization.errors import UserError
+from tokenization.shards.format import (
+    CODES,
+    HEADER,
+    MAGIC,
+    ShardMeta,
+    check_size,
+    part_prefix,
+    read_header,
+    token_dtype,
+    write_meta,
+)
+
+
+class TokenStore:
+    """The tokens of a source, memory-mapped: one or many parts, read as one stream.
+
+    Sample j is the tokens [j · seq_len, (j + 1) · seq_len], inputs and successors, so neighbours share one.
+    """
+
+    def __init__(self, prefix: Path, parts: list[_Part]) -> None:
+        """Join `parts`, which `open_tokens` has found to be whole and alike."""
+        self.prefix = prefix
+        self.parts = parts
+        first = parts[0].meta
+        self.tokenizer, self.vocab_size, self.eos_id = first.tokenizer, first.vocab_size, first.eos_id
+        self.dtype = token_dtype(first.vocab_size)
+        self._starts = np.cumsum([0] + [part.meta.tokens for part in parts])
+        self.tokens = int(self._starts[-1])
+        self.documents = sum(part.meta.documents for part in parts)
+        self.utf8_bytes = sum(part.meta.utf8_bytes for part in parts)
+        self.fingerprint = _fingerprint([part.meta for part in parts])
+
+    def samples(self, seq_len: int) -> int:
+        """How many samples of `seq_len` inputs the source has."""
+        return max(0, (self.tokens - 1) // seq_len)
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """The token ids [start, start + count), across parts.
+
+        Raises:
+            IndexError: they are not all there.
+        """
+        if start < 0 or count < 0 or start + count > self.tokens:
+            raise IndexError(f"tokens [{start}, {start + count}) are not in [0, {self.tokens})")
+        part, first, stop = self._locate(start, count)
+        if stop <= part.meta.tokens:
+            return np.array(part.ids[first:stop])
+        spans = self._spans(start, count)
+        return np.concatenate([self.parts[index].ids[first:stop] for index, first, stop in spans])
+
+    def read_samples(self, indices: npt.ArrayLike, seq_len: int) -> np.ndarray:
+        """The samples `indices`, as int32 [n, seq_len + 1]: inputs are [:, :-1], targets [:, 1:].
+
+        Raises:
+            IndexError: a sample is outside the source.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        out = np.empty((wanted.size, seq_len + 1), dtype=np.int32)
+        for row, index in enumerate(wanted.tolist()):
+            start = index * seq_len
+            if not 0 <= start <= self.tokens - seq_len - 1:
+                raise IndexError(f"sample {index} is not in [0, {self.samples(seq_len)})")
+            part, first, stop = self._locate(start, seq_len + 1)
+            whole = stop <= part.meta.tokens
+            out[row] = part.ids[first:stop] if whole else self.read(start, seq_len + 1)
+        return out
+
+    def document_starts(self, start: int, count: int) -> np.ndarray:
+        """The offsets, within [start, start + count), of the tokens that begin a document (int64)."""
+        found = []
+        for index, first, stop in self._spans(start, count):
+            base = int(self._starts[index]) - start
+            found.append(self.parts[index].document_starts(first, stop) + base)
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+    def _locate(self, start: int, count: int) -> tuple[_Part, int, int]:
+        """The part that holds token `start`, and the run [first, stop) in it, which may pass its end."""
+        index = min(int(np.searchsorted(self._starts, start, side="right")) - 1, len(self.parts) - 1)
+        first = start - int(self._starts[index])
+        return self.parts[index], first, first + count
+
+    def _spans(self, start: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """The parts (by index) that [start, start + count) touches, each with its own run of tokens."""
+        for index, part in enumerate(self.parts):
+            base = int(self._starts[index])
+            first, stop = max(start - base, 0), min(start + count - base, part.meta.tokens)
+            if first < stop:
+                yield index, first, stop
+
+
+class _Part:
+    """One whole shard, mapped; its sizes have been held against its side file."""
+
+    def __init__(self, prefix: Path) -> None:
+        self.prefix = prefix
+        self.meta = ShardMeta.read(prefix)
+        dtype, documents = token_dtype(self.meta.vocab_size), self.meta.documents
+        check_size(with_ending(prefix, ".bin"), self.meta.tokens * dtype.itemsize)
+        index = with_ending(prefix, ".idx")
+        check_size(index, HEADER.size + 12 * documents + 8 * (documents + 1))
+        expected = (MAGIC, 1, CODES[dtype], documents, documents + 1)
+        if read_header(index) != expected:
+            raise UserError("does not fit its side file", file=index, fix="run `rewarm data prepare` again")
+        empty = self.meta.tokens == 0
+        self.ids = np.empty(0, dtype) if empty else np.memmap(with_ending(prefix, ".bin"), dtype, mode="r")
+        self._itemsize = dtype.itemsize
+        self._offsets = (
+            np.empty(0, "<i8")
+            if documents == 0
+            else np.memmap(index, "<i8", mode="r", offset=HEADER.size + 4 * documents, shape=(documents,))
+        )
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document."""
+        index, documents = with_ending(self.prefix, ".idx"), self.meta.documents
+        return np.memmap(index, "<i4", mode="r", offset=HEADER.size, shape=(documents,))
+
+    def document_starts(self, first: int, stop: int) -> np.ndarray:
+        # The offsets are not aligned to 8 bytes, and numpy's searchsorted would copy them all.
+        low = bisect_left(self._offsets, first * self._itemsize)
+        high = bisect_left(self._offsets, stop * self._itemsize, lo=low)
+        return np.array(self._offsets[low:high], dtype=np.int64) // self._itemsize
+
+
+def open_tokens(prefix: str | Path) -> TokenStore:
+    """Open the source at `prefix`: one shard, or all parts of one.
+
+    Raises:
+        UserError: a file is missing, cut short or does not fit its side file, or the parts are not alike.
+    """
+    parts = [_Part(part) for part in find_parts(prefix)]
+    first = parts[0].meta
+    for part in parts[1:]:
+        for field in ("tokenizer", "vocab_size", "eos_id"):
+            if getattr(part.meta, field) != getattr(first, field):
+                raise UserError(
+                    f"is not {getattr(first, field)!r}, as in the first part",
+                    file=with_ending(part.prefix, ".json"),
+                    field=field,
+                    value=getattr(part.meta, field),
+                    fix="prepare every part with one tokenizer",
+                )
+    return TokenStore(Path(prefix), parts)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a source holds, for a reader or a program."""
+
+    prefix: str
+    parts: int
+    documents: int
+    tokens: int
+    utf8_bytes: int
+    shortest: int
+    """Tokens of the shortest document, its EOS included."""
+    longest: int
+    vocab_size: int
+    eos_id: int
+    dtype: str
+    tokenizer: str
+    fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """The same for a reader."""
+        mean = self.tokens / max(self.documents, 1)
+        ratio = self.utf8_bytes / max(self.tokens, 1)
+        lengths = f"of {self.shortest:,} to {self.longest:,} tokens, mean {mean:,.1f}"
+        return "\n".join(
+            [
+                f"{self.prefix}: {self.parts} part(s), {self.dtype}",
+                f"documents    {self.documents:,} {lengths}",
+                f"tokens       {self.tokens:,}",
+                f"text         {self.utf8_bytes:,} bytes, {ratio:.3f} per token",
+                f"tokenizer    {self.tokenizer}, {self.vocab_size:,} pieces, EOS {self.eos_id}",
+                f"fingerprint  {self.fingerprint}",
+            ]
+        )
+
+
+def inspect_shard(prefix: str | Path) -> Inspection:
+    """What the source at `prefix` holds; its files are held against their sizes, not their checksums.
+
+    Raises:
+        UserError: see `open_tokens`.
+    """
+    store = open_tokens(prefix)
+    lengths = [part.lengths for part in store.parts if part.meta.documents]
+    return Inspection(
+        prefix=str(prefix),
+        parts=len(store.parts),
+        documents=store.documents,
+        tokens=store.tokens,
+        utf8_bytes=store.utf8_bytes,
+        shortest=min((int(part.min()) for part in lengths), default=0),
+        longest=max((int(part.max()) for part in lengths), default=0),
+        vocab_size=store.vocab_size,
+        eos_id=store.eos_id,
+        dtype=store.dtype.name,
+        tokenizer=store.tokenizer,
+        fingerprint=store.fingerprint,
+    )
+
+
+def find_parts(prefix: str | Path) -> list[Path]:
+    """The prefixes of the shards that make up the source at `prefix`, in order.
+
+    Raises:
+        UserError: there is none, a part is missing, or two generations of parts lie side by side.
+    """
+    prefix = Path(prefix)
+    pattern = re.compile(re.escape(prefix.name) + r"-(\d{5})-of-(\d{5})\.(?:json|bin|idx)")
+    names = os.listdir(prefix.parent) if prefix.parent.is_dir() else []
+    counts = {int(match[2]) for name in names if (match := pattern.fullmatch(name))}
+    single = any(f"{prefix.name}{ending}" in names for ending in (".json", ".bin", ".idx"))
+    if single + len(counts) > 1:
+        kinds = ["one shard"] * single + [f"{count} parts" for count in sorted(counts)]
+        raise UserError(f"holds {' and '.join(kinds)} at once", file=prefix, fix="remove the outdated files")
+    if not counts:
+        if single:
+            return [prefix]
+        raise UserError("has no token shards", file=prefix, fix="make them with `rewarm data prepare`")
+    parts = counts.pop()
+    return [part_prefix(prefix, part, parts) for part in range(parts)]
+
+
+def verify_shard(prefix: str | Path) -> None:
+    """Read every byte of the source and hold it against the checksums.
+
+    Raises:
+        UserError: a file is damaged; it is named.
+    """
+    for part in find_parts(prefix):
+        meta = _Part(part).meta
+        for ending, wanted in ((".bin", meta.checksum), (".idx", meta.index_checksum)):
+            if checksum(with_ending(part, ending)) != wanted:
+                raise UserError(
+                    "is damaged: its checksum is not the one in the side file",
+                    file=with_ending(part, ending),
+                    fix="remove it and run `rewarm data prepare` again",
+                )
+
+
+def adopt(prefix: str | Path, *, vocab_size: int, tokenizer: str, eos_id: int) -> ShardMeta:
+    """Write the side file of a shard that another tool made in the same format.
+
+    Raises:
+        UserError: the shard is not of this format, or a document in it is not one sequence ended with EOS.
+    """
+    prefix = Path(prefix)
+    index, data = with_ending(prefix, ".idx"), with_ending(prefix, ".bin")
+    magic, version, code, count, ends = read_header(index)
+    if (magic, version, code) != (MAGIC, 1, CODES[token_dtype(vocab_size)]) or ends != count + 1:
+        raise UserError(f"is not an index of one sequence per document over {vocab_size} pieces", file=index)
+    check_size(index, HEADER.size + 12 * count + 8 * ends)
+    lengths = np.fromfile(index, "<i4", count=count, offset=HEADER.size)
+    ids = np.fromfile(data, token_dtype(vocab_size))
+    if (
+        int(lengths.sum(dtype=np.int64)) != ids.size
+        or (ids[np.cumsum(lengths, dtype=np.int64) - 1] != eos_id).any()
+    ):
+        raise UserError(f"has a document that does not end with EOS {eos_id}", file=data)
+    meta = ShardMeta(tokenizer, vocab_size, eos_id, count, int(ids.size), 0, checksum(data), checksum(index))
+    write_meta(prefix, meta)
+    return meta
+
+
+def _fingerprint(metas: list[ShardMeta]) -> str:
+    """Of what the store holds: its tokens, whatever parts they are in would change the checksums."""
+    facts = [[meta.tokenizer, meta.eos_id, meta.tokens, meta.documents, meta.checksum] for meta in metas]
+    return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())

@@ -1,0 +1,1 @@
+"""Files become documents: which files, which records in them, and which are rejected."""

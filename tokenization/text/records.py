@@ -1,0 +1,244 @@
+"""The records of a block become texts, or rejects with their place and the reason."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from typing import BinaryIO
+
+import orjson
+
+from tokenization.errors import InfrastructureError
+from tokenization.text.documents import BLOCK_BYTES, MAX_DOCUMENT_BYTES, Block, DocumentFormat, unpack
+
+_BOM = b"\xef\xbb\xbf"
+
+
+LONG = f"is longer than {MAX_DOCUMENT_BYTES >> 20} MiB"
+"""Why a record is rejected that is longer than any document."""
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A record that is no document."""
+
+    path: str
+    at: int
+    """Byte offset of a line's begin in the unpacked file; the row's number in a columnar one."""
+    lines: int
+    """How many lines after `at` the record begins."""
+    row: bool
+    why: str
+    excerpt: str
+
+
+@dataclass
+class ParsedBlock:
+    """What `read` finds in a block."""
+
+    block: Block
+    texts: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    """UTF-8 bytes of each text."""
+    rejects: list[Reject] = field(default_factory=list)
+
+    def take_all(self, values: Sequence[object], place: Callable[[int], tuple[int, int]]) -> None:
+        """Add many texts, the i-th found at `place(i)`; when all are good, without a step for each."""
+        try:
+            texts = [value.decode() if isinstance(value, bytes) else value for value in values]
+            sizes = list(map(len, map(str.encode, texts)))  # type: ignore[arg-type]
+            good = all(sizes) and max(sizes, default=0) <= MAX_DOCUMENT_BYTES
+            good = good and not any(map(str.isspace, texts))  # type: ignore[arg-type]
+        except (TypeError, UnicodeError):
+            good = False
+        if good:
+            self.texts += texts  # type: ignore[arg-type]
+            self.sizes += sizes
+        else:
+            for index, value in enumerate(values):
+                self.take(value, *place(index))
+
+    def take(self, value: object, at: int, lines: int = 0) -> None:
+        """Add the text `value`, found `lines` lines after `at`, or say why it is none."""
+        try:
+            text = value.decode() if isinstance(value, bytes) else value
+            if not isinstance(text, str):
+                return self.reject(value, at, lines, "is not text")
+            size = len(text.encode())
+        except UnicodeDecodeError:
+            return self.reject(value, at, lines, "is not UTF-8")
+        except UnicodeEncodeError:
+            return self.reject(value, at, lines, "has a lone surrogate")
+        if not text or text.isspace():
+            return self.reject(value, at, lines, "is empty")
+        if size > MAX_DOCUMENT_BYTES:
+            return self.reject(value, at, lines, LONG)
+        self.texts.append(text)
+        self.sizes.append(size)
+        return None
+
+    def take_record(self, record: object, name: str, at: int, lines: int) -> None:
+        """Add the text in the field `name` of what a line of JSON says, or say why there is none."""
+        if not isinstance(record, dict):
+            return self.reject(record, at, lines, "is not a JSON object")
+        if name not in record:
+            return self.reject(record, at, lines, f"has no field {name!r}")
+        return self.take(record[name], at, lines)
+
+    def reject(self, value: object, at: int, lines: int, why: str) -> None:
+        """Note that a record is no document."""
+        shown = value[:80] if isinstance(value, (str, bytes)) else value
+        rejected = Reject(self.block.path, at, lines, self.block.kind == "rows", why, repr(shown)[:100])
+        self.rejects.append(rejected)
+
+
+def read_records(block: Block, format: DocumentFormat) -> ParsedBlock:
+    """The documents of a block, and its records that are none.
+
+    Raises:
+        InfrastructureError: the file cannot be read.
+    """
+    try:
+        return _read(block, format)
+    except OSError as error:
+        raise InfrastructureError(f"{block.path}: cannot be read ({error.strerror or error})") from error
+
+
+def _read(block: Block, format: DocumentFormat) -> ParsedBlock:
+    batch = ParsedBlock(block)
+    if block.kind == "long":
+        batch.reject("", block.start, 0, LONG)
+    elif isinstance(block.data, list):
+        batch.take_all(block.data, lambda row: (block.start + row, 0))
+    elif block.kind == "txt" and format.txt == "blocks":
+        for at, paragraph in _paragraphs(block):
+            batch.take(paragraph, at)
+    elif block.kind == "txt" and format.txt == "file":
+        batch.take(_chomp(_whole(block).removeprefix(_BOM)), block.start)
+    elif block.kind == "jsonl":
+        _take_json(batch, *_lines_of(block), format.text_field)
+    else:
+        at, data = _lines_of(block)
+        filled = [
+            (index, line.removesuffix(b"\r")) for index, line in enumerate(data.split(b"\n")) if line.strip()
+        ]
+        batch.take_all([line for _, line in filled], lambda taken: (at, filled[taken][0]))
+    return batch
+
+
+def number(rejects: Sequence[Reject]) -> list[tuple[Reject, int]]:
+    """Each reject with its line, or row, from 1; one reading of each file as far as its last reject."""
+    before: dict[tuple[str, int], int] = {}
+    for path in sorted({reject.path for reject in rejects if not reject.row}):
+        line, done = 0, 0
+        with unpack(path) as file:
+            for at in sorted({reject.at for reject in rejects if reject.path == path}):
+                while done < at and (chunk := file.read(min(1 << 20, at - done))):
+                    line += chunk.count(b"\n")
+                    done += len(chunk)
+                before[path, at] = line
+    return [(reject, _place(reject, before)) for reject in rejects]
+
+
+def _place(reject: Reject, before: dict[tuple[str, int], int]) -> int:
+    return 1 + (reject.at if reject.row else before[reject.path, reject.at] + reject.lines)
+
+
+def _take_json(batch: ParsedBlock, at: int, data: bytes, name: str) -> None:
+    lines = data.split(b"\n")
+    try:
+        # orjson is the faster and the stricter one: what it reads, json reads as the same.
+        values = [orjson.loads(line)[name] for line in lines]
+    except (ValueError, TypeError, KeyError, IndexError):
+        values = None
+    if values is not None:
+        batch.take_all(values, lambda line: (at, line))
+        return
+    for index, line in enumerate(lines):
+        if line and not line.isspace():
+            _take_json_line(batch, at, index, line, name)
+
+
+def _take_json_line(batch: ParsedBlock, at: int, index: int, line: bytes, name: str) -> None:
+    if len(line) > MAX_DOCUMENT_BYTES:
+        return batch.reject(line, at, index, LONG)
+    try:
+        record = json.loads(line)
+    except UnicodeDecodeError:
+        batch.reject(line, at, index, "is not UTF-8")
+    except json.JSONDecodeError as error:
+        batch.reject(line, at, index, f"is not JSON ({error.msg})")
+    except (ValueError, RecursionError):
+        batch.reject(line, at, index, "is not JSON that can be read")
+    else:
+        batch.take_record(record, name, at, index)
+    return None
+
+
+def _whole(block: Block) -> bytes:
+    if isinstance(block.data, bytes):
+        return block.data
+    with open(block.path, "rb") as file:
+        return file.read()
+
+
+def _lines_of(block: Block) -> tuple[int, bytes]:
+    """The lines that begin in the block, without the last one's end, and the offset of the first."""
+    if isinstance(block.data, bytes):
+        at, data = block.start, block.data
+    else:
+        with open(block.path, "rb") as file:
+            at = _to_line(file, block)
+            data = file.read(max(0, block.stop - at))
+            if data and not data.endswith(b"\n"):
+                data += file.readline(MAX_DOCUMENT_BYTES + 1)
+    return at, (data.removeprefix(_BOM) if at == 0 else data).removesuffix(b"\n")
+
+
+def _to_line(file: BinaryIO, block: Block) -> int:
+    """Go to the first line that begins in the block, or to its end or beyond; the offset there."""
+    at = max(block.start - 1, 0)
+    file.seek(at)
+    ended = block.start == 0
+    while not ended and at < block.stop and (line := file.readline(BLOCK_BYTES)):
+        at += len(line)
+        ended = line.endswith(b"\n")
+    return at
+
+
+def _paragraphs(block: Block) -> Iterator[tuple[int, bytes]]:
+    """Runs of lines between blank ones, with their offsets; a run that is too long is cut and still too long.
+
+    A run is the block's in which the last blank line before it begins; the first of a file is its first's.
+    """
+    unpacked = isinstance(block.data, bytes)
+    with io.BytesIO(block.data) if isinstance(block.data, bytes) else open(block.path, "rb") as file:
+        at = block.start if unpacked else _to_line(file, block)
+        mine = unpacked or block.start == 0
+        begun, held = 0, bytearray()
+        lines = iter(partial(file.readline, BLOCK_BYTES), b"")
+        for line in chain(lines, [b""]):  # an empty line, and the end, end a run
+            if line.strip():
+                if not mine and at >= block.stop:
+                    return
+                if mine:
+                    begun = begun if held else at
+                    if len(held) <= MAX_DOCUMENT_BYTES:
+                        held += line.removeprefix(_BOM) if at == 0 else line
+            else:
+                if held:
+                    yield begun, _chomp(bytes(held))
+                    held = bytearray()
+                mine = at < block.stop
+                if not mine:
+                    return
+            at += len(line)
+
+
+def _chomp(text: bytes) -> bytes:
+    """Without its last line break."""
+    return text[:-1].removesuffix(b"\r") if text.endswith(b"\n") else text

@@ -1,0 +1,203 @@
+"""The libraries that turn lines of text into token ids, behind one interface."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any, Protocol
+
+import numpy as np
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as spm
+
+from tokenization.errors import UserError
+from tokenization.tokenizer import hf_json
+from tokenization.tokenizer.files import Tokenizer
+
+Encoded = tuple[np.ndarray, np.ndarray]
+"""Ids of several texts end to end, and how many belong to each text."""
+
+
+_MEMORY_MB = 200
+
+
+class EncodingEngine(Protocol):
+    """One way to encode; each process has its own."""
+
+    name: str
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """The ids of `texts`, without BOS or EOS, on this thread."""
+        ...
+
+
+class SentencePieceEngine:
+    """The reference where there is a `tokenizer.model`."""
+
+    name = "sentencepiece"
+
+    def __init__(self, model: spm.ModelProto, threads: int = 1) -> None:
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+        self._threads = threads
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """See `Engine`."""
+        return joined(self._processor.encode(list(texts), num_threads=self._threads))
+
+
+class TokenizersEngine:
+    """Hugging Face's Rust library; the reference where there is only a `tokenizer.json`."""
+
+    name = "tokenizers"
+
+    def __init__(self, text: str) -> None:
+        import tokenizers
+
+        self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        self._tokenizer.encode_special_tokens = True
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """See `Engine`."""
+        # One by one: the batch call starts threads, which a forked worker must not.
+        return joined([self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts])
+
+
+class GigatokenEngine:
+    """gigatoken's Rust library.
+
+    Its call for one text remembers the words that it has met, which its call for a batch does not, and has
+    no cost per document. So documents are joined by NUL, a byte that merges with nothing, and told apart
+    again by its id. What it remembers is dropped when it has grown by `_MEMORY_MB`.
+    """
+
+    name = "gigatoken"
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._tokenizer: Any = None
+        self._load()
+        self._between, self._nul = self._separator()
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """See `Engine`."""
+        if not texts:
+            return joined([])
+        if not self._between:
+            return self._batch(texts)
+        odd = [index for index, text in enumerate(texts) if not text or "\0" in text]
+        if not odd:
+            return self._together(texts)
+        plain = [text for text in texts if text and "\0" not in text]
+        rows = split(self._together(plain)) if plain else []
+        for index in odd:
+            rows.insert(index, self._single(texts[index]))
+        return np.concatenate(rows), np.array([row.size for row in rows], dtype=np.int64)
+
+    def _together(self, texts: Sequence[str]) -> Encoded:
+        ids = self._single(self._between.join(texts))
+        between = ids == self._nul
+        ends = np.append(np.flatnonzero(between), ids.size)
+        lengths = np.diff(ends, prepend=-1) - 1
+        if lengths.size != len(texts):
+            raise RuntimeError(f"gigatoken gave {lengths.size} documents for {len(texts)}")
+        if _resident_mb() > self._full_mb:
+            self._load()
+        return ids[~between], lengths
+
+    def _single(self, text: str) -> np.ndarray:
+        return np.asarray(self._tokenizer.encode(text))
+
+    def _batch(self, texts: Sequence[str]) -> Encoded:
+        layout = self._tokenizer.encode_batch(list(texts), parallel=False).layout
+        offsets = np.asarray(layout.offsets.data)
+        return np.asarray(layout.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
+
+    def _load(self) -> None:
+        import gigatoken
+
+        self._tokenizer = None  # first, so that two are never held at once
+        self._tokenizer = gigatoken.Tokenizer.from_json(self._text)
+        self._full_mb = _resident_mb() + _MEMORY_MB
+
+    def _separator(self) -> tuple[str, int]:
+        """What to put between documents so that each is encoded as if alone, and the id of the NUL in it.
+
+        Without a dummy prefix that is NUL, with one NUL and a space; nothing where text is split before
+        it is merged, or a piece has a NUL in it.
+        """
+        held = json.loads(self._text)
+        if held.get("pre_tokenizer") or not held["model"].get("byte_fallback"):
+            return "", -1
+        if any("\0" in piece for piece in held["model"]["vocab"]):
+            return "", -1
+        first, second = self._single("x").tolist(), self._single(" y").tolist()
+        for between in ("\0 ", "\0"):
+            joined = self._single(f"x{between} y").tolist()
+            if joined[: len(first)] == first and joined[len(first) + 1 :] == second:
+                return between, joined[len(first)]
+        return "", -1
+
+
+def create_engine(tokenizer: Tokenizer, name: str) -> EncodingEngine:
+    """The engine `name`, whether it agrees or not."""
+    return _engines(tokenizer)[name]()
+
+
+def reference(tokenizer: Tokenizer, threads: int = 1) -> EncodingEngine:
+    """The engine whose ids are right by definition; SentencePiece on so many `threads`.
+
+    Raises:
+        UserError: its own library cannot read the tokenizer.
+    """
+    try:
+        if tokenizer.model is not None:
+            return SentencePieceEngine(tokenizer.model, threads)
+        return TokenizersEngine(plain_json(tokenizer.json or {}))
+    except Exception as error:  # SentencePiece raises RuntimeError, tokenizers Exception itself
+        raise UserError(f"cannot be loaded ({error})", file=tokenizer.path, fix="is it damaged?") from None
+
+
+def split(encoded: Encoded) -> list[np.ndarray]:
+    """The ids of each text on its own."""
+    ids, lengths = encoded
+    return np.split(ids, np.cumsum(lengths)[:-1]) if lengths.size else []
+
+
+def _engines(tokenizer: Tokenizer) -> dict[str, Callable[[], EncodingEngine]]:
+    """How to make each engine that can serve the tokenizer, the fastest first."""
+    if tokenizer.model is None:
+        held = plain_json(tokenizer.json or {})
+        return {"gigatoken": lambda: GigatokenEngine(held), "tokenizers": lambda: TokenizersEngine(held)}
+    model = tokenizer.model
+    slow: dict[str, Callable[[], EncodingEngine]] = {"sentencepiece": lambda: SentencePieceEngine(model)}
+    if model.trainer_spec.model_type != spm.TrainerSpec.BPE:
+        return slow
+    same = plain_json(hf_json.from_model(model))
+    fast: dict[str, Callable[[], EncodingEngine]] = {"gigatoken": lambda: GigatokenEngine(same)}
+    return fast | slow | {"tokenizers": lambda: TokenizersEngine(same)}
+
+
+def plain_json(held: Mapping[str, Any]) -> str:
+    """A `tokenizer.json` to which special tokens in a text are text; others keep their ids."""
+    added = held.get("added_tokens") or ()
+    plain = dict(held) | {"added_tokens": [token for token in added if not token.get("special")]}
+    return json.dumps(
+        plain | {"post_processor": None, "truncation": None, "padding": None}, ensure_ascii=False
+    )
+
+
+def _resident_mb() -> float:
+    """Memory that this process holds, where the system tells it."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except OSError:
+        return 0.0
+
+
+def joined(rows: Sequence[Sequence[int]]) -> Encoded:
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    ids = np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum()))
+    return ids, lengths

@@ -1,0 +1,1 @@
+"""Vocabularies: trained, merged into a base's, and reported on."""

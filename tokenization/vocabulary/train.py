@@ -1,0 +1,165 @@
+"""A SentencePiece vocabulary trained from texts: the same input gives the same model."""
+
+from __future__ import annotations
+
+import heapq
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import xxhash
+from sentencepiece import sentencepiece_model_pb2 as spm
+
+from tokenization.errors import InfrastructureError, UserError
+from tokenization.text import documents, records
+from tokenization.tokenizer.files import Tokenizer, write_directory
+
+LINE_CHARS = 1000
+"""Longer lines are cut: SentencePiece's trainer would leave them out."""
+
+
+@dataclass(frozen=True)
+class VocabularyTraining:
+    """What `train` made, and of how much."""
+
+    out: str
+    fingerprint: str
+    pieces: int
+    files: int
+    sample_bytes: int
+    sample_lines: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """The same for a reader."""
+        return (
+            f"{self.pieces:,} pieces in {self.out}, from {self.sample_lines:,} lines"
+            f" ({self.sample_bytes / 1e6:.1f} MB) of {self.files:,} files\nfingerprint {self.fingerprint}"
+        )
+
+
+def train_vocabulary(
+    inputs: Sequence[str | Path],
+    size: int,
+    out: str | Path,
+    *,
+    text_field: str = "text",
+    sample_bytes: int = 100_000_000,
+    character_coverage: float = 0.9995,
+    seed: int = 0,
+    threads: int = 2,
+) -> VocabularyTraining:
+    """Train a BPE vocabulary of `size` pieces in LLaMA's layout and write it to the directory `out`.
+
+    LLaMA's layout: unk 0, bos 1, eos 2, 256 byte pieces, byte fallback, split digits, text left as it is. At
+    most `sample_bytes` of lines are held in memory, shared equally among the files as far as they last, drawn
+    by a hash of `seed` and the line's place.
+
+    Raises:
+        UserError: there is no text, or it cannot make that many pieces.
+    """
+    lines, files, held = sample(inputs, documents.DocumentFormat(text_field, "lines"), sample_bytes, seed)
+    if not lines:
+        raise UserError("has no line of text", file=", ".join(map(str, inputs)), fix="is --text-field right?")
+    model = _train(lines, size, character_coverage, threads)
+    write_directory(out, model)
+    trained = Tokenizer(Path(out), model, None, {})
+    return VocabularyTraining(str(out), trained.fingerprint, trained.size, files, held, len(lines))
+
+
+def sample(
+    inputs: Sequence[str | Path], format: documents.DocumentFormat, budget: int, seed: int
+) -> tuple[list[str], int, int]:
+    """Lines of the inputs within `budget` bytes, the number of files, and the bytes taken.
+
+    Every file may fill an equal share of what the files before it, from the smallest on, have left.
+    """
+    by_file: dict[str, list[documents.Slice]] = {}
+    for piece in documents.slices_of(inputs, format):
+        by_file.setdefault(piece.path, []).append(piece)
+    order = sorted(by_file, key=lambda path: sum(piece.size for piece in by_file[path]))
+    place = {path: index for index, path in enumerate(by_file)}
+    chosen: dict[str, list[str]] = {}
+    taken = 0
+    for done, path in enumerate(order):
+        share = (budget - taken) // (len(order) - done)
+        chosen[path], used = _draw(_lines(by_file[path], format), share, seed + (place[path] << 64))
+        taken += used
+    return [line for path in by_file for line in chosen[path]], len(by_file), taken
+
+
+def _draw(lines: Iterator[str], budget: int, seed: int) -> tuple[list[str], int]:
+    """A uniform draw of lines within `budget` bytes, in their order: those with the smallest hashes."""
+    heap: list[tuple[int, int, str, int]] = []  # largest hash first, that it may leave
+    held = 0
+    salt = xxhash.xxh3_64_intdigest(str(seed).encode())
+    for place, line in enumerate(lines):
+        key = xxhash.xxh3_64_intdigest(place.to_bytes(8, "little"), seed=salt)
+        if held >= budget and heap and key >= -heap[0][0]:
+            continue
+        size = len(line.encode())
+        heapq.heappush(heap, (-key, place, line, size))
+        held += size
+        while held > budget and heap:
+            held -= heapq.heappop(heap)[3]
+    return [line for _, _, line, _ in sorted(heap, key=lambda entry: entry[1])], held
+
+
+def _lines(pieces: Sequence[documents.Slice], format: documents.DocumentFormat) -> Iterator[str]:
+    for block in documents.blocks(pieces, format):
+        for text in records.read_records(block, format).texts:
+            for line in text.splitlines():
+                for start in range(0, len(line), LINE_CHARS):
+                    yield line[start : start + LINE_CHARS]
+
+
+def _train(lines: list[str], size: int, character_coverage: float, threads: int) -> spm.ModelProto:
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=written,
+            model_type="bpe",
+            vocab_size=size,
+            character_coverage=character_coverage,
+            num_threads=threads,
+            max_sentence_length=16 * LINE_CHARS,
+            input_sentence_size=0,
+            shuffle_input_sentence=False,
+            normalization_rule_name="identity",
+            add_dummy_prefix=True,
+            remove_extra_whitespaces=False,
+            byte_fallback=True,
+            split_digits=True,
+            allow_whitespace_only_pieces=True,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _refusal(size, str(error).rsplit("]", 1)[-1].strip()) from None
+    except OSError as error:
+        raise InfrastructureError(f"the vocabulary could not be trained ({error})") from error
+    model = spm.ModelProto()
+    model.ParseFromString(written.getvalue())
+    return model
+
+
+def _refusal(size: int, message: str) -> UserError:
+    """What SentencePiece's refusal means here, with the size that it asks for."""
+    if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        what, fix = f"is too small for the {found[1]} single pieces", f"give {found[1]} or more"
+    elif found := re.search(r"too high .* value <= (\d+)", message):
+        what, fix = "is more than this text makes", f"give {found[1]} or less, or more text"
+    else:
+        what, fix = f"cannot be trained: {message}", "ask for another size, or give more text"
+    return UserError(what, field="--size", value=size, fix=fix)

@@ -1,0 +1,1 @@
+"""The command line: each command's parser beside its action."""

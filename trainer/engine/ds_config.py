@@ -1,0 +1,246 @@
+"""ds_configs: how memory is split, and nothing else; the recipe says the rest."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from tokenization.errors import UserError, UserErrors
+from trainer.engine.layout import Layout
+from trainer.recipe.schema import Recipe
+
+SHARDING = ("zero_optimization", "aio")
+"""Fields of a DeepSpeed configuration that say how memory is split."""
+
+
+DIAGNOSTICS = ("comms_logger", "flops_profiler", "memory_breakdown", "wall_clock_breakdown")
+"""Fields that change nothing but what DeepSpeed prints."""
+
+
+OWNED_BY_RECIPE = {
+    "train_batch_size": "global_batch_size",
+    "train_micro_batch_size_per_gpu": "micro_batch_size",
+    "gradient_accumulation_steps": "global_batch_size (accumulation is derived)",
+    "gradient_clipping": "optimizer.grad_clip",
+    "optimizer": "optimizer",
+    "scheduler": "phases.N.schedule",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "amp": "model.dtype",
+    "torch_autocast": "model.dtype",
+    "data_types": "model.dtype",
+    "communication_data_type": "model.dtype",
+    "activation_checkpointing": "model.activation_checkpointing",
+    "tensorboard": "logging.tensorboard",
+    "wandb": "logging.wandb_project",
+    "steps_per_print": "logging.every_steps",
+}
+"""Fields of a DeepSpeed configuration that a preset may not hold, and the recipe's field instead."""
+
+
+OFFLOADED = ("offload_optimizer", "offload_param")
+"""Sections of zero_optimization that say what is kept outside of the GPU."""
+
+
+NVME_WEIGHTS = {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0}
+"""With other values DeepSpeed 0.19 does not train with weights on NVMe."""
+
+
+def read_preset(path: str | Path) -> dict[str, Any]:
+    """Reads a ds_config and refuses what the recipe owns.
+
+    Raises:
+        UserError: no such file, not JSON, or `Problems` naming each field that the recipe owns.
+    """
+    try:
+        preset = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            "does not exist",
+            field="deepspeed",
+            value=str(path),
+            fix="see ds_configs/, such as ds_configs/zero2.json",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"is not a JSON file ({error})", file=path) from error
+    if not isinstance(preset, dict) or "zero_optimization" not in preset:
+        raise UserError(
+            "has no zero_optimization", file=path, fix='write {"zero_optimization": {"stage": 2}}'
+        )
+    problems = [
+        UserError(
+            "belongs into the recipe", file=path, field=field, fix=f"set {OWNED_BY_RECIPE[field]} there"
+        )
+        for field in preset
+        if field in OWNED_BY_RECIPE
+    ]
+    problems += [
+        UserError("does not say how memory is split", file=path, field=field, fix="leave it out")
+        for field in preset
+        if field not in (*SHARDING, *DIAGNOSTICS, *OWNED_BY_RECIPE)
+    ]
+    if problems:
+        raise UserErrors(problems)
+    return preset
+
+
+def stage(preset: dict[str, Any]) -> int:
+    """The ZeRO stage, 0 to 3."""
+    return int(preset["zero_optimization"].get("stage", 0))
+
+
+def _offload_device(preset: dict[str, Any], what: str) -> str:
+    """`none`, `cpu` or `nvme`; DeepSpeed takes null for none, in place of the section or of its device."""
+    return str((preset["zero_optimization"].get(what) or {}).get("device") or "none")
+
+
+def offloads_optimizer(preset: dict[str, Any]) -> bool:
+    """Whether the optimizer's states live in host memory or on NVMe."""
+    return _offload_device(preset, "offload_optimizer") != "none"
+
+
+def offloads_parameters(preset: dict[str, Any]) -> bool:
+    """Whether the weights live in host memory or on NVMe (ZeRO-3 only)."""
+    return _offload_device(preset, "offload_param") != "none"
+
+
+def nvme_path(preset: dict[str, Any], what: str) -> Path | None:
+    """The directory that `offload_optimizer` or `offload_param` swaps to; None if it does not.
+
+    Raises:
+        UserError: it does and names none.
+    """
+    if _offload_device(preset, what) != "nvme":
+        return None
+    path = preset["zero_optimization"][what].get("nvme_path")
+    if not path:
+        field = f"zero_optimization.{what}.nvme_path"
+        raise UserError("is missing", field=field, fix="name a directory on each node's own disk")
+    return Path(path)
+
+
+def swap_folders(config: dict[str, Any]) -> set[Path]:
+    """Where a completed configuration swaps to; nothing but this run's files lies there."""
+    return {path for what in OFFLOADED if (path := nvme_path(config, what)) is not None}
+
+
+def check_saved(preset: dict[str, Any], recipe: Recipe) -> None:
+    """A run must be able to save itself, which it finds out before it trains.
+
+    Raises:
+        Problems: weights or optimizer states would lie where checkpoints do not reach.
+    """
+    zero, file = preset["zero_optimization"], recipe.deepspeed
+    problems = []
+    nvme = [what for what in OFFLOADED if nvme_path(preset, what) is not None]
+    if nvme and stage(preset) != 3:
+        fix = "take ds_configs/zero3-nvme.json"
+        field = f"zero_optimization.{nvme[0]}.device"
+        problems.append(UserError("needs ZeRO stage 3", file=file, field=field, value="nvme", fix=fix))
+    if nvme and recipe.checkpoint.asynchronous:
+        what = f"copies to host memory what {file} keeps on NVMe since it does not fit there"
+        problems.append(UserError(what, field="checkpoint.asynchronous", value=True, fix="leave it out"))
+    if "offload_param" in nvme:
+        problems += _unlike_nvme_weights(zero, recipe)
+    offload = zero.get("offload_optimizer") or {}
+    elsewhere = {
+        "zero_optimization.offload_optimizer.ratio": offload.get("ratio", 1.0) != 1.0,
+        "zero_optimization.offload_optimizer.super_offload": bool(offload.get("super_offload")),
+        "zero_optimization.zenflow": bool(zero.get("zenflow")),
+    }
+    problems += [
+        UserError(
+            "keeps states in a second optimizer, which checkpoints do not hold",
+            file=file,
+            field=field,
+            fix="leave it out",
+        )
+        for field, used in elsewhere.items()
+        if used
+    ]
+    if problems:
+        raise UserErrors(problems)
+
+
+def _unlike_nvme_weights(zero: dict[str, Any], recipe: Recipe) -> list[UserError]:
+    """What DeepSpeed or this trainer cannot do while weights are swapped to NVMe."""
+    fix = "or offload_param to cpu: weights are a small part of what a run holds"
+    problems = [
+        UserError(
+            "makes DeepSpeed swap a weight in twice or run out of buffers (its issue 3062)",
+            file=recipe.deepspeed,
+            field=f"zero_optimization.{field}",
+            value=value,
+            fix=f"leave it out, {fix}",
+        )
+        for field in NVME_WEIGHTS
+        if (value := zero.get(field, 0)) != 0
+    ]
+    problems += [
+        UserError(
+            "leaves weights frozen, which cannot be saved from NVMe",
+            field=f"phases.{number}.train",
+            value=phase.train,
+            fix=f"set zero_optimization.offload_param.device to cpu in {recipe.deepspeed}",
+        )
+        for number, phase in enumerate(recipe.phases)
+        if phase.train != "all"
+    ]
+    return problems
+
+
+def complete(
+    preset: dict[str, Any], recipe: Recipe, layout: Layout, model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The whole DeepSpeed configuration: the preset, what the recipe says, and sizes that follow the model's.
+
+    `model` are the fields of its Hugging Face configuration.
+
+    Raises:
+        UserError: stage 0 keeps weights in fp32 alone and cannot run in 16 bits.
+    """
+    zero = dict(preset["zero_optimization"])
+    if stage(preset) == 0 and recipe.model.dtype != "fp32":
+        raise UserError(
+            "needs sharded fp32 master weights, which ZeRO stage 0 has not",
+            field="model.dtype",
+            value=recipe.model.dtype,
+            fix="take ds_configs/zero1.json, or dtype: fp32",
+        )
+    hidden_size = int(model["hidden_size"])
+    bucket = max(hidden_size * hidden_size, 2**20)
+    zero.setdefault("reduce_bucket_size", bucket)
+    if stage(preset) in (1, 2):
+        zero.setdefault("allgather_bucket_size", 4 * bucket)
+    if stage(preset) == 3:
+        zero.setdefault("stage3_prefetch_bucket_size", int(0.9 * bucket))
+        zero.setdefault("stage3_param_persistence_threshold", 10 * hidden_size)
+    for what in OFFLOADED:
+        if (path := nvme_path(preset, what)) is not None:
+            # DeepSpeed names its files by rank alone: two runs on one node would share them.
+            zero[what] = {**zero[what], "nvme_path": str(path / f"rewarm-{_key(recipe.directory)}")}
+    if nvme_path(preset, "offload_param") is not None:
+        zero |= NVME_WEIGHTS
+        widest = max(int(model["vocab_size"]), int(model["intermediate_size"]), 3 * hidden_size)
+        zero["offload_param"].setdefault("buffer_size", math.ceil(widest * hidden_size / layout.world_size))
+    config = {
+        **preset,
+        "zero_optimization": zero,
+        "train_micro_batch_size_per_gpu": layout.micro_batch_size,
+        "gradient_accumulation_steps": layout.gradient_accumulation_steps,
+        # Stage 0 is clipped by the engine, which has to look at the norm before the step anyway.
+        "gradient_clipping": recipe.optimizer.grad_clip if stage(preset) else 0.0,
+    }
+    if recipe.model.dtype != "fp32":
+        config[recipe.model.dtype] = {"enabled": True}
+    return config
+
+
+def _key(directory: Path) -> str:
+    """Short and different for every run directory."""
+    return xxhash.xxh3_64_hexdigest(str(directory.resolve()).encode())

@@ -1,0 +1,51 @@
+"""How a global batch is cut among ranks and micro batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenization.errors import UserError
+from trainer.recipe.schema import Recipe
+
+MOST_SHOWN = 1024
+"""Samples in the largest micro batch that a message proposes."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a global batch is cut: `global = micro_batch_size * gradient_accumulation_steps * world_size`."""
+
+    world_size: int
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+
+
+def layout(recipe: Recipe, world_size: int, largest_micro_batch: int) -> Layout:
+    """Derives accumulation; `micro_batch_size: auto` takes the largest divisor that fits.
+
+    Raises:
+        UserError: the global batch cannot be cut evenly; the fix names sizes that can.
+    """
+    batch = recipe.global_batch_size
+    if batch % world_size:
+        below = batch - batch % world_size
+        near = [size for size in (below, below + world_size) if size]
+        raise UserError(
+            f"does not divide evenly among {world_size} ranks",
+            field="global_batch_size",
+            value=batch,
+            fix=f"take {' or '.join(map(str, near))}, or a world size that divides it",
+        )
+    rows = batch // world_size
+    largest = min(max(largest_micro_batch, 1), rows)
+    asked = recipe.micro_batch_size
+    micro = next(size for size in range(largest, 0, -1) if rows % size == 0) if asked == "auto" else asked
+    if rows % micro:
+        fits = [size for size in range(1, min(rows, MOST_SHOWN) + 1) if rows % size == 0]
+        raise UserError(
+            f"does not divide the {rows} samples that each of {world_size} ranks has in a step",
+            field="micro_batch_size",
+            value=micro,
+            fix=f"take one of {fits}, or auto",
+        )
+    return Layout(world_size, micro, rows // micro)

@@ -1,0 +1,90 @@
+"""Losses of a model that is not being trained: a directory, a hub id, or one of our checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from tokenization.errors import UserError, UserErrors
+from tokenization.shards.store import TokenStore, open_tokens
+from trainer.checkpoint import manifest, rank_files
+from trainer.checkpoint.history import find_checkpoint
+from trainer.evaluation.held_out import EvaluationBatch, Score, evaluate
+from trainer.model.build import build_model, load_model
+from trainer.model.loss import CausalLM
+from trainer.recipe.load import parse_recipe
+
+
+class _Alone:
+    """Scores rows with a model on one device."""
+
+    def __init__(self, model: CausalLM) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.eval().to(self.device)
+
+    @torch.no_grad()
+    def score(self, micro: EvaluationBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nats and target tokens of each row, [micro] each."""
+        arrays = (torch.from_numpy(array).to(self.device) for array in (micro.input_ids, micro.targets))
+        _, nats, targets = self.model(*arrays)
+        return nats.double(), targets.double()
+
+
+def score_model(
+    model: str, prefixes: Sequence[str], seq_len: int | None = None, max_tokens: int | None = None
+) -> dict[str, Score]:
+    """The loss of `model` on each token shard.
+
+    `seq_len` is the context that every window of the text has; by default what the run was trained with,
+    else the model's own, at most 4,096.
+
+    Raises:
+        UserError: no such model or shard, or shards of a vocabulary that the model has no rows for.
+    """
+    stores = {prefix: open_tokens(prefix) for prefix in prefixes}
+    sizes = {store.vocab_size for store in stores.values()}
+    if len(sizes) > 1:
+        raise UserError(
+            f"vocabularies differ: {sorted(sizes)}", field="--data", fix="give shards of one tokenizer"
+        )
+    causal, trained_seq_len = _open(model, sizes.pop())
+    _check_rows(model, causal, stores)
+    length = seq_len or trained_seq_len or min(causal.hf.config.max_position_embeddings, 4096)
+    scorer = _Alone(causal)
+    return {
+        prefix: evaluate(scorer, store, seq_len=length, micro_batch_size=4, max_tokens=max_tokens)
+        for prefix, store in stores.items()
+    }
+
+
+def _open(model: str, vocab_size: int) -> tuple[CausalLM, int | None]:
+    """The model in fp32, and the seq_len that it was trained with where that is known."""
+    path = Path(model)
+    if not ((path / manifest.MARKER).exists() or (path / "checkpoints").is_dir()):
+        return load_model(model, vocab_size), None
+    checkpoint = find_checkpoint(path)
+    recipe = parse_recipe(checkpoint.manifest.recipe, ["model.dtype=fp32"])
+    causal = build_model(recipe, vocab_size, weights=False)
+    reader = rank_files.Reader(checkpoint.files)
+    with torch.no_grad():
+        for name, parameter in causal.named_parameters():
+            parameter.copy_(reader.whole(name))
+    return causal, recipe.seq_len
+
+
+def _check_rows(model: str, causal: CausalLM, stores: dict[str, TokenStore]) -> None:
+    rows = causal.hf.get_input_embeddings().weight.shape[0]
+    problems = [
+        UserError(
+            f"has ids up to {store.vocab_size - 1}, and {model} has {rows} embedding rows",
+            field="--data",
+            value=prefix,
+            fix="prepare it with the model's own tokenizer",
+        )
+        for prefix, store in stores.items()
+        if store.vocab_size > rows
+    ]
+    if problems:
+        raise UserErrors(problems)

@@ -1,0 +1,1 @@
+"""Where this process runs: its rank, its devices, its signals, its locks."""

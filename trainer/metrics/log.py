@@ -1,0 +1,78 @@
+"""A run's numbers: measured, written, shown while it goes on, and read again afterwards."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from trainer.metrics.jsonl import Jsonl
+from trainer.metrics.progress import Progress
+from trainer.metrics.services import Sink, TensorBoard, WandB, check_services
+from trainer.recipe.schema import Logging
+
+
+class Metrics:
+    """Where a run's numbers go; on any rank but 0 nowhere."""
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        logging: Logging,
+        *,
+        rank: int,
+        name: str,
+        total_tokens: int,
+        tokens: int = 0,
+        restored_step: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
+        """Opens all sinks for a run that stands at `tokens` of `total_tokens`.
+
+        `restored_step` is the last step of the checkpoint that was loaded, None for a fresh start; `config`
+        (the resolved recipe) goes to W&B; the progress goes to `stream`, standard error by default.
+        """
+        self._sinks: list[Sink] = []
+        self._progress: Progress | None = None
+        if rank != 0:
+            return
+        check_services(logging)
+        run_dir = Path(run_dir)
+        truth = Jsonl(run_dir, restored_step)
+        self._sinks.append(truth)
+        if logging.tensorboard:
+            self._sinks.append(TensorBoard(run_dir / "tensorboard", restored_step))
+        if logging.wandb_project:
+            self._sinks.append(WandB(logging.wandb_project, name, truth.run_id, run_dir, config or {}))
+        self._progress = Progress(total_tokens, tokens, stream or sys.stderr)
+        self._sinks.append(self._progress)
+
+    def log(self, step: int, tokens: int, values: Mapping[str, Any]) -> None:
+        """Records `values` (numbers by metric name) after `step` steps and `tokens` tokens of the run.
+
+        May be called several times for a step: what it says adds up.
+        """
+        if self._sinks:
+            numbers = {metric: _plain(value) for metric, value in values.items()}
+            record = {"step": step, "tokens": tokens, **numbers}
+            for sink in self._sinks:
+                sink.log(record)
+
+    def say(self, line: str) -> None:
+        """Shows a line among the progress, such as what was saved."""
+        if self._progress is not None:
+            self._progress.say(line)
+
+    def close(self) -> None:
+        """Closes all sinks."""
+        for sink in self._sinks:
+            sink.close()
+        self._sinks = []
+
+
+def _plain(value: Any) -> float | int:
+    """A Python number with all of its digits, from one of Python, numpy or torch."""
+    plain = value.item() if hasattr(value, "item") else value
+    return plain if isinstance(plain, (int, float)) else float(plain)

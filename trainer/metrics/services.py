@@ -1,0 +1,81 @@
+"""Services that take a run's metrics beside `metrics.jsonl`: TensorBoard and Weights & Biases."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from tokenization.errors import UserError
+from trainer.metrics.jsonl import Record
+from trainer.recipe.schema import Logging
+
+
+class Sink(Protocol):
+    """Something that takes the metrics of a step."""
+
+    def log(self, record: Record) -> None:
+        """Takes one record."""
+
+    def close(self) -> None:
+        """Writes out what is held back."""
+
+
+def check_services(logging: Logging) -> None:
+    """Looks whether what the recipe asks for is installed; callable before any process group starts.
+
+    Raises:
+        UserError: it is not.
+    """
+    asked = {
+        "tensorboard": ("tensorboard", logging.tensorboard),
+        "wandb": ("wandb_project", logging.wandb_project),
+    }
+    for module, (option, value) in asked.items():
+        if value and importlib.util.find_spec(module) is None:
+            fix = f"pip install {module}, or leave logging.{option} out"
+            raise UserError(f"needs the package {module}", field=f"logging.{option}", value=value, fix=fix)
+
+
+class TensorBoard:
+    """Event files; steps that a restore undid are hidden by TensorBoard's own `purge_step`."""
+
+    def __init__(self, directory: Path, restored_step: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = 0 if restored_step is None else restored_step + 1
+        self._writer = SummaryWriter(str(directory), purge_step=purge)
+
+    def log(self, record: Record) -> None:
+        """Adds a scalar per metric."""
+        for metric, value in record.items():
+            if metric != "step":
+                self._writer.add_scalar(metric, value, record["step"])
+
+    def close(self) -> None:
+        """Flushes the event file."""
+        self._writer.close()
+
+
+class WandB:
+    """Weights & Biases, one W&B run for all attempts of a run."""
+
+    def __init__(
+        self, project: str, name: str, run_id: str, run_dir: Path, config: Mapping[str, Any]
+    ) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=project, name=name, id=run_id, resume="allow", dir=str(run_dir), config=dict(config)
+        )
+        # W&B's own step cannot go back after a restore; a metric as the axis can.
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, record: Record) -> None:
+        """Sends one record."""
+        self._run.log(dict(record))
+
+    def close(self) -> None:
+        """Ends the W&B run."""
+        self._run.finish()

@@ -1,0 +1,1 @@
+"""The run before it runs: everything that is known, checked and decided without a process group."""

@@ -1,0 +1,73 @@
+"""How much memory a rank needs: an estimate from the config, before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.model.size import parameters
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+LOGITS_BYTES = 3 * 2**27
+"""A chunk of fp32 logits, its gradient and a temporary (see `loss.CHUNK_LOGITS`)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on a rank's device (and on its host), one micro batch apart from the rest."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """fp32 master weights and both moments."""
+    host: int
+    """What offload moves to the host."""
+    per_sample: int
+    """Activations of one sample of `seq_len` tokens."""
+    fixed: int
+    """The largest working sets that do not depend on the micro batch."""
+
+    @property
+    def states(self) -> int:
+        """Everything on the device but activations."""
+        return self.weights + self.gradients + self.optimizer + self.fixed
+
+    def largest_micro_batch(self, available: int) -> int:
+        """Samples that fit beside the states into `available` bytes; 0 if none does."""
+        return max(0, (available - self.states) // self.per_sample)
+
+
+def estimate(
+    config: Mapping[str, Any],
+    *,
+    stage: int,
+    offload_optimizer: bool,
+    offload_parameters: bool,
+    world_size: int,
+    seq_len: int,
+    dtype: str,
+    recompute: bool,
+) -> Memory:
+    """The model states after Rajbhandari et al. 2020 (arXiv 1910.02054), activations after Korthikanti
+    et al. 2022 (arXiv 2205.05198), both without the parts that memory-efficient attention does away with.
+    """
+    count, width = parameters(config), BYTES[dtype]
+    weights = count * width // (world_size if stage >= 3 else 1)
+    gradients = count * width // (world_size if stage >= 2 else 1)
+    # Without sharding, fp32 weights are their own master copy.
+    optimizer = count * (12 if stage else 8) // (world_size if stage >= 1 else 1)
+    host = 0
+    if offload_optimizer:
+        host, optimizer, gradients = optimizer + gradients, 0, gradients // 4
+    if offload_parameters:
+        host, weights = host + weights, weights // int(config["num_hidden_layers"]) * 2
+    hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+    layer = seq_len * (10 * hidden + 4 * int(config["intermediate_size"])) * width
+    kept = seq_len * hidden * width
+    per_sample = layers * kept + layer if recompute else layers * layer
+    largest = max(hidden * int(config["vocab_size"]), hidden * int(config["intermediate_size"]))
+    fixed = LOGITS_BYTES + 4 * largest
+    return Memory(weights, gradients, optimizer, host, per_sample, fixed)

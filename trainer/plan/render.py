@@ -1,0 +1,136 @@
+"""`rewarm plan`: a plan in words, and in JSON, before anything is started."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from trainer.machine.devices import available_bytes
+from trainer.mixer.simulate import account
+from trainer.model.size import flops_per_token, parameters
+from trainer.plan.make import Plan
+
+GIB = 2**30
+
+
+def plan_to_json(plan: Plan, lr_at: Sequence[int] | None = None) -> dict[str, Any]:
+    """The plan as plain data; `lr_at` asks for the LR after these tokens of the run, else all over it."""
+    decision = plan.decision
+    repeat = plan.mixture.first_repeat()
+    return {
+        "decision": decision.to_json(),
+        "lr_at": decision.lr_at(lr_at),
+        "sources": [dataclasses.asdict(row) for row in account(plan.mixture)],
+        "first_repeat": None if repeat is None else {"source": repeat[0], "tokens": repeat[1]},
+        "layout": dataclasses.asdict(plan.layout),
+        "phases": _phases(plan),
+        "memory_bytes": {
+            **dataclasses.asdict(plan.memory),
+            "available": available_bytes(plan.layout.world_size),
+        },
+        "checkpoint_bytes": checkpoint_bytes(plan),
+        "parameters": parameters(plan.model_config),
+        "flops": _flops(plan),
+        "broken_checkpoints": list(plan.broken),
+        "notes": list(plan.notes),
+        "recipe": json.loads(plan.recipe.model_dump_json()),
+    }
+
+
+def checkpoint_bytes(plan: Plan) -> int:
+    """Size of one checkpoint: fp32 weights and both moments."""
+    return 12 * parameters(plan.model_config)
+
+
+def render_plan(plan: Plan, lr_at: Sequence[int] | None = None) -> str:
+    """The plan for people."""
+    parts = [
+        "\n".join([*plan.broken, *plan.notes, plan.decision.render()]),
+        _table(
+            ("phase", "tokens", "steps", "schedule", "max_lr", "trained"),
+            [
+                [f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row.values()]
+                for row in _phases(plan)
+            ],
+        ),
+        _sources(plan),
+        "\n".join(_sizes(plan)),
+    ]
+    if lr_at is not None:
+        rows = [[f"{row['tokens']:,}", f"{row['lr']:.9g}"] for row in plan.decision.lr_at(lr_at)]
+        parts.append(_table(("tokens", "lr"), rows))
+    return "\n\n".join(parts)
+
+
+def _sizes(plan: Plan) -> list[str]:
+    """How the batch is cut, and what the run takes of memory, disk and arithmetic."""
+    recipe, layout, memory = plan.recipe, plan.layout, plan.memory
+    activations = memory.per_sample * layout.micro_batch_size
+    checkpoint = checkpoint_bytes(plan)
+    return [
+        f"batch    {recipe.global_batch_size:,} samples = {layout.micro_batch_size} micro_batch_size"
+        f" x {layout.gradient_accumulation_steps} gradient_accumulation_steps x {layout.world_size} ranks;"
+        f" {recipe.tokens_per_step:,} tokens per step",
+        f"model    {parameters(plan.model_config):,} parameters; the run takes {_flops(plan):.3g} FLOPs",
+        f"memory   about {memory.states / GIB:.2f} GiB of states, {activations / GIB:.2f} GiB of activations"
+        f" per rank; {memory.host / GIB:.2f} GiB of offload on the host",
+        f"disk     {checkpoint / GIB:.2f} GiB per checkpoint,"
+        f" {recipe.checkpoint.keep_last * checkpoint / GIB:.2f} GiB for those kept",
+    ]
+
+
+def _phases(plan: Plan) -> list[dict[str, Any]]:
+    recipe = plan.recipe
+    return [
+        {
+            "phase": phase.name,
+            "tokens": phase.length,
+            "steps": recipe.phase_steps(number),
+            "schedule": phase.schedule.kind,
+            "max_lr": phase.schedule.max_lr,
+            "trained": phase.train if isinstance(phase.train, str) else ", ".join(phase.train),
+        }
+        for number, phase in enumerate(recipe.phases)
+    ]
+
+
+def _sources(plan: Plan) -> str:
+    """What each phase takes from each source, and when the first one repeats."""
+    rows = [
+        [
+            row.phase,
+            row.source,
+            row.role,
+            f"{float(row.share):.4%}",
+            f"{row.phase_tokens:,}",
+            f"{row.samples:,}",
+            f"{row.epochs:.3f}",
+            "-" if row.max_epochs is None else str(row.max_epochs),
+        ]
+        for row in account(plan.mixture)
+    ]
+    head = ("phase", "source", "role", "share", "tokens", "samples so far", "epochs so far", "max_epochs")
+    repeat = plan.mixture.first_repeat()
+    told = (
+        "no source repeats"
+        if repeat is None
+        else f"{repeat[0]} repeats from token {repeat[1]:,} of the run on"
+    )
+    return f"{_table(head, rows)}\n{told}"
+
+
+def _flops(plan: Plan) -> int:
+    tokens = sum(plan.recipe.phase_steps(number) for number in range(len(plan.recipe.phases)))
+    return tokens * plan.recipe.tokens_per_step * flops_per_token(plan.model_config, plan.recipe.seq_len)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as they need."""
+    lines = [list(head), *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,1 @@
+"""What the user writes: the recipe's fields, their types and defaults, and how a YAML file becomes one."""

@@ -1,0 +1,41 @@
+"""The kinds of value that a recipe's fields hold, and the strict section that holds them."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from trainer.recipe.numbers import Length, count, exact, real
+
+Count = Annotated[int, BeforeValidator(count)]
+"""A whole number of at least 0."""
+
+
+Positive = Annotated[int, BeforeValidator(count), Field(ge=1)]
+"""A whole number of at least 1."""
+
+
+Rate = Annotated[float, BeforeValidator(real), Field(ge=0)]
+"""A learning rate or another non-negative real number."""
+
+
+Exact = Annotated[Fraction, BeforeValidator(exact), PlainSerializer(str), Field(ge=0)]
+"""An exact non-negative rational."""
+
+
+LengthField = Annotated[Length, BeforeValidator(Length.read), PlainSerializer(str)]
+"""A length in tokens, or in per cent of the phase."""
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, and strict about unknown fields."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        arbitrary_types_allowed=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )

@@ -1,0 +1,252 @@
+"""Every option of a run, with its unit, its default and its check; parsing has no side effects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from tokenization.errors import did_you_mean
+from trainer.recipe.fields import Count, Exact, Positive, Rate, Section
+from trainer.recipe.numbers import count
+from trainer.recipe.schedule import Schedule
+
+
+class Model(Section):
+    """Where the weights first come from, and how they are computed with."""
+
+    tokenizer: str
+    """Tokenizer directory (or SentencePiece `.model` file); its fingerprint must match the shards'."""
+    base: str | None = None
+    """Weights to start from: a directory, a hub id, an export, or one of our checkpoints."""
+    init: dict[str, Any] | None = None
+    """Hugging Face config fields for random initial weights, instead of `base`."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Number format of the forward and backward pass; master weights are always fp32."""
+    activation_checkpointing: Literal["none", "full"] = "none"
+    """`full` recomputes each layer in the backward pass: less memory, a third more time."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """The attention implementation; `auto` takes transformers' own choice for the device."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Model:
+        if (self.base is None) == (self.init is None):
+            raise ValueError("give exactly one of base (existing weights) and init (random weights)")
+        return self
+
+
+Decay = Annotated[Rate, Field(lt=1)]
+"""How much of a moving average is kept at each step."""
+
+
+class Optimizer(Section):
+    """AdamW, with LLaMA-2's own settings as defaults."""
+
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
+    eps: Annotated[Rate, Field(gt=0)] = 1e-8
+    weight_decay: Rate = 0.1
+    """Applied to matrices only, not to norms and biases."""
+    grad_clip: Rate = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+
+
+class Source(Section):
+    """A named token corpus."""
+
+    path: str
+    """The prefix that `rewarm data prepare` wrote."""
+    role: Literal["new", "replay"]
+    """`new` is what is learnt, `replay` is what must not be forgotten."""
+    max_epochs: Exact | None = Fraction(1)
+    """How often each sample may be used; null lifts the cap."""
+    order: Literal["shuffled", "sequential", "blocks"] = "shuffled"
+    """Keyed permutation per epoch, as it lies on disk, or shuffled in windows of `block` samples."""
+    block: Positive = 4096
+    """Samples in a window of order `blocks`."""
+    offset: Count = 0
+    """First sample of order `sequential`: where the base model's pass over this source began."""
+
+
+class Segment(Section):
+    """Weights over sources from a token of the phase on."""
+
+    start: Count = 0
+    """Tokens into the phase (written `from`)."""
+    replay_ratio: Exact | None = None
+    """The replay sources' total weight; each role's share is split by `weights`, else by size."""
+    weights: dict[str, Exact] = Field(default_factory=dict)
+    """Shares of tokens per source; they add up to 1 unless `replay_ratio` splits them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, written: Any) -> Any:
+        """Recipes write `{zh-web: 0.75, en-web: 0.25}`: names that are not fields are sources."""
+        if not isinstance(written, Mapping) or "weights" in written:
+            return written
+        rest = dict(written)
+        if "from" in rest:
+            rest["start"] = rest.pop("from")
+        fields = {name: rest.pop(name) for name in ("start", "replay_ratio") if name in rest}
+        return {**fields, "weights": rest}
+
+
+_TRAINED = ("all", "embeddings", "new_rows")
+
+
+class Phase(Section):
+    """A mixture, a schedule, a token budget, and what may be trained."""
+
+    name: str
+    tokens: Positive
+    """Budget and horizon of the schedule; an `anneal` may end the phase before or after it."""
+    mixture: tuple[Segment, ...] = Field(min_length=1)
+    schedule: Schedule
+    train: Literal["all", "embeddings", "new_rows"] | tuple[str, ...] = "all"
+    """What is trained; a list holds regular expressions searched in parameter names."""
+    keep_optimizer: bool = False
+    """Carry the optimizer's moments over from the phase before (reset by default)."""
+
+    @field_validator("mixture", mode="before")
+    @classmethod
+    def _segments(cls, written: Any) -> Any:
+        return [written] if isinstance(written, Mapping) else written
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _trained(cls, written: Any) -> Any:
+        if isinstance(written, str) and written not in _TRAINED:
+            fix = (
+                did_you_mean(written, _TRAINED) or f"write {', '.join(_TRAINED)}, or a list of name patterns"
+            )
+            raise ValueError(f"{written!r} is nothing to train; {fix}")
+        if written == []:
+            raise ValueError("an empty list trains nothing; write all, or name patterns")
+        return written
+
+    @property
+    def length(self) -> int:
+        """Tokens after which the phase ends: the end of its anneal, else its budget."""
+        anneal = self.schedule.anneal
+        return self.tokens if anneal is None else anneal.from_tokens + anneal.tokens
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Phase:
+        problems = [f"schedule: {line}" for line in self.schedule.misfits(self.tokens)]
+        if self.train == "new_rows" and "embeddings" in self.schedule.lr_scale:
+            problems.append("schedule: lr_scale.embeddings has no effect where only new_rows are trained")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class Validation(Section):
+    """What is watched: the old distribution and the new one."""
+
+    every_tokens: Positive
+    upstream: str | None = None
+    """Shard prefix of held-out text of the base's distribution."""
+    downstream: str | None = None
+    """Shard prefix of held-out text of the new distribution."""
+    max_tokens: Positive | None = None
+    """Evaluate only the first so many tokens of each set."""
+
+
+class Checkpointing(Section):
+    """When the run is saved, and what is kept."""
+
+    every_tokens: Positive
+    keep_last: Annotated[int, BeforeValidator(count), Field(ge=2)] = 3
+    """At least 2, since the newest may be the one that a crash broke."""
+    keep_every: Positive | None = None
+    """Keep for good the first checkpoint in each stretch of so many tokens."""
+    asynchronous: bool = False
+    """Write in the background from a snapshot in host memory."""
+    on_failure: Literal["stop", "continue"] = "stop"
+    """What a save that fails (a full disk, say) means for the run."""
+
+
+class Logging(Section):
+    """Where numbers go; `metrics.jsonl` is always written."""
+
+    every_steps: Positive = 1
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: str
+    model: Model
+    deepspeed: str
+    """The ds_config: how memory is split, and nothing else."""
+    seq_len: Positive
+    """Tokens in a sample."""
+    global_batch_size: Positive
+    """Samples in an optimizer step; accumulation is derived."""
+    sources: dict[str, Source] = Field(min_length=1)
+    phases: tuple[Phase, ...] = Field(min_length=1)
+    validation: Validation
+    checkpoint: Checkpointing
+    micro_batch_size: Positive | Literal["auto"] = "auto"
+    """Samples per rank and forward."""
+    run_dir: str | None = None
+    """Where the run lives; default `runs/NAME`."""
+    seed: Count = 0
+    document_mask: Literal["none", "causal_per_document"] = "none"
+    """Whether attention may cross documents within a sample."""
+    optimizer: Optimizer = Optimizer()
+    logging: Logging = Logging()
+    stop_after: Positive | None = None
+    """End the run early after so many tokens in all, without bending any curve."""
+    allow: tuple[str, ...] = ()
+    """Warnings to silence and refusals to lift, by name."""
+
+    @field_validator("micro_batch_size", mode="before")
+    @classmethod
+    def _auto(cls, written: Any) -> Any:
+        return written if written == "auto" else count(written)
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return Path(self.run_dir or f"runs/{self.name}")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in an optimizer step."""
+        return self.seq_len * self.global_batch_size
+
+    def phase_steps(self, phase: int) -> int:
+        """Optimizer steps of a phase: its length, rounded up to whole global batches."""
+        return -(-self.phases[phase].length // self.tokens_per_step)
+
+    @model_validator(mode="after")
+    def _cross_field(self) -> Recipe:
+        problems = []
+        known = set(self.sources)
+        for number, phase in enumerate(self.phases):
+            where = f"phases.{number}.mixture"
+            for segment in phase.mixture:
+                for name in segment.weights:
+                    if name not in known:
+                        fix = did_you_mean(name, known) or f"sources are {', '.join(sorted(known))}"
+                        problems.append(f"{where}: {name!r} is not a source; {fix}")
+                total = sum(segment.weights.values())
+                if segment.replay_ratio is None and total != 1:
+                    problems.append(f"{where}: weights add up to {total}, not to 1")
+                if segment.replay_ratio is not None and segment.replay_ratio > 1:
+                    problems.append(f"{where}: replay_ratio {segment.replay_ratio} is above 1")
+            starts = [segment.start for segment in phase.mixture]
+            if starts != sorted(set(starts)) or starts[0] != 0:
+                problems.append(f"{where}: segments must begin at 0 and at rising tokens, not {starts}")
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) != len(names):
+            problems.append(f"phases: names must differ, not {names}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self

@@ -1,0 +1,90 @@
+"""A recipe as it is written: YAML without guesses, and `field=value` words that change it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from tokenization.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without number guessing (PyYAML reads 1e-4 as a string and 0.1 inexactly): all text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (the base class declares it so)
+        first: [(tag, form) for tag, form in resolvers if not tag.endswith((":float", ":int", ":timestamp"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    yaml_constructors = yaml.SafeLoader.yaml_constructors | dict.fromkeys(
+        (f"tag:yaml.org,2002:{kind}" for kind in ("float", "int", "timestamp")),
+        yaml.SafeLoader.construct_yaml_str,
+    )
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Looks at the fields as they are written, before `<<` brings in those of another mapping."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            where = f"line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError("has a list or mapping for a field's name", field=where, fix="write a word")
+            if key.value in seen:
+                raise UserError("appears twice", field=where, value=key.value, fix="keep one of the two")
+            seen.add(key.value)
+        return node
+
+
+def read_yaml(text: str) -> Any:
+    """The tree that `text` writes, its numbers as text.
+
+    Raises:
+        YAMLError: it is not YAML.
+        UserError: a field's name appears twice, or is no word.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def apply_override(tree: Any, word: str) -> None:
+    """Sets `a.1.b=value` in a recipe that was read.
+
+    Raises:
+        UserError: no such place, or no value.
+    """
+    dotted, equals, value = word.partition("=")
+    if not equals or not dotted:
+        raise UserError("is not field=value", value=word, fix="write phases.0.schedule.max_lr=5e-5")
+    try:
+        parsed = read_yaml(value)
+    except (yaml.YAMLError, UserError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"is no value ({reason})", field=dotted, value=value, fix="quote it") from error
+    *parents, last = dotted.split(".")
+    for step in parents:
+        tree = _child(tree, step, dotted)
+    if isinstance(tree, list):
+        tree[_place(tree, last, dotted)] = parsed
+    elif isinstance(tree, dict):
+        tree[last] = parsed
+    else:
+        raise UserError("has no fields", field=dotted)
+
+
+def _child(tree: Any, step: str, dotted: str) -> Any:
+    """One step down."""
+    if isinstance(tree, dict):
+        return tree.setdefault(step, {})
+    if isinstance(tree, list):
+        return tree[_place(tree, step, dotted)]
+    raise UserError("has no fields", field=dotted, value=step)
+
+
+def _place(items: list[Any], step: str, dotted: str) -> int:
+    """Where a list has the item that is meant by number or, as phases are, by name."""
+    names = [str(item.get("name", "")) if isinstance(item, dict) else "" for item in items]
+    if step in names:
+        return names.index(step)
+    if step.isdecimal() and int(step) < len(items):
+        return int(step)
+    raise UserError("no such item", field=dotted, value=step, fix=f"0 to {len(items) - 1} exist")

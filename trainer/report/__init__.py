@@ -1,0 +1,1 @@
+"""Looking back on any runs: their histories, figures, and one page."""

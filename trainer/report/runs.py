@@ -1,0 +1,215 @@
+"""Runs side by side: what each has recorded, and the table that compares them."""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenization.errors import UserError
+from trainer.metrics.jsonl import Attempt, Record, attempts, done_twice, read_metrics
+from trainer.recipe import load
+from trainer.recipe.schema import Recipe
+
+UPSTREAM = "eval/upstream/bits_per_byte"
+
+
+DOWNSTREAM = "eval/downstream/bits_per_byte"
+
+
+FORGETTING = "eval/upstream/forgetting"
+
+
+@dataclass(frozen=True)
+class Series:
+    """A metric over the tokens of a run; finite values only."""
+
+    tokens: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.tokens)
+
+    @property
+    def start(self) -> float:
+        """The first value; NaN if there is none."""
+        return self.values[0] if self.values else math.nan
+
+    @property
+    def end(self) -> float:
+        """The last value; NaN if there is none."""
+        return self.values[-1] if self.values else math.nan
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """One run of several that are compared."""
+
+    name: str
+    number: int
+    """Place among the runs, from 0; it gives the colour."""
+    path: Path
+    records: list[Record]
+    attempts: list[Attempt]
+    repeated: list[tuple[Record, Record]]
+    """Steps that were done again after a restore: (before, afterwards)."""
+    lineage: list[dict[str, Any]]
+    """What was decided at each start, and why."""
+    recipe: Recipe | None
+    """As resolved, if the run directory has it."""
+
+    def series(self, metric: str) -> Series:
+        """A metric's history."""
+        points = [
+            (record["tokens"], float(record[metric]))
+            for record in self.records
+            if metric in record and math.isfinite(record[metric])
+        ]
+        return Series(tuple(tokens for tokens, _ in points), tuple(value for _, value in points))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the run has consumed."""
+        return int(self.records[-1]["tokens"]) if self.records else 0
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether it began with random weights: there was nothing to forget."""
+        return self.recipe is not None and self.recipe.model.base is None
+
+    @property
+    def forgetting(self) -> float:
+        """Upstream bits per byte at the end less those of the base; NaN without a base or a measurement."""
+        if self.from_scratch:
+            return math.nan
+        measured = self.series(FORGETTING)
+        upstream = self.series(UPSTREAM)
+        return measured.end if measured else upstream.end - upstream.start
+
+    @property
+    def replay(self) -> float | None:
+        """Replay's share of the last phase's tokens, as the recipe ends; None without a recipe."""
+        if self.recipe is None:
+            return None
+        segment = self.recipe.phases[-1].mixture[-1]
+        if segment.replay_ratio is not None:
+            return float(segment.replay_ratio)
+        roles = self.recipe.sources
+        return float(sum(weight for name, weight in segment.weights.items() if roles[name].role == "replay"))
+
+    @property
+    def restored_at(self) -> list[tuple[int, int]]:
+        """(step, tokens) of each checkpoint that the run was restored from.
+
+        The tokens are those of the last record up to that step: not every step need be recorded.
+        """
+        steps = [attempt.restored_step for attempt in self.attempts if attempt.restored_step is not None]
+        before = [[r["tokens"] for r in self.records if r["step"] <= step] for step in steps]
+        return [(step, int(tokens[-1])) for step, tokens in zip(steps, before, strict=True) if tokens]
+
+    @property
+    def restore_error(self) -> float:
+        """Largest difference of loss, LR or gradient norm in any step that was done twice; 0 is exact."""
+        compared = ("loss/train", "lr", "grad_norm")
+        return max(
+            (
+                abs(before[metric] - after[metric])
+                for before, after in self.repeated
+                for metric in compared
+                if metric in before and metric in after and before[metric] != after[metric]
+            ),
+            default=0.0,
+        )
+
+
+def gather_runs(runs: Sequence[str | Path]) -> list[RunHistory]:
+    """Reads run directories; their names are as short as they can be and still differ.
+
+    Raises:
+        UserError: no runs, a directory without metrics, or a damaged file in it.
+    """
+    paths = [Path(run).resolve() for run in runs]
+    if not paths:
+        raise UserError("no runs to report on", fix="give run directories")
+    for parts in range(1, 1 + max(len(path.parts) for path in paths)):
+        names = ["/".join(path.parts[-parts:]) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            break
+    return [
+        RunHistory(
+            name=name,
+            number=number,
+            path=path,
+            records=read_metrics(path),
+            attempts=attempts(path),
+            repeated=done_twice(path),
+            lineage=_lineage(path / "lineage.jsonl"),
+            recipe=_recipe(path / "recipe.resolved.yaml"),
+        )
+        for number, (name, path) in enumerate(zip(names, paths, strict=True))
+    ]
+
+
+def _lineage(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entries.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise UserError("is not a record", file=f"{path}:{number}", fix="remove the line") from error
+    return entries
+
+
+def _recipe(path: Path) -> Recipe | None:
+    return load.load_recipe(path) if path.exists() else None
+
+
+HEADINGS = ("arm", "tokens", "upstream", "forgetting", "downstream", "gain")
+
+
+def compare_runs(arms: Sequence[RunHistory]) -> str:
+    """The comparison as plain text: bits per byte from start to end, less is better.
+
+    `forgetting` is how much upstream got worse, `gain` how much downstream got better.
+    """
+    rows = [HEADINGS, *(cells(arm) for arm in arms)]
+    widths = [max(_width(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    lines = ["  ".join(_padded(cell, width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def cells(arm: RunHistory) -> tuple[str, ...]:
+    """An arm's row under `HEADINGS`."""
+    upstream, downstream = arm.series(UPSTREAM), arm.series(DOWNSTREAM)
+    return (
+        arm.name,
+        f"{arm.tokens:,}",
+        _change(upstream),
+        _number(arm.forgetting, "+.4f"),
+        _change(downstream),
+        _number(downstream.start - downstream.end, "+.4f"),
+    )
+
+
+def _change(series: Series) -> str:
+    return f"{series.start:.4f} → {series.end:.4f}" if series else "–"
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "–"
+
+
+def _width(text: str) -> int:
+    """Columns on a terminal: Chinese characters take two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - _width(text))

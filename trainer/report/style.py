@@ -1,0 +1,55 @@
+"""How the report looks: a light page, quiet type, colour only where it carries data."""
+
+from __future__ import annotations
+
+STYLE = """
+:root { --ink: #1c2430; --soft: #5c6675; --rule: #e3e6ea; --paper: #fff; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #f6f7f8; color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI",
+  "Noto Sans", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", sans-serif; }
+main { max-width: 1180px; margin: 0 auto; padding: 40px 28px 64px; }
+h1 { font-size: 30px; line-height: 1.2; letter-spacing: -.01em; margin: 0 0 10px; }
+h2 { font-size: 19px; margin: 44px 0 12px; }
+p { margin: 0 0 10px; max-width: 76ch; }
+.headline { font-size: 18px; }
+.meta, .note { color: var(--soft); font-size: 13px; max-width: none; }
+section { margin-top: 26px; }
+.sheet { background: var(--paper); border: 1px solid var(--rule); border-radius: 10px; padding: 8px 18px;
+  overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: 14px; }
+th, td { text-align: left; padding: 9px 14px 9px 0; border-top: 1px solid var(--rule);
+  vertical-align: baseline; }
+thead th { border-top: 0; color: var(--soft); font-weight: 500; font-size: 12.5px; vertical-align: bottom; }
+tbody th { font-weight: 600; white-space: nowrap; }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.strong { font-weight: 700; }
+.key { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 8px; }
+.amount { display: inline-block; height: 10px; border-radius: 2px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 18px; }
+figure { margin: 0; background: var(--paper); border: 1px solid var(--rule); border-radius: 10px;
+  padding: 16px 18px 8px; }
+figcaption { font-size: 13px; color: var(--soft); margin-bottom: 8px; }
+figcaption b { display: block; color: var(--ink); font-size: 15px; }
+svg { display: block; width: 100%; height: auto; }
+svg text { font-size: 12px; fill: var(--soft); font-family: inherit; }
+svg .end { text-anchor: end; }
+svg .middle { text-anchor: middle; }
+svg .name { font-weight: 600; }
+svg .grid-line { stroke: #eceef1; }
+svg .zero { stroke: #8a93a0; }
+svg .tick { stroke: #8a93a0; }
+svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
+svg .faint { fill: none; stroke-width: 1; opacity: .22; }
+svg .mark { stroke-dasharray: 2 3; opacity: .55; }
+.bar { display: flex; gap: 1px; height: 24px; border-radius: 4px; overflow: hidden; }
+.bar span { color: #fff; font-size: 12.5px; line-height: 24px; text-indent: 8px; min-width: 2px;
+  overflow: hidden; white-space: nowrap; }
+.mixture { display: grid; grid-template-columns: minmax(120px, max-content) minmax(90px, max-content) 1fr;
+  gap: 8px 16px; align-items: center; padding: 8px 0; font-size: 14px; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 18px; font-size: 13.5px;
+  color: var(--soft); }
+dt { color: var(--ink); font-weight: 600; }
+dd { margin: 0; }
+@media print { body { background: #fff; } figure, tr { break-inside: avoid; } }
+@media (max-width: 560px) { .grid { grid-template-columns: 1fr; } main { padding: 20px 12px; } }
+"""

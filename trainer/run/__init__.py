@@ -1,0 +1,1 @@
+"""The run: joins the ranks, opens each phase, and trains it."""

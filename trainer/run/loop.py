@@ -1,0 +1,38 @@
+"""The training loop, to be read aloud."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from trainer.run.session import Session
+
+Ending = Literal["phase done", "stopped"]
+
+
+def train_phase(session: Session) -> Ending:
+    """Trains until the phase's budget is used, or until a signal or `stop_after` ends the run early.
+
+    Whatever the ending, the last step is saved and committed.
+    """
+    recipe, engine, loader = session.recipe, session.engine, session.loader
+    while not session.state.phase_done:
+        state = session.state
+        lr = state.next_lr
+        batch = loader.step(state.phase, state.samples, recipe.global_batch_size)
+        result = engine.train_step(
+            batch,
+            lr,
+            sources=len(recipe.sources),
+            seed=recipe.seed + state.step,
+            stop=session.signals.stop_requested,
+        )
+        session.advance(lr, result)
+        if session.due(recipe.validation.every_tokens) or session.state.phase_done:
+            session.evaluate()
+        session.log()
+        if session.due(recipe.checkpoint.every_tokens) or session.state.phase_done:
+            session.save()
+        if result.stop or session.out_of_budget:
+            session.save()
+            return "stopped"
+    return "phase done"

@@ -1,0 +1,30 @@
+"""A fragment: the part of a parameter, its fp32 weight and its optimizer moments that one rank holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's running averages, as torch and DeepSpeed name them."""
+
+
+@dataclass
+class Fragment:
+    """A stretch of a parameter that this rank owns, with live tensors that may be read and overwritten."""
+
+    name: str
+    start: int
+    """First element within the flattened parameter."""
+    shape: tuple[int, ...]
+    """The whole parameter's shape."""
+    trained: bool
+    owned: bool
+    """Whether this rank saves it; where several ranks hold a whole parameter, one of them does."""
+    tensors: dict[str, torch.Tensor]
+    """`weight` and, if trained, the moments: one-dimensional, fp32 (frozen weights: any dtype)."""
+    owner: torch.Tensor
+    """The tensor that the optimizer steps and `weight` is a part of; frozen: the weight itself."""
+    offset: int = 0
+    """Where in `owner`."""

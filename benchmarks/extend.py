@@ -2,7 +2,7 @@
 
     python benchmarks/extend.py --text runs/quickstart/text
 
-`--text` holds what `launch/texts.py` writes. The base is the LLaMA-layout tokenizer that the package
+`--text` holds what `launch/quickstart/texts.py` writes. The base is the LLaMA-layout tokenizer that the package
 mistral-common carries, fetched and checked as the texts are. The pieces are trained on chinese-train.jsonl
 and judged on chinese-validation.jsonl; English is judged by the part of a sentence.
 """
@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "launch")]
+sys.path[:0] = [str(ROOT), str(ROOT / "launch" / "quickstart")]
 
 ADDED = 8000
 """Chinese pieces that are added; more are trained, since the base has some of them already."""

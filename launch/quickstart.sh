@@ -58,7 +58,7 @@ threads=$(($(nproc) / nproc))
 export OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) TOKENIZERS_PARALLELISM=false
 
 headline "real text"
-python launch/texts.py --out "$out" ${texts[@]+"${texts[@]}"}
+python launch/quickstart/texts.py --out "$out" ${texts[@]+"${texts[@]}"}
 text=$out/text
 
 headline "vocabulary: English, Chinese, English extended with Chinese"
@@ -108,15 +108,15 @@ train $(arm 0)
 
 headline "the second arm is killed half-way and started again with the same command"
 # shellcheck disable=SC2046
-python launch/kill_halfway.py --run "$out/replay-25" --tokens "$((tokens / shorter / 2))" -- \
+python launch/quickstart/kill_halfway.py --run "$out/replay-25" --tokens "$((tokens / shorter / 2))" -- \
     deepspeed --log_level error --num_accelerators "$nproc" launch/train.py $(arm 25)
 # shellcheck disable=SC2046
 train $(arm 25)
-python launch/done_twice.py "$out/replay-25"
+python launch/quickstart/compare_restored.py "$out/replay-25"
 
 headline "export to Hugging Face, loaded and compared"
 [[ -d $out/models/replay-25 ]] || rewarm export "$out/replay-25" --out "$out/models/replay-25" --dtype fp32
-python launch/try_export.py --run "$out/replay-25" --model "$out/models/replay-25" --prompt "第一条　为了"
+python launch/quickstart/check_export.py --run "$out/replay-25" --model "$out/models/replay-25" --prompt "第一条　为了"
 
 headline "what was learnt, and what was forgotten"
 rewarm report "$out/base" "$out/replay-0" "$out/replay-25" --out "$out/report.html"

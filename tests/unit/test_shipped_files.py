@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -220,6 +221,8 @@ def cluster(tmp_path):
         tool.parent.mkdir(exist_ok=True, parents=True)
         tool.write_text(f'#!/usr/bin/env bash\necho "{tool.name} $*" >>"{tmp_path}/calls"\nexit {status}\n')
         tool.chmod(0o755)
+    (tmp_path / "launch" / "slurm").mkdir(parents=True)
+    shutil.copy(ROOT / "launch" / "slurm" / "run.sh", tmp_path / "launch" / "slurm")
 
     slurm = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "16"}
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch import texts
+from launch.quickstart import texts
 from tokenization.errors import InfrastructureError, UserError
 
 

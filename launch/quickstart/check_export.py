@@ -1,6 +1,6 @@
 """Loads an exported model as anyone would, compares it with the run's own weights, and lets it write.
 
-python launch/try_export.py --run RUN --model DIR --prompt TEXT
+python launch/quickstart/check_export.py --run RUN --model DIR --prompt TEXT
 """
 
 from __future__ import annotations

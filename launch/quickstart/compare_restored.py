@@ -1,6 +1,6 @@
 """Shows the steps that a run did twice, before a kill and after the restore, and whether they are equal.
 
-python launch/done_twice.py RUN
+python launch/quickstart/compare_restored.py RUN
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Starts a run and kills all of its processes (SIGKILL) once it is past so many tokens and a checkpoint.
 
-    python launch/kill_halfway.py --run RUN --tokens T -- COMMAND…
+    python launch/quickstart/kill_halfway.py --run RUN --tokens T -- COMMAND…
 
 Does nothing when the run is already past that point.
 """

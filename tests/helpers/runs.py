@@ -209,8 +209,8 @@ def trace(run: Path) -> list[dict]:
     from trainer.metrics.jsonl import read_metrics
 
     streams = ("eval/upstream/bits_per_byte", "eval/downstream/bits_per_byte", "eval/upstream/forgetting")
-    losses = ("loss/train", "loss/zh", "loss/en", "grad_norm", "data/samples_crc32")
-    kept = ("step", "tokens", "lr", *losses, "tokens/zh", "tokens/en", *streams)
+    losses = ("loss/train", "loss/source/zh", "loss/source/en", "grad_norm", "data/samples_crc32")
+    kept = ("step", "tokens", "lr", *losses, "tokens/source/zh", "tokens/source/en", *streams)
     return [{name: record[name] for name in kept if name in record} for record in read_metrics(run)]
 
 

@@ -17,6 +17,7 @@ from tokenization.errors import RewarmError
 from trainer.engine.engine import Engine
 from trainer.machine import collectives
 from trainer.machine.compile_cache import clearing_stale_locks
+from trainer.machine.log_lines import show_log_lines
 from trainer.machine.ranks import World, current_world
 from trainer.model.loss import CausalLM
 from trainer.plan.make import make_plan
@@ -70,7 +71,8 @@ def main(todo: Path) -> None:
     here = current_world()
     # DeepSpeed knows CPUs on which fp16 is fast; on the others torch computes it all the same.
     get_accelerator().is_fp16_supported = lambda: True
-    with clearing_stale_locks(print):
+    show_log_lines(here.rank)
+    with clearing_stale_locks():
         collectives.join_ranks(here)
     found = []
     for job in json.loads(todo.read_text()):

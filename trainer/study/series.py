@@ -7,13 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenization import disk
 from tokenization.errors import UserError, UserErrors
+from trainer.machine.log_lines import logger
 from trainer.plan.make import make_plan
 from trainer.recipe import load
 from trainer.report.page import runs_table, write_report
@@ -73,9 +73,7 @@ def write_arms(trials: Sequence[ArmRun], out: Path) -> Path:
     return out / ARMS
 
 
-def train_arms(
-    trials: Sequence[ArmRun], recipe: str | Path, world_size: int, say: Callable[[str], Any]
-) -> int:
+def train_arms(trials: Sequence[ArmRun], recipe: str | Path, world_size: int) -> int:
     """Trains the arms that are not finished, one after another, under the deepspeed launcher.
 
     Ends with the first status that is not 0; the same call goes on with that arm, from its checkpoint.
@@ -83,11 +81,11 @@ def train_arms(
     for number, trial in enumerate(trials, start=1):
         where = f"arm {number} of {len(trials)}, {trial.name}"
         if trial.finished:
-            say(f"{where}: is finished")
+            logger.info(f"{where}: is finished")
             continue
-        say(f"{where}: {' '.join(trial.overrides)}")
+        logger.info(f"{where}: {' '.join(trial.overrides)}")
         if status := _launch(recipe, trial.overrides, world_size):
-            say(f"{where}: ended with status {status}; the same command goes on from there")
+            logger.warning(f"{where}: ended with status {status}; the same command goes on from there")
             return status
     return 0
 

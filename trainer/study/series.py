@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from tokenization import disk
 from tokenization.errors import UserError, UserErrors
 from trainer.machine.log_lines import logger
+from trainer.machine.ranks import free_port
 from trainer.plan.make import make_plan
 from trainer.recipe import load
 from trainer.report.page import runs_table, write_report
@@ -101,7 +101,7 @@ def _launch(recipe: str | Path, overrides: Sequence[str], world_size: int) -> in
     """One arm under the launcher that stands beside this Python."""
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(world_size)]
     process = subprocess.Popen(
-        [*launcher, "--master_port", str(_free_port()), str(SCRIPT), str(recipe), *overrides],
+        [*launcher, "--master_port", str(free_port()), str(SCRIPT), str(recipe), *overrides],
         env={"OMP_NUM_THREADS": "1", **os.environ},
         stdout=sys.stderr,  # standard output is for the study's answer
     )
@@ -114,9 +114,3 @@ def _launch(recipe: str | Path, overrides: Sequence[str], world_size: int) -> in
                 continue  # the terminal has sent it to the arm as well, which saves before it ends
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

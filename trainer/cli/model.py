@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenization.errors import ExitCode, UserError
 from trainer.cli.answer import print_answer
-from trainer.cli.arguments import add_command, add_noun
+from trainer.cli.arguments import add_command, add_noun, add_text
 
 FIRST_CHARACTERS = 100_000
 """Of each `--text`, this much is scored before and after."""
@@ -16,26 +16,18 @@ FIRST_CHARACTERS = 100_000
 def add_model(commands: Any) -> None:
     """Add `model` and its command."""
     kinds = add_noun(commands, "model", "grow a model to an extended vocabulary")
-    extend = add_command(
-        kinds,
-        "extend",
-        extend_model_command,
-        "add embedding rows for the new pieces of a tokenizer",
-        "--base llama2-7b --tokenizer llama2-zh --out llama2-7b-zh",
-    )
+    example = "--base llama2-7b --tokenizer llama2-zh --out llama2-7b-zh"
+    extend = add_command(kinds, "extend", extend_model_command, example)
     extend.add_argument("--base", required=True, metavar="MODEL")
     extend.add_argument("--tokenizer", required=True, metavar="DIR")
     extend.add_argument("--out", required=True, metavar="DIR")
     extend.add_argument("--new-rows", choices=("subpiece_mean", "mean", "random"), default="subpiece_mean")
     extend.add_argument("--seed", type=int, default=0, help="seed of random rows")
-    extend.add_argument(
-        "--text", nargs="*", default=[], metavar="PATH", help="text on which the losses are compared"
-    )
-    extend.add_argument("--text-field", default="text", help="field of jsonl and parquet records")
+    add_text(extend, "--text", nargs="*", default=[])
 
 
 def extend_model_command(args: argparse.Namespace) -> int:
-    """`rewarm model extend`: grown embeddings, and what that did to the loss."""
+    """Add embedding rows for the new pieces of a tokenizer, and compare the losses on `--text`."""
     from tokenization.text.records import first_texts
     from trainer.model.extend import bits_per_byte, encoder, extend_model
     from trainer.storage.hub import local_directory

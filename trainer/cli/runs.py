@@ -16,66 +16,37 @@ from trainer.recipe import load
 
 def add_runs(commands: Any) -> None:
     """Add the commands about runs."""
-    plan = add_command(
-        commands,
-        "plan",
-        plan_command,
-        "show what a recipe will do, before it does it",
-        "recipe.yaml --lr-at 0,1e9",
-    )
+    plan = add_command(commands, "plan", plan_command, "recipe.yaml --lr-at 0,1e9")
     add_recipe(plan)
-    plan.add_argument(
-        "--lr-at",
-        type=whole_numbers,
-        metavar="T,…",
-        help="show the learning rate after these tokens of the run",
-    )
-    plan.add_argument(
-        "--world-size", type=positive_number, default=1, help="number of ranks to plan for (default: 1)"
-    )
-    train = add_command(
-        commands, "train", train_command, "train a recipe", "launch/recipes/llama2-7b-zh.yaml"
-    )
-    add_recipe(train)
-    score = add_command(
-        commands,
-        "eval",
-        evaluate_command,
-        "measure the losses of a model on token shards",
-        "runs/x/checkpoints/step-00001000 --data data/en",
-    )
+    lr_at = "show the learning rate after these tokens of the run"
+    plan.add_argument("--lr-at", type=whole_numbers, metavar="T,…", help=lr_at)
+    ranks = "number of ranks to plan for (default: 1)"
+    plan.add_argument("--world-size", type=positive_number, default=1, help=ranks)
+
+    add_recipe(add_command(commands, "train", train_command, "launch/recipes/llama2-7b-zh.yaml"))
+
+    example = "runs/x/checkpoints/step-00001000 --data data/en"
+    score = add_command(commands, "eval", evaluate_command, example)
     score.add_argument("model", metavar="MODEL|CHECKPOINT")
-    score.add_argument("--data", nargs="+", required=True, metavar="PREFIX")
-    score.add_argument("--seq-len", type=positive_number, default=None)
-    score.add_argument("--max-tokens", type=positive_number, default=None)
-    export = add_command(
-        commands,
-        "export",
-        export_command,
-        "write a checkpoint as a Hugging Face model",
-        "runs/x --out models/llama2-zh",
-    )
-    export.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run directory for its newest"
-    )
+    score.add_argument("--data", nargs="+", required=True, metavar="PREFIX", help="token shards")
+    score.add_argument("--seq-len", type=positive_number)
+    score.add_argument("--max-tokens", type=positive_number)
+
+    export = add_command(commands, "export", export_command, "runs/x --out models/llama2-zh")
+    newest = "a checkpoint, or a run directory for its newest"
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help=newest)
     export.add_argument("--out", required=True, metavar="DIR")
     export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
-    export.add_argument(
-        "--shard-size", type=positive_number, default="5e9", help="most bytes of a file (default: 5e9)"
-    )
-    report = add_command(
-        commands,
-        "report",
-        report_command,
-        "write one HTML page about runs",
-        "runs/a runs/b --out report.html",
-    )
+    size = "most bytes of a file (default: 5e9)"
+    export.add_argument("--shard-size", type=positive_number, default="5e9", help=size)
+
+    report = add_command(commands, "report", report_command, "runs/a runs/b --out report.html")
     report.add_argument("runs", nargs="+", metavar="RUN")
     report.add_argument("--out", required=True, metavar="FILE.html")
 
 
 def plan_command(args: argparse.Namespace) -> int:
-    """`rewarm plan`: the run, before it runs."""
+    """Show what a recipe will do, before it does it."""
     from trainer.plan import render
     from trainer.plan.make import make_plan
 
@@ -85,7 +56,10 @@ def plan_command(args: argparse.Namespace) -> int:
 
 
 def train_command(args: argparse.Namespace) -> int:
-    """`rewarm train`: everything that can fail cheaply fails before the ranks are joined."""
+    """Train a recipe, and go on from its newest checkpoint.
+
+    Everything that can fail cheaply fails before the ranks are joined.
+    """
     from trainer.machine.signals import exit_on_signal
     from trainer.plan.make import make_plan
 
@@ -105,25 +79,23 @@ def train_command(args: argparse.Namespace) -> int:
 
 
 def evaluate_command(args: argparse.Namespace) -> int:
-    """`rewarm eval`: nats per token and bits per byte of a model or checkpoint on token shards."""
+    """Measure nats per token and bits per byte of a model or checkpoint on token shards."""
     from trainer.evaluation.offline import score_model
 
     scores = score_model(args.model, args.data, args.seq_len, args.max_tokens)
-    rows = {
-        prefix: {"bits_per_byte": s.bits_per_byte, "nats_per_token": s.nats_per_token, "tokens": s.tokens}
-        for prefix, s in scores.items()
-    }
+    columns = ("bits_per_byte", "nats_per_token", "tokens")
+    data = {prefix: {name: getattr(score, name) for name in columns} for prefix, score in scores.items()}
     lines = [
-        f"{prefix}: {row['bits_per_byte']:.4f} bits/byte, {row['nats_per_token']:.4f} nats/token, "
-        f"{row['tokens']:,} tokens"
-        for prefix, row in rows.items()
+        f"{prefix}: {score.bits_per_byte:.4f} bits/byte, {score.nats_per_token:.4f} nats/token, "
+        f"{score.tokens:,} tokens"
+        for prefix, score in scores.items()
     ]
-    print_answer(args, rows, "\n".join(lines))
+    print_answer(args, data, "\n".join(lines))
     return ExitCode.DONE
 
 
 def export_command(args: argparse.Namespace) -> int:
-    """`rewarm export`: a checkpoint as a Hugging Face model directory."""
+    """Write a checkpoint as a Hugging Face model directory."""
     from trainer.checkpoint.export import export_checkpoint
     from trainer.checkpoint.history import find_checkpoint
 
@@ -135,7 +107,7 @@ def export_command(args: argparse.Namespace) -> int:
 
 
 def report_command(args: argparse.Namespace) -> int:
-    """`rewarm report`: one HTML page about runs, and their table."""
+    """Write one HTML page about runs, and print their table."""
     from trainer.report.page import runs_table, write_report
 
     runs = [Path(run) for run in args.runs]

@@ -14,27 +14,20 @@ from trainer.study.grids import STUDIES
 
 def add_study(commands: Any) -> None:
     """Add `study`."""
-    study = add_command(
-        commands,
-        "study",
-        study_command,
-        "repeat a paper's experiment with your recipe, before you spend the cluster",
-        "replay --recipe recipe.yaml --out runs/replay phases.0.tokens=1e8",
-    )
+    example = "replay --recipe recipe.yaml --out runs/replay phases.0.tokens=1e8"
+    study = add_command(commands, "study", study_command, example)
     study.add_argument("name", metavar="NAME", help=", ".join(STUDIES))
     study.add_argument("--recipe", required=True)
     study.add_argument("--out", required=True, metavar="DIR")
-    study.add_argument(
-        "--nproc", type=positive_number, help="number of ranks of each arm (default: one per GPU, or 1)"
-    )
+    ranks = "number of ranks of each arm (default: one per GPU, or 1)"
+    study.add_argument("--nproc", type=positive_number, help=ranks)
     study.add_argument("--arms-only", action="store_true", help="only write DIR/arms.txt, for a batch system")
-    study.add_argument(
-        "overrides", nargs="*", metavar="field=value", help="change a field of the recipe in every arm"
-    )
+    fields = "change a field of the recipe in every arm"
+    study.add_argument("overrides", nargs="*", metavar="field=value", help=fields)
 
 
 def study_command(args: argparse.Namespace) -> int:
-    """`rewarm study`: all arms are planned, then trained and compared, or written for a batch system."""
+    """Repeat a paper's experiment with your recipe, before you spend the cluster."""
     from trainer.machine.devices import count_devices
     from trainer.study import series
 

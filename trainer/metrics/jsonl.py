@@ -94,7 +94,6 @@ def trained_twice(run_dir: str | Path) -> list[tuple[Record, Record]]:
 
 _START = ("number", "restored_step", "time", "run_id")
 
-
 _UNWRITABLE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 """Numbers that JSON cannot hold are written as these strings."""
 

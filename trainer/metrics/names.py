@@ -6,7 +6,6 @@ LOSS = "loss/train"
 """Nats per target token, over all sources, since the last line of the log."""
 
 LR = "lr"
-
 GRAD_NORM = "grad_norm"
 """Before clipping; not finite when the step was skipped."""
 
@@ -20,11 +19,9 @@ FORGETTING = "eval/upstream/forgetting"
 """Upstream bits per byte above the base's, which was measured before the first step."""
 
 TOKENS_PER_S = "perf/tokens_per_s"
-
 STEP_S = "perf/step_s"
-
 DATA_WAIT_S = "perf/data_wait_s"
-
+PEAK_GIB = "mem/peak_gib"
 MFU = "perf/mfu"
 """Share of the devices' peak FLOP/s that the model's own arithmetic takes."""
 
@@ -36,20 +33,18 @@ SAVE_BLOCKED_S = "perf/save_blocked_s"
 
 OF_SAVES = (SAVE_S, SAVE_BLOCKED_S)
 
-PEAK_GIB = "mem/peak_gib"
 
-
-def bits_per_byte(stream: str) -> str:
+def stream_bits_per_byte(stream: str) -> str:
     """Loss on a validation set, `upstream` or `downstream`; comparable across tokenizers."""
     return f"eval/{stream}/bits_per_byte"
 
 
-def nats_per_token(stream: str) -> str:
+def stream_nats_per_token(stream: str) -> str:
     """Loss on a validation set; comparable within one tokenizer."""
     return f"eval/{stream}/nats_per_token"
 
 
-UPSTREAM, DOWNSTREAM = bits_per_byte("upstream"), bits_per_byte("downstream")
+UPSTREAM, DOWNSTREAM = stream_bits_per_byte("upstream"), stream_bits_per_byte("downstream")
 
 
 def source_loss(name: str) -> str:

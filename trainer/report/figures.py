@@ -14,13 +14,10 @@ from trainer.report.runs import RunHistory
 SMOOTHING = 0.02
 """The smoothed training loss is a mean over this share of the run."""
 
-
 MOST_NOISE = 3
 """The steps' own losses are drawn behind the means of so many arms; of more, they hide each other."""
 
-
 NEW_COLOURS = ("#3f4a5a", "#64748b", "#8a97a8")
-
 
 REPLAY_COLOURS = ("#6d4fb3", "#8f75cc", "#ad9adf")
 """Sources are drawn in other colours than arms."""
@@ -46,7 +43,6 @@ def rate(value: float) -> str:
 
 
 TWO = "{:.2f}".format
-
 
 FIGURES = (
     Figure(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from tokenization import disk
 from trainer.metrics import names
 from trainer.report.charts import COLOURS
 from trainer.report.figures import figures, mixtures, rate
@@ -24,9 +25,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> None:
     arms = gather_runs(runs)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(page(arms, datetime.datetime.now().astimezone()), encoding="utf-8")
-    partial.replace(out)
+    disk.write_atomically(out, page(arms, datetime.datetime.now().astimezone()))
 
 
 def runs_table(runs: Sequence[str | Path]) -> str:

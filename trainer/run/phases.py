@@ -34,7 +34,7 @@ from trainer.run import loop
 from trainer.run.saving import Saves
 from trainer.run.session import Session
 from trainer.run.step_log import StepLog
-from trainer.run.validation import Validation
+from trainer.run.validation import ValidationSets
 from trainer.storage.run_directory import LINEAGE, RESOLVED, checkpoints_of
 
 PACKAGES = ("rewarm", "torch", "deepspeed", "transformers", "sentencepiece", "numpy")
@@ -109,7 +109,7 @@ class PhaseRunner:
             state=state,
             engine=engine,
             loader=self._loader(),
-            validation=Validation(
+            validation=ValidationSets(
                 engine,
                 plan.validation,
                 recipe,

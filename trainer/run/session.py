@@ -14,7 +14,7 @@ from trainer.recipe.load import dump_recipe
 from trainer.recipe.schema import Recipe
 from trainer.run.saving import Saves
 from trainer.run.step_log import StepLog
-from trainer.run.validation import Validation
+from trainer.run.validation import ValidationSets
 from trainer.scheduler.state import RunState
 
 
@@ -26,7 +26,7 @@ class Session:
     state: RunState
     engine: Engine
     loader: Loader
-    validation: Validation
+    validation: ValidationSets
     step_log: StepLog
     saves: Saves
     throughput: Throughput

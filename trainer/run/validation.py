@@ -16,7 +16,7 @@ from trainer.recipe.schema import Recipe
 
 
 @dataclass
-class Validation:
+class ValidationSets:
     """Scores the validation sets with the model as it stands."""
 
     scorer: Scorer
@@ -49,8 +49,8 @@ class Validation:
             if step == 0:
                 self.baseline[name] = Baseline(score.bits_per_byte, now)
             base = self.baseline.get(name)
-            found[names.bits_per_byte(name)] = score.bits_per_byte
-            found[names.nats_per_token(name)] = score.nats_per_token
+            found[names.stream_bits_per_byte(name)] = score.bits_per_byte
+            found[names.stream_nats_per_token(name)] = score.nats_per_token
             if name == "upstream" and base is not None and not base.unlike(now):
                 found[names.FORGETTING] = score.bits_per_byte - base.bits_per_byte
         return found

@@ -21,7 +21,6 @@ from trainer.study import grids
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train.py"
 
-
 ARMS = "arms.txt"
 """File in a study's directory: a line of overrides per arm, as launch/slurm/study.sbatch reads them."""
 

@@ -11,7 +11,7 @@ from tests.helpers import scheduler_runs
 from trainer.evaluation.held_out import Baseline
 from trainer.machine.ranks import World
 from trainer.metrics import names
-from trainer.run.validation import Validation
+from trainer.run.validation import ValidationSets
 
 
 @dataclass
@@ -41,10 +41,10 @@ def measure(bits, step, upstream, baseline, max_tokens="null"):
     """Forgetting as it is measured at a step, and the baseline that is kept."""
     recipe = scheduler_runs.recipe(edits=[f"validation.max_tokens={max_tokens}"])
     stores = {"upstream": Text(upstream)}
-    validation = Validation(Model(bits), stores, recipe, 2, World(), baseline, total=lambda alone: alone)
+    validation = ValidationSets(Model(bits), stores, recipe, 2, World(), baseline, total=lambda alone: alone)
     found = validation.measure(step)
     assert found[names.UPSTREAM] == pytest.approx(bits)
-    assert found[names.nats_per_token("upstream")] == pytest.approx(bits * math.log(2))
+    assert found[names.stream_nats_per_token("upstream")] == pytest.approx(bits * math.log(2))
     return found.get(names.FORGETTING), validation.baseline
 
 

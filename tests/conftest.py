@@ -1,7 +1,28 @@
 """What all tests share."""
 
+import logging
+
+import pytest
 from hypothesis import settings
 
 # A deadline measures the machine and not the code: on a busy one it fails at random.
 settings.register_profile("rewarm", deadline=None)
 settings.load_profile("rewarm")
+
+
+@pytest.fixture
+def log_lines():
+    """What the trainer logs while the test runs, one message each."""
+    logger = logging.getLogger("rewarm")
+    found: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            found.append(record.getMessage())
+
+    handler, level = Keep(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield found
+    logger.removeHandler(handler)
+    logger.setLevel(level)

@@ -1,21 +1,37 @@
-"""The house's errors, which `tokenization`, the package below, defines for both."""
+"""The errors that are shown as one line, and the exit codes of all commands; `trainer` uses them too."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The exit status of a command; what a batch script goes by."""
+
+    DONE = 0
+    FAILED = 1
+    """Something else than below: a broken guarantee, a closed pipe."""
+    USER = 2
+    """The recipe, the data or the command line is wrong: running it again changes nothing."""
+    REQUEUE = 75
+    """Stopped by a signal after its save, or the disk, the network or a node failed: the same command goes
+    on from there (EX_TEMPFAIL)."""
+    INTERRUPTED = 130
+    """Ended by Ctrl-C after its save: a person wanted it, so nothing should start it again."""
 
 
 class RewarmError(Exception):
     """Base of every error that is shown as one line instead of a traceback."""
 
-    exit_code = 1
+    exit_code = ExitCode.FAILED
 
 
 class UserError(RewarmError):
     """The recipe, the data or the command line is wrong: running it again changes nothing."""
 
-    exit_code = 2
+    exit_code = ExitCode.USER
 
     def __init__(
         self,
@@ -41,9 +57,9 @@ class UserErrors(UserError):
 
 
 class InfrastructureError(RewarmError):
-    """The disk, the network or a node failed: the same command may succeed later (EX_TEMPFAIL)."""
+    """The disk, the network or a node failed: the same command may succeed later."""
 
-    exit_code = 75
+    exit_code = ExitCode.REQUEUE
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from trainer.metrics.jsonl import attempts, done_twice
+from trainer.metrics import names
+from trainer.metrics.jsonl import read_attempts, trained_twice
 
-COMPARED = ("loss/train", "lr", "grad_norm", "data/samples_crc32")
+COMPARED = (names.LOSS, names.LR, names.GRAD_NORM, names.SAMPLES_CRC32)
 
 
 def main(run: Path) -> int:
     """0 if every step done twice is equal to the last digit: loss, LR, gradient norm and samples."""
-    pairs = done_twice(run)
-    restored = [attempt.restored_step for attempt in attempts(run) if attempt.restored_step is not None]
+    pairs = trained_twice(run)
+    restored = [attempt.restored_step for attempt in read_attempts(run) if attempt.restored_step is not None]
     print(
         f"{run.name}: restored from the checkpoints of steps {restored}; {len(pairs)} steps were done twice"
     )
@@ -25,7 +26,7 @@ def main(run: Path) -> int:
         equal = all(before[metric] == after[metric] for metric in COMPARED)
         same &= equal
         shown = "  ".join(
-            f"{metric} {before[metric]!r} / {after[metric]!r}" for metric in ("loss/train", "lr")
+            f"{metric} {before[metric]!r} / {after[metric]!r}" for metric in (names.LOSS, names.LR)
         )
         print(f"  step {before['step']:>5}  {shown}  {'equal' if equal else 'DIFFERENT'}")
     print("all equal to the last digit" if same and pairs else "NOT EQUAL" if pairs else "nothing to compare")

@@ -48,7 +48,7 @@ def manifest(step: int, world_size: int = 1) -> Manifest:
 
 def savers(folder: Path, ranks: int = 1, **changes) -> list[Saver]:
     meeting = Meeting(ranks)
-    options = {"keep_last": 2, "keep_every": None, "asynchronous": False, "say": lambda line: None, **changes}
+    options = {"keep_last": 2, "keep_every": None, "asynchronous": False, **changes}
     return [
         Saver(folder, rank=rank, world_size=ranks, gather=meeting.of(rank), **options)
         for rank in range(ranks)

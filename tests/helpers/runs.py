@@ -15,6 +15,8 @@ import yaml
 from tokenization.shards.writer import ShardWriter
 from tokenization.tokenizer.files import open_tokenizer
 from tokenization.vocabulary.train import train_vocabulary
+from trainer.machine.ranks import free_port
+from trainer.metrics.jsonl import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "train.py"
@@ -206,26 +208,15 @@ def last_step(run: Path) -> int:
 
 def trace(run: Path) -> list[dict]:
     """The history of a run as it stands: what must be equal between two runs, step by step."""
-    from trainer.metrics.jsonl import read_metrics
-
     streams = ("eval/upstream/bits_per_byte", "eval/downstream/bits_per_byte", "eval/upstream/forgetting")
-    losses = ("loss/train", "loss/zh", "loss/en", "grad_norm", "data/samples_crc32")
-    kept = ("step", "tokens", "lr", *losses, "tokens/zh", "tokens/en", *streams)
+    losses = ("loss/train", "loss/source/zh", "loss/source/en", "grad_norm", "data/samples_crc32")
+    kept = ("step", "tokens", "lr", *losses, "tokens/source/zh", "tokens/source/en", *streams)
     return [{name: record[name] for name in kept if name in record} for record in read_metrics(run)]
 
 
 def manifest(run: Path, step: int) -> dict:
     """What a committed checkpoint says of itself."""
     return json.loads((run / "checkpoints" / f"step-{step:08d}" / "manifest.json").read_text())
-
-
-def free_port() -> int:
-    """A port that nobody listens to just now."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def long_recipe(data: Path, run: Path, steps: int) -> dict:

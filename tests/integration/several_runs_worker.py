@@ -17,6 +17,7 @@ from tokenization.errors import RewarmError
 from trainer.engine.engine import Engine
 from trainer.machine import collectives
 from trainer.machine.compile_cache import clearing_stale_locks
+from trainer.machine.log_lines import show_log_lines
 from trainer.machine.ranks import World, current_world
 from trainer.model.loss import CausalLM
 from trainer.plan.make import make_plan
@@ -25,7 +26,7 @@ from trainer.run.start import train_plan
 
 
 @contextlib.contextmanager
-def poisoned(bad_steps: list[int], here: World) -> Iterator[None]:
+def poisoned(bad_steps: list[int], world: World) -> Iterator[None]:
     """The last rank's loss of the last micro batch of some steps (from 1, of this start) is infinite."""
     forward, train_step = CausalLM.forward, Engine.train_step
     steps, left = 0, -1
@@ -39,7 +40,7 @@ def poisoned(bad_steps: list[int], here: World) -> Iterator[None]:
         nonlocal left
         loss, *rest = forward(model, *args)
         left -= model.training
-        last = model.training and left == 0 and here.rank == here.world_size - 1
+        last = model.training and left == 0 and world.rank == world.world_size - 1
         bad = last and steps in bad_steps
         return (loss * float("inf") if bad else loss, *rest)
 
@@ -50,37 +51,38 @@ def poisoned(bad_steps: list[int], here: World) -> Iterator[None]:
         CausalLM.forward, Engine.train_step = forward, train_step  # type: ignore[method-assign]
 
 
-def one(job: dict[str, Any], here: World) -> dict[str, Any]:
+def one(job: dict[str, Any], world: World) -> dict[str, Any]:
     """Trains a job; its exit status, the error's text where it is a known one, and its seconds."""
     started = time.monotonic()
     recipe = load.load_recipe(job["recipe"])
-    if job["after"] and here.rank == 0:
+    if job["after"] and world.rank == 0:
         source = Path(job["after"])
         shutil.copytree(source, recipe.directory / "checkpoints" / source.name)
         shutil.copy(source.parents[1] / "recipe.resolved.yaml", recipe.directory)
     collectives.all_gather(None)  # the copy is there
-    plan = make_plan(recipe, here.world_size)
+    plan = make_plan(recipe, world.world_size)
     said = plan.decision.render()
-    with poisoned(job["poison"], here):
-        status = train_plan(plan, here)
+    with poisoned(job["poison"], world):
+        status = train_plan(plan, world)
     return {"status": status, "said": said, "seconds": time.monotonic() - started}
 
 
 def main(todo: Path) -> None:
-    here = current_world()
+    world = current_world()
     # DeepSpeed knows CPUs on which fp16 is fast; on the others torch computes it all the same.
     get_accelerator().is_fp16_supported = lambda: True
-    with clearing_stale_locks(print):
-        collectives.join_ranks(here)
+    show_log_lines(world.rank)
+    with clearing_stale_locks():
+        collectives.join_ranks(world)
     found = []
     for job in json.loads(todo.read_text()):
         try:
-            found.append(one(job, here))
+            found.append(one(job, world))
         except RewarmError as error:
             raise RuntimeError(f"{job}: {error}") from error
-        if here.rank == 0:
+        if world.rank == 0:
             print(f"{job['recipe']}: {found[-1]['seconds']:.1f} s", flush=True)
-    if here.rank == 0:
+    if world.rank == 0:
         todo.with_suffix(".done").write_text(json.dumps(found))
     collectives.leave_ranks()
 

@@ -131,5 +131,5 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_data_position(folder,
     for step in range(POISONED + 1, 7):
         # The LR's clock stood still for a step; the data's did not.
         assert records[step]["lr"] == undisturbed[step - 1]["lr"]
-        assert records[step]["tokens/zh"] == undisturbed[step]["tokens/zh"]
+        assert records[step]["tokens/source/zh"] == undisturbed[step]["tokens/source/zh"]
         assert math.isfinite(records[step]["loss/train"])

@@ -107,12 +107,13 @@ def test_a_second_job_in_a_run_directory_waits_and_goes_on_from_what_the_first_o
     first, run = tmp_path / "first", tmp_path / "run"
     recipe = runs.write(runs.recipe(data, run), tmp_path / "r.yaml")
     assert runs.launch(recipe, 1, f"run_dir={first}", f"stop_after={8 * 8 * 32}").returncode == 0
-    with hold_run_lock(run, print):
+    with hold_run_lock(run):
         job = subprocess.Popen(
             runs.command(recipe, 2), env=runs.environment(), stderr=subprocess.PIPE, text=True
         )
         seen = []
-        line = next((line for line in job.stderr if seen.append(line) or "is still here" in line), None)
+        waiting = (line for line in job.stderr if seen.append(line) or "run directory is in use" in line)
+        line = next(waiting, None)
         assert line is not None, "".join(seen)
         assert f"process {os.getpid()} on" in line
         assert any("decided  start" in line for line in seen), "nothing was there when it looked"

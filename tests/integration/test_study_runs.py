@@ -18,7 +18,7 @@ def study(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_arms_are_trained_once_and_the_page_compares_them(data, tmp_path, monkeypatch):
+def test_arms_are_trained_once_and_the_page_compares_them(data, tmp_path, monkeypatch, log_lines):
     for name, value in runs.environment().items():
         monkeypatch.setenv(name, value)
     tree = runs.recipe(data, tmp_path / "unused")
@@ -31,16 +31,15 @@ def test_arms_are_trained_once_and_the_page_compares_them(data, tmp_path, monkey
         assert [trial.name for trial in trials] == arms
         return [trials[0], trials[-1]]
 
-    said: list[str] = []
-    assert series.train_arms(both_ends(), recipe, 2, said.append) == 0
+    assert series.train_arms(both_ends(), recipe, 2) == 0
     low, high = (max(r["lr"] for r in runs.trace(out / name) if r["step"]) for name in (arms[0], arms[-1]))
     assert high == pytest.approx(20 * low)
-    assert not any("is finished" in line for line in said)
+    assert not any("is finished" in line for line in log_lines)
     before = [path.read_bytes() for path in sorted(out.glob("*/metrics.jsonl"))]
 
     again = both_ends()
-    assert series.train_arms(again, recipe, 2, said.append) == 0
-    assert [line for line in said if line.endswith("is finished")] == said[-2:]
+    assert series.train_arms(again, recipe, 2) == 0
+    assert [line for line in log_lines if line.endswith("is finished")] == log_lines[-2:]
     assert [path.read_bytes() for path in sorted(out.glob("*/metrics.jsonl"))] == before
     told = series.conclude("max_lr", again, out)
     assert "How far should the learning rate be re-warmed?" in told

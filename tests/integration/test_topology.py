@@ -70,7 +70,7 @@ def test_it_goes_on_anywhere(folder, before, now, ranks):
     for left, right in zip(expected, found, strict=True):
         assert right["loss/train"] == pytest.approx(left["loss/train"], abs=1e-6, rel=0)
         assert right["lr"] == left["lr"]
-        assert right["tokens/zh"] == left["tokens/zh"]
+        assert right["tokens/source/zh"] == left["tokens/source/zh"]
     if (before, 2) == (now, ranks):
         assert found == expected
         # To the bit: the files at the end hold the same weights and moments.

@@ -13,7 +13,15 @@ from typing import BinaryIO
 import orjson
 
 from tokenization.errors import InfrastructureError
-from tokenization.text.documents import BLOCK_BYTES, MAX_DOCUMENT_BYTES, Block, DocumentFormat, unpack
+from tokenization.text.documents import (
+    BLOCK_BYTES,
+    MAX_DOCUMENT_BYTES,
+    Block,
+    DocumentFormat,
+    blocks,
+    slices_of,
+    unpack,
+)
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -106,6 +114,17 @@ def read_records(block: Block, format: DocumentFormat) -> ParsedBlock:
         return _read(block, format)
     except OSError as error:
         raise InfrastructureError(f"{block.path}: cannot be read ({error.strerror or error})") from error
+
+
+def first_texts(path: str, characters: int, text_field: str) -> str:
+    """The first documents of a file or folder, a line of a .txt file each, up to so many characters."""
+    format = DocumentFormat(text_field, "lines")
+    texts: list[str] = []
+    for block in blocks(slices_of([path], format), format):
+        texts += read_records(block, format).texts
+        if sum(map(len, texts)) >= characters:
+            break
+    return "\n".join(texts)[:characters]
 
 
 def _read(block: Block, format: DocumentFormat) -> ParsedBlock:

@@ -12,6 +12,7 @@ import numpy as np
 from sentencepiece import sentencepiece_model_pb2 as spm
 
 from tokenization.errors import UserError
+from tokenization.tables import text_table
 from tokenization.text import documents, records
 from tokenization.tokenizer import engines
 from tokenization.tokenizer.files import JSON_FILE, Tokenizer, open_tokenizer
@@ -110,12 +111,10 @@ class VocabularyReport:
         lines = [f"{self.tokenizer}: {self.pieces:,} pieces, {self.unused:,} of them unused on these texts"]
         if self.against is not None:
             lines.append(f"against {self.against}: {self.against_pieces:,} pieces")
-        width = max((len(figures.file) for figures in self.files), default=4)
-        titles = ("tokenizer", "lines", "MB", "tokens", "bytes/token", "chars/token", "byte fallback")
-        row = "{:<{width}}  {:<9}  {:>9}  {:>8}  {:>12}  {:>11}  {:>11}  {:>13}"
-        lines += ["", row.format("file", *titles, width=width)]
-        for figures in self.files:
-            cells = (
+        head = ("file", "tokenizer", "lines", "MB", "tokens", "bytes/token", "chars/token", "byte fallback")
+        rows = [
+            (
+                figures.file,
                 "this" if figures.tokenizer == self.tokenizer else "against",
                 f"{figures.lines:,}",
                 f"{figures.utf8_bytes / 1e6:.2f}",
@@ -124,8 +123,9 @@ class VocabularyReport:
                 f"{figures.characters_per_token:.3f}",
                 f"{figures.byte_share:.3%}",
             )
-            lines.append(row.format(figures.file, *cells, width=width))
-        lines.append("")
+            for figures in self.files
+        ]
+        lines += ["", text_table(head, rows, "<<>>>>>>"), ""]
         for check in self.checks:
             verdict = check.skipped or f"{check.failed:,} of {check.checked:,}"
             mark = (

@@ -19,6 +19,7 @@ from tokenization.errors import InfrastructureError
 from trainer.checkpoint import rank_files, snapshot
 from trainer.checkpoint.history import name_of, scan_checkpoints, to_prune, unfinished
 from trainer.checkpoint.manifest import MARKER, Manifest, commit_checkpoint
+from trainer.machine.log_lines import logger
 from trainer.storage import disk, fragment
 
 Gather = Callable[[Any], list[Any]]
@@ -48,13 +49,11 @@ class Saver:
         keep_last: int,
         keep_every: int | None,
         asynchronous: bool,
-        say: Callable[[str], None] = print,
     ) -> None:
         self.directory = directory
         self.rank, self.world_size, self.gather = rank, world_size, gather
         self.keep_last, self.keep_every = keep_last, keep_every
         self.asynchronous = asynchronous
-        self.say = say
         self.save_s = 0.0
         """From the snapshot to the commit of the last save."""
         self._arena = disk.PinnedBuffer()
@@ -74,7 +73,7 @@ class Saver:
         self.directory.mkdir(parents=True, exist_ok=True)
         sync_directory(self.directory.parent)
         for left in unfinished(self.directory):
-            self.say(f"{left}: left by a save that was cut short; removed")
+            logger.warning(f"{left}: removed unfinished checkpoint of an interrupted save")
             shutil.rmtree(left)
         path = self.directory / name_of(step)
         self._make_way(path)
@@ -89,10 +88,10 @@ class Saver:
     def _make_way(self, path: Path) -> None:
         """Something that is no good checkpoint has the name of the one to be written."""
         if path.is_symlink() or path.is_file():
-            self.say(f"{path}: is no directory; removed")
+            logger.warning(f"{path}: removed; it has a checkpoint's name and is not a directory")
             path.unlink()
         elif path.exists():
-            self.say(f"{path}: is not part of this history; written again")
+            logger.warning(f"{path}: belongs to an abandoned branch of this run; overwriting it")
             _remove(path)
 
     def save(self, manifest: Manifest, shares: Iterable[Sequence[fragment.Fragment]]) -> None:
@@ -215,7 +214,7 @@ class Saver:
             for step in to_prune(steps, self.keep_last, self.keep_every):
                 _remove(self.directory / name_of(step))
         except (OSError, InfrastructureError) as error:
-            self.say(f"{self.directory}: old checkpoints cannot be removed ({_told(error)})")
+            logger.warning(f"{self.directory}: old checkpoints cannot be removed ({_told(error)})")
 
 
 def _position(manifest: Manifest) -> str:

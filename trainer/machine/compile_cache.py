@@ -7,13 +7,10 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-Say = Callable[[str], None]
-
-
-# ------------------------------------------------------------------------------------------------ locks
+from trainer.machine.log_lines import EVERY_RANK, logger
 
 
 def extension_cache() -> Path:
@@ -23,7 +20,7 @@ def extension_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
 
 
-def clear_stale_locks(say: Say, cache: Path | None = None) -> list[Path]:
+def clear_stale_locks(cache: Path | None = None) -> list[Path]:
     """Removes locks in torch's extension cache that no live process holds, and says so.
 
     A rank killed while it builds or loads a compiled op leaves its `lock`, for which every later start
@@ -41,21 +38,22 @@ def clear_stale_locks(say: Say, cache: Path | None = None) -> list[Path]:
             if _is_stale(lock):
                 lock.unlink(missing_ok=True)
                 cleared.append(lock)
-                say(
-                    f"removed {lock}, left by a process that was killed: every start would have waited for it"
+                logger.warning(
+                    f"removed {lock}, left by a killed process: every start would have waited for it",
+                    extra=EVERY_RANK,
                 )
     return cleared
 
 
 @contextlib.contextmanager
-def clearing_stale_locks(say: Say, cache: Path | None = None, every_s: float = 5.0) -> Iterator[None]:
+def clearing_stale_locks(cache: Path | None = None, every_s: float = 5.0) -> Iterator[None]:
     """`clear_stale_locks` at once and while the block runs: a holder may die while we wait for it."""
-    clear_stale_locks(say, cache)
+    clear_stale_locks(cache)
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(every_s):
-            clear_stale_locks(say, cache)
+            clear_stale_locks(cache)
 
     thread = threading.Thread(target=watch, name="stale-locks", daemon=True)
     thread.start()

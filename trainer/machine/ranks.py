@@ -1,4 +1,4 @@
-"""What the launcher's environment says: `deepspeed`, `torchrun`, `srun`, or nothing at all."""
+"""The ranks of a run, as the launcher's environment gives them: `deepspeed`, `torchrun`, `srun`, or none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenization.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: `rank` of `world_size`, `local_rank` on its node."""
+    """This process among all of a run: `rank` of `world_size`, `local_rank` on its node."""
 
     rank: int = 0
     local_rank: int = 0
@@ -22,10 +22,10 @@ class World:
 
 
 def current_world() -> World:
-    """Reads the launcher's environment: deepspeed's and torch's names, else Slurm's (`srun`), else alone.
+    """Read the launcher's environment: deepspeed's and torch's names, else Slurm's (`srun`), else one rank.
 
     Raises:
-        UserError: a rank or world size is missing or no number.
+        UserError: a rank or world size is missing or is not a number.
     """
     if "RANK" in os.environ:
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -42,7 +42,7 @@ def current_world() -> World:
 
 
 def rank_or_0() -> int:
-    """This process's rank, and 0 where the launcher's environment does not tell."""
+    """Return this process's rank, or 0 if the launcher's environment is incomplete."""
     try:
         return current_world().rank
     except UserError:
@@ -50,9 +50,10 @@ def rank_or_0() -> int:
 
 
 def note_status(exit_code: int) -> None:
-    """Tells the batch script, where one waits for it, what this rank fails with.
+    """Append the exit code of this rank to the file `$REWARM_STATUS`, from which a batch script reads it.
 
-    srun reports the highest status of all ranks: often that of one that was ended for another's failure.
+    srun reports the highest status of all ranks, which is often that of a rank that was killed because
+    another one had failed.
     """
     if "REWARM_STATUS" in os.environ:
         with open(os.environ["REWARM_STATUS"], "a", encoding="ascii") as file:
@@ -60,11 +61,11 @@ def note_status(exit_code: int) -> None:
 
 
 def wait_for_rank0(rank: int, exit_code: int, patience_s: float = 10.0) -> None:
-    """Gives rank 0 the time to say what is wrong for all; its launcher ends the other ranks then.
+    """Wait on other ranks until rank 0 has printed the error; its launcher ends this rank then.
 
-    A rank that left before would have rank 0 ended before it speaks, and nobody would know why. Whoever is
-    still there afterwards has a trouble of its own. The end by the launcher is a failure with `exit_code`,
-    not a stop to go on from.
+    Without the delay the launcher kills rank 0 before it has printed the error. A rank that is not ended
+    within `patience_s` seconds has an error of its own. SIGTERM from the launcher exits with `exit_code`:
+    this is a failure, not a stop to go on from.
     """
     if rank == 0:
         return
@@ -74,9 +75,9 @@ def wait_for_rank0(rank: int, exit_code: int, patience_s: float = 10.0) -> None:
 
 
 def set_rendezvous(world: World) -> None:
-    """Sets the environment by which torch's process group finds its peers; keeps what a launcher has set."""
+    """Set the environment by which torch's process group finds its peers; keep what a launcher has set."""
     os.environ.setdefault("MASTER_ADDR", _first_slurm_node() or "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", _port())
+    os.environ.setdefault("MASTER_PORT", _rendezvous_port())
     os.environ.update(
         RANK=str(world.rank), LOCAL_RANK=str(world.local_rank), WORLD_SIZE=str(world.world_size)
     )
@@ -93,10 +94,15 @@ def _first_slurm_node() -> str | None:
     return listed.stdout.split("\n")[0] or None
 
 
-def _port() -> str:
-    """A port that every rank of a Slurm job derives alike and two jobs do not share; alone, any free one."""
-    if "SLURM_JOB_ID" in os.environ:
-        return str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
+def free_port() -> int:
+    """Return a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+        return int(probe.getsockname()[1])
+
+
+def _rendezvous_port() -> str:
+    """A port that all ranks of a Slurm job derive alike and two jobs seldom share; else any free one."""
+    if "SLURM_JOB_ID" in os.environ:
+        return str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
+    return str(free_port())

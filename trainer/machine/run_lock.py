@@ -1,4 +1,4 @@
-"""One job at a time in a run directory."""
+"""The run lock: one job at a time in a run directory."""
 
 from __future__ import annotations
 
@@ -7,40 +7,38 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tokenization.errors import InfrastructureError
+from trainer.machine.log_lines import logger
 from trainer.storage.run_directory import LOCK
 
 PATIENCE_S = 60.0
-"""For how long a job that was killed, or told to stop, may take to be gone."""
+"""How long a job that was killed or told to stop may take to exit."""
 
 
 @contextmanager
-def hold_run_lock(
-    directory: Path, say: Callable[[str], None], patience_s: float = PATIENCE_S
-) -> Iterator[bool]:
-    """Within it no other process that claims `directory` trains there; whether it had to be waited for.
+def hold_run_lock(directory: Path, patience_s: float = PATIENCE_S) -> Iterator[bool]:
+    """Hold the run lock of `directory`, which one process at a time can have; yields whether it had to wait.
 
     A requeued job may start while the job before it is still ending.
 
     Raises:
-        InfrastructureError: another one trains there, and goes on.
+        InfrastructureError: another process still holds it after `patience_s` seconds.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / LOCK, "a+", encoding="utf-8") as file:
-        waited = not _taken(file.fileno(), say)
+        waited = not _take(file.fileno())
         if waited:
             holder = _holder(directory)
-            say(f"{directory}: {holder} is still here; waiting up to {patience_s:.0f} s for its end")
+            in_use = f"{directory}: run directory is in use by {holder}"
+            logger.warning(f"{in_use}; waiting up to {patience_s:.0f} s for it to exit")
             deadline = time.monotonic() + patience_s
-            while not _taken(file.fileno(), say):
+            while not _take(file.fileno()):
                 if time.monotonic() > deadline:
-                    raise InfrastructureError(
-                        f"{directory}: {holder} trains here; end it, or give this run another run_dir"
-                    )
+                    raise InfrastructureError(f"{in_use}; stop that job or choose another run_dir")
                 time.sleep(0.1)
         file.truncate(0)
         job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
@@ -49,8 +47,8 @@ def hold_run_lock(
         yield waited
 
 
-def _taken(descriptor: int, say: Callable[[str], None]) -> bool:
-    """Whether the lock is ours now; a file system without locks is said, and gone on with."""
+def _take(descriptor: int) -> bool:
+    """Try to take the lock; a file system that has no locks is warned of, and counts as success."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -58,7 +56,9 @@ def _taken(descriptor: int, say: Callable[[str], None]) -> bool:
             return False
         if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
             raise
-        say(f"run_dir cannot be locked ({error.strerror}): see to it that one job at a time trains there")
+        logger.warning(
+            f"this file system has no locks ({error.strerror}); make sure that only one job uses run_dir"
+        )
     return True
 
 

@@ -1,4 +1,4 @@
-"""Turn signals into a stop that all ranks agree on, and into exit codes."""
+"""Signals become a stop that all ranks agree on, and an exit code."""
 
 from __future__ import annotations
 
@@ -8,22 +8,15 @@ from collections.abc import Iterable
 from types import FrameType, TracebackType
 from typing import Any
 
-# ------------------------------------------------------------------------------------------------ signals
-
-EXIT_STOPPED = 75
-"""Status of a run that a signal ended after its save: the same command goes on from there (EX_TEMPFAIL)."""
-
-
-EXIT_INTERRUPTED = 130
-"""Status of a run that Ctrl-C ended after its save: a person wanted it, so nothing should start it again."""
+from tokenization.errors import ExitCode
 
 
 class Signals:
-    """Turns SIGTERM, SIGUSR1 (Slurm's warning) and SIGINT into a question that the loop asks each step.
+    """Notes SIGTERM, SIGUSR1 (Slurm's warning) and SIGINT; the loop looks after each step.
 
-    The step under way is finished and saved. A second SIGINT does not wait for that. Once that is done,
-    a launcher that sees one rank gone ends the others, which are about to end: that must not make a kill of
-    a clean stop, so from then on these signals are ignored.
+    The step under way is finished and saved; a second SIGINT does not wait for that. Once a run has been
+    stopped, these signals are ignored: a launcher that sees one rank exit sends SIGTERM to the others,
+    which are about to exit themselves, and that must not turn a clean stop into a kill.
     """
 
     WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -51,14 +44,14 @@ class Signals:
         return self.received is not None
 
     @property
-    def exit_code(self) -> int:
-        """What to exit with once the run is saved; 0 when nothing was asked."""
+    def exit_code(self) -> ExitCode:
+        """The exit status once the run is saved; 0 if no signal came."""
         if self.received is None:
-            return 0
-        return EXIT_INTERRUPTED if self.received is signal.SIGINT else EXIT_STOPPED
+            return ExitCode.DONE
+        return ExitCode.INTERRUPTED if self.received is signal.SIGINT else ExitCode.REQUEUE
 
     def agree(self, received: Iterable[signal.Signals | None]) -> None:
-        """All ranks stop for the signal that one of them got, and with its status."""
+        """Take over the first signal that any rank received, so that all exit with the same status."""
         self.received = next((number for number in received if number is not None), None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -69,9 +62,9 @@ class Signals:
 
 
 def exit_on_signal() -> None:
-    """Until `Signals` takes over, SIGTERM and SIGUSR1 end this process with the status of a requeue.
+    """Exit on SIGTERM and SIGUSR1 with the status of a requeue, until `Signals` takes over.
 
     A job may be preempted while it still loads: then there is nothing to save, and nothing to wait for.
     """
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda *_: os._exit(EXIT_STOPPED))
+        signal.signal(number, lambda *_: os._exit(ExitCode.REQUEUE))

@@ -1,9 +1,8 @@
-"""Print every thread's stack when the run has not moved for too long."""
+"""The watchdog: prints the stacks of all threads when the run makes no progress."""
 
 from __future__ import annotations
 
 import faulthandler
-import os
 import sys
 import threading
 import time
@@ -11,13 +10,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
-# ------------------------------------------------------------------------------------------------ hangs
+from trainer.machine.ranks import rank_or_0
 
 
 class Watchdog:
-    """A thread that prints all stacks when the run has not been heard of for too long.
+    """A thread that prints all stacks when the last `beat` is too long ago.
 
-    It only tells: what ends a hang is the process group's own time-out.
+    It only reports: what ends a hang is the time-out of the process group.
     """
 
     def __init__(
@@ -30,7 +29,7 @@ class Watchdog:
         """`stream` needs a file descriptor; standard error by default."""
         self._patience_s, self._clock = patience_s, clock
         self._stream = stream or sys.stderr
-        self._last, self._doing, self._told = clock(), "starting", False
+        self._last, self._doing, self._reported = clock(), "starting", False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -45,18 +44,17 @@ class Watchdog:
         self._thread.join()
 
     def beat(self, doing: str) -> None:
-        """Says that the run is alive, and what it does next, such as "step 120" or "saving"."""
-        self._last, self._doing, self._told = self._clock(), doing, False
+        """Note that the run makes progress, and what it does next, such as "step 120"."""
+        self._last, self._doing, self._reported = self._clock(), doing, False
 
     def look(self) -> bool:
-        """Prints the stacks if the last beat is too long ago, once per silence; whether it did."""
+        """Print the stacks if the last beat is too long ago, once per silence; returns whether it did."""
         silence = self._clock() - self._last
-        if self._told or silence < self._patience_s:
+        if self._reported or silence < self._patience_s:
             return False
-        self._told = True
-        rank = os.environ.get("RANK", "0")
-        line = f"rank {rank}: no progress for {silence:.0f} s while {self._doing}; stacks of all threads:"
-        print(line, file=self._stream, flush=True)
+        self._reported = True
+        line = f"no progress for {silence:.0f} s while {self._doing}; stacks of all threads:"
+        print(f"rewarm: rank {rank_or_0()}: {line}", file=self._stream, flush=True)
         faulthandler.dump_traceback(self._stream, all_threads=True)
         return True
 

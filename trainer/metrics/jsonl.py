@@ -1,4 +1,4 @@
-"""`metrics.jsonl`, the record of a run: written line by line, and read back as attempts or as one history."""
+"""`metrics.jsonl`, the record of a run: written line by line, read back as attempts or as one history."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenization.errors import UserError
+from trainer.metrics.names import current_name
 from trainer.storage.run_directory import METRICS
 
 Record = dict[str, Any]
@@ -26,14 +27,14 @@ class Attempt:
     number: int
     """1 for the first start."""
     restored_step: int | None
-    """Last step of the checkpoint that it went on from; None when it started afresh."""
+    """The step of the checkpoint that was restored; None for a fresh start."""
     time: float
     run_id: str
     records: list[Record] = field(default_factory=list)
 
 
-def attempts(run_dir: str | Path) -> list[Attempt]:
-    """All that was ever recorded, start by start.
+def read_attempts(run_dir: str | Path) -> list[Attempt]:
+    """Read all that was ever recorded, start by start; names of older files are translated to today's.
 
     Raises:
         UserError: the directory holds no metrics, or a line of them is damaged.
@@ -45,7 +46,7 @@ def attempts(run_dir: str | Path) -> list[Attempt]:
         reason = f"cannot be read ({error.strerror})"
         raise UserError(reason, file=path, fix="give a run directory, as `rewarm train` makes") from error
     found: list[Attempt] = []
-    lines.pop()  # What follows the last newline is still being written.
+    lines.pop()  # what follows the last newline is still being written
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line, object_hook=_revive)
@@ -60,16 +61,16 @@ def attempts(run_dir: str | Path) -> list[Attempt]:
 
 
 def read_metrics(run_dir: str | Path) -> list[Record]:
-    """The run's history, one record per step in rising order, with all metrics of that step.
+    """Read the run's history: one record per step in rising order, with all metrics of that step.
 
-    A step that was done again after a restore counts as the last attempt did it; what lies beyond a
-    restored step was undone, and stays in the file for `attempts` and `done_twice`.
+    Of a step that was trained again after a restore, the last attempt counts; what an attempt recorded
+    beyond the step that the next one restored was undone, and is left to `read_attempts` and `trained_twice`.
 
     Raises:
-        UserError: see `attempts`.
+        UserError: see `read_attempts`.
     """
     steps: dict[int, Record] = {}
-    for attempt in attempts(run_dir):
+    for attempt in read_attempts(run_dir):
         kept = -1 if attempt.restored_step is None else attempt.restored_step
         steps = {step: record for step, record in steps.items() if step <= kept}
         for record in attempt.records:
@@ -77,11 +78,11 @@ def read_metrics(run_dir: str | Path) -> list[Record]:
     return [steps[step] for step in sorted(steps)]
 
 
-def done_twice(run_dir: str | Path) -> list[tuple[Record, Record]]:
-    """Steps that a restored attempt did again: (as it was before, as it was afterwards)."""
+def trained_twice(run_dir: str | Path) -> list[tuple[Record, Record]]:
+    """Read the steps that a restored attempt trained again: (before the restore, after it)."""
     pairs: list[tuple[Record, Record]] = []
     before: dict[int, Record] = {}
-    for attempt in attempts(run_dir):
+    for attempt in read_attempts(run_dir):
         now: dict[int, Record] = {}
         for record in attempt.records:
             now.setdefault(record["step"], {}).update(record)
@@ -93,20 +94,19 @@ def done_twice(run_dir: str | Path) -> list[tuple[Record, Record]]:
 
 _START = ("number", "restored_step", "time", "run_id")
 
-
 _UNWRITABLE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-"""Numbers that JSON has no form for; written as these strings."""
+"""Numbers that JSON cannot hold are written as these strings."""
 
 
 def _revive(record: Record) -> Record:
     return {
-        name: _UNWRITABLE.get(value, value) if isinstance(value, str) else value
+        current_name(name): _UNWRITABLE.get(value, value) if isinstance(value, str) else value
         for name, value in record.items()
     }
 
 
 class Jsonl:
-    """The truth: appended to line by line, at full precision, never rewritten."""
+    """Appends to `metrics.jsonl`, at full precision; nothing in it is ever rewritten."""
 
     def __init__(
         self, run_dir: Path, restored_step: int | None, clock: Callable[[], float] = time.time
@@ -117,7 +117,7 @@ class Jsonl:
         earlier: list[Attempt] = []
         if path.exists():
             _drop_torn_line(path)
-            earlier = attempts(run_dir)
+            earlier = read_attempts(run_dir)
         self.run_id = earlier[-1].run_id if earlier else uuid.uuid4().hex
         self._number = len(earlier) + 1
         self._file = path.open("ab", buffering=0)
@@ -126,15 +126,15 @@ class Jsonl:
         self._write({**start, "time": self._clock(), "run_id": self.run_id})
 
     def log(self, record: Record) -> None:
-        """Appends one line, which survives a kill from here on.
+        """Append one line, which survives a kill from here on.
 
         Raises:
-            OSError: the disk is full; the line is written with the next one that it takes.
+            OSError: the disk is full; the line is written before the next one.
         """
         self._write({"attempt": self._number, "time": self._clock(), **record})
 
     def close(self) -> None:
-        """Makes it survive a power cut, too."""
+        """Write what a full disk had refused, and make all lines survive a power cut."""
         with self._file:
             self._flush()
             os.fsync(self._file.fileno())
@@ -148,13 +148,13 @@ class Jsonl:
         self._flush()
 
     def _flush(self) -> None:
-        """What a full disk did not take is kept, and goes first as soon as there is room."""
+        """Write what is unwritten; what a full disk refuses is kept for the next call."""
         while self._unwritten:
             self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
 
 def _drop_torn_line(path: Path) -> None:
-    """A kill in the middle of a write leaves half a line, to which the next record must not be joined."""
+    """Remove the half line that a kill in the middle of a write leaves."""
     with path.open("rb+") as file:
         content = file.read()
         file.truncate(content.rfind(b"\n") + 1)

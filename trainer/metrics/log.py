@@ -1,4 +1,4 @@
-"""A run's numbers: measured, written, shown while it goes on, and read again afterwards."""
+"""One call per step takes a run's metrics to the file, the services and the progress display."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.recipe.schema import Logging
 
 
 class Metrics:
-    """Where a run's numbers go; on any rank but 0 nowhere."""
+    """Passes a run's metrics on; on ranks other than 0 it does nothing."""
 
     def __init__(
         self,
@@ -29,30 +29,28 @@ class Metrics:
         config: Mapping[str, Any] | None = None,
         stream: TextIO | None = None,
     ) -> None:
-        """Opens all sinks for a run that stands at `tokens` of `total_tokens`.
+        """Open all sinks for a run that stands at `tokens` of `total_tokens`.
 
         `restored_step` is the last step of the checkpoint that was loaded, None for a fresh start; `config`
         (the resolved recipe) goes to W&B; the progress goes to `stream`, standard error by default.
         """
         self._sinks: list[Sink] = []
-        self._progress: Progress | None = None
         if rank != 0:
             return
         check_services(logging)
         run_dir = Path(run_dir)
-        truth = Jsonl(run_dir, restored_step)
-        self._sinks.append(truth)
+        jsonl = Jsonl(run_dir, restored_step)
+        self._sinks.append(jsonl)
         if logging.tensorboard:
             self._sinks.append(TensorBoard(run_dir / "tensorboard", restored_step))
         if logging.wandb_project:
-            self._sinks.append(WandB(logging.wandb_project, name, truth.run_id, run_dir, config or {}))
-        self._progress = Progress(total_tokens, tokens, stream or sys.stderr)
-        self._sinks.append(self._progress)
+            self._sinks.append(WandB(logging.wandb_project, name, jsonl.run_id, run_dir, config or {}))
+        self._sinks.append(Progress(total_tokens, tokens, stream or sys.stderr))
 
     def log(self, step: int, tokens: int, values: Mapping[str, Any]) -> None:
-        """Records `values` (numbers by metric name) after `step` steps and `tokens` tokens of the run.
+        """Record `values` (numbers by metric name) after `step` steps and `tokens` tokens of the run.
 
-        May be called several times for a step: what it says adds up.
+        May be called several times for a step: the metrics of all calls are kept.
         """
         if self._sinks:
             numbers = {metric: _plain(value) for metric, value in values.items()}
@@ -60,13 +58,8 @@ class Metrics:
             for sink in self._sinks:
                 sink.log(record)
 
-    def say(self, line: str) -> None:
-        """Shows a line among the progress, such as what was saved."""
-        if self._progress is not None:
-            self._progress.say(line)
-
     def close(self) -> None:
-        """Closes all sinks."""
+        """Close all sinks."""
         for sink in self._sinks:
             sink.close()
         self._sinks = []

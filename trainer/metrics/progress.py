@@ -1,4 +1,4 @@
-"""Showing a run while it goes on: a bar on a terminal, lines of fixed columns in a log."""
+"""The progress display of a run: a bar on a terminal, lines of fixed columns in a log."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from trainer.machine.log_lines import line_handler, print_to_stderr
+from trainer.metrics import names
 from trainer.metrics.jsonl import Record
-
-_UPSTREAM, _DOWNSTREAM = "eval/upstream/bits_per_byte", "eval/downstream/bits_per_byte"
 
 
 class Progress:
@@ -29,7 +29,7 @@ class Progress:
         every_s: float = 10.0,
         header_every: int = 40,
     ) -> None:
-        """In a log, a line at most every `every_s` seconds and at each evaluation."""
+        """A log gets a line at most every `every_s` seconds, and one at each evaluation."""
         self._total, self._stream, self._clock = total_tokens, stream, clock
         self._every_s, self._header_every = every_s, header_every
         self._latest: Record = {}
@@ -50,15 +50,16 @@ class Progress:
                 bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
                 "{postfix}",
             )
+            line_handler.write = lambda line: self._bar.write(line, file=stream)
 
     def log(self, record: Record) -> None:
-        """Shows the newest value of each column."""
+        """Show the newest value of each column."""
         self._latest.update(record)
         if self._bar is not None:
             self._bar.set_postfix_str(self._postfix(), refresh=False)
             self._bar.update(record["tokens"] - self._bar.n)
             return
-        evaluated = _UPSTREAM in record or _DOWNSTREAM in record
+        evaluated = names.UPSTREAM in record or names.DOWNSTREAM in record
         if not evaluated and self._clock() < self._next_line:
             return
         self._next_line = self._clock() + self._every_s
@@ -67,45 +68,39 @@ class Progress:
         self._lines += 1
         print(self._line(), file=self._stream, flush=True)
 
-    def say(self, line: str) -> None:
-        """Shows a line, above the bar if there is one."""
-        if self._bar is not None:
-            self._bar.write(line, file=self._stream)
-        else:
-            print(line, file=self._stream, flush=True)
-
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Leave the bar as it stands."""
         if self._bar is not None:
+            line_handler.write = print_to_stderr
             self._bar.close()
 
     def _line(self) -> str:
         show, tokens = self._show, self._latest["tokens"]
         return (
             f"{self._latest['step']:>9} {short(tokens):>9} {tokens / self._total:>5.0%}"
-            f" {show('loss/train', '.4f'):>9} {show('lr', '.3e'):>9} {show('grad_norm', '.3f'):>9}"
+            f" {show(names.LOSS, '.4f'):>9} {show(names.LR, '.3e'):>9} {show(names.GRAD_NORM, '.3f'):>9}"
             f" {short(self._rate()):>9} {self._eta():>8}"
-            f" {show(_UPSTREAM, '.4f'):>9} {show(_DOWNSTREAM, '.4f'):>10}"
+            f" {show(names.UPSTREAM, '.4f'):>9} {show(names.DOWNSTREAM, '.4f'):>10}"
         )
 
     def _postfix(self) -> str:
         parts = (
-            ("loss", self._show("loss/train", ".3f")),
-            ("lr", self._show("lr", ".2e")),
-            ("upstream", self._show(_UPSTREAM, ".3f")),
-            ("downstream", self._show(_DOWNSTREAM, ".3f")),
+            ("loss", self._show(names.LOSS, ".3f")),
+            ("lr", self._show(names.LR, ".2e")),
+            ("upstream", self._show(names.UPSTREAM, ".3f")),
+            ("downstream", self._show(names.DOWNSTREAM, ".3f")),
         )
-        return " " + " ".join(f"{name} {value}" for name, value in parts)
+        return " " + " ".join(f"{label} {value}" for label, value in parts)
 
     def _show(self, metric: str, form: str) -> str:
         return format(self._latest[metric], form) if metric in self._latest else "-"
 
     def _rate(self) -> float:
-        """Tokens per second: as measured by the loop, else since the start."""
+        """Tokens per second: as the loop measured it, else the mean since the start."""
         started, tokens = self._first
         elapsed = self._clock() - started
         overall = (self._latest["tokens"] - tokens) / elapsed if elapsed > 0 else 0.0
-        return self._latest.get("perf/tokens_per_s", overall)
+        return self._latest.get(names.TOKENS_PER_S, overall)
 
     def _eta(self) -> str:
         """Time to the end at the rate since the start, evaluations and saves included."""
@@ -119,7 +114,7 @@ class Progress:
 
 
 def short(number: float) -> str:
-    """Three figures and a unit: 24.6k, 1.20M, 300G."""
+    """Three digits and a unit: 24.6k, 1.20M, 300G."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(number) >= size * 0.9995:
             scaled = number / size

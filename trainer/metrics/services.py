@@ -1,4 +1,4 @@
-"""Services that take a run's metrics beside `metrics.jsonl`: TensorBoard and Weights & Biases."""
+"""Services that receive a run's metrics beside `metrics.jsonl`: TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from trainer.recipe.schema import Logging
 
 
 class Sink(Protocol):
-    """Something that takes the metrics of a step."""
+    """A receiver of metrics."""
 
     def log(self, record: Record) -> None:
-        """Takes one record."""
+        """Receive one record."""
 
     def close(self) -> None:
-        """Writes out what is held back."""
+        """Write out what is buffered."""
 
 
 def check_services(logging: Logging) -> None:
-    """Looks whether what the recipe asks for is installed; callable before any process group starts.
+    """Check that the packages of the requested services are installed; needs no process group.
 
     Raises:
-        UserError: it is not.
+        UserError: a package is not installed.
     """
-    asked = {
+    requested = {
         "tensorboard": ("tensorboard", logging.tensorboard),
         "wandb": ("wandb_project", logging.wandb_project),
     }
-    for module, (option, value) in asked.items():
+    for module, (option, value) in requested.items():
         if value and importlib.util.find_spec(module) is None:
             fix = f"pip install {module}, or leave logging.{option} out"
             raise UserError(f"needs the package {module}", field=f"logging.{option}", value=value, fix=fix)
@@ -48,13 +48,13 @@ class TensorBoard:
         self._writer = SummaryWriter(str(directory), purge_step=purge)
 
     def log(self, record: Record) -> None:
-        """Adds a scalar per metric."""
+        """Add a scalar per metric."""
         for metric, value in record.items():
             if metric != "step":
                 self._writer.add_scalar(metric, value, record["step"])
 
     def close(self) -> None:
-        """Flushes the event file."""
+        """Flush the event file."""
         self._writer.close()
 
 
@@ -73,9 +73,9 @@ class WandB:
         self._run.define_metric("*", step_metric="step")
 
     def log(self, record: Record) -> None:
-        """Sends one record."""
+        """Send one record."""
         self._run.log(dict(record))
 
     def close(self) -> None:
-        """Ends the W&B run."""
+        """End the W&B run."""
         self._run.finish()

@@ -1,4 +1,4 @@
-"""Notice training that goes wrong: non-finite gradients and loss spikes."""
+"""Signs of unstable training: non-finite gradients and loss spikes."""
 
 from __future__ import annotations
 
@@ -10,38 +10,35 @@ from collections.abc import Sequence
 
 from tokenization.errors import UserError
 
-# ------------------------------------------------------------------------------------------------ numbers
-
 
 class NonFinite:
-    """Bears a few steps whose gradients are not finite, and ends the run when they do not cease."""
+    """Tolerates a few skipped steps in a row and stops the run after too many."""
 
     def __init__(self, limit: int = 20) -> None:
-        """`limit` is how many such steps in a row are too many; fp16's loss scaler needs a dozen at first."""
+        """`limit` skipped steps in a row are too many; fp16's loss scaler skips about a dozen at first."""
         self._limit = limit
         self.in_a_row = 0
-        self.total = 0
 
     def update(self, step: int, applied: bool) -> None:
-        """Takes note of a step, `applied` or skipped; all ranks see the same, so all stop together.
+        """Count a step, `applied` or skipped; all ranks see the same, so all stop together.
 
         Raises:
             UserError: the limit is reached.
         """
         self.in_a_row = 0 if applied else self.in_a_row + 1
-        self.total += not applied
         if self.in_a_row >= self._limit:
             raise UserError(
                 f"step {step}: gradients have not been finite for {self.in_a_row} steps in a row",
-                fix="go on from an earlier checkpoint with a lower max_lr, a longer warmup, or dtype: bf16",
+                fix="restart from an earlier checkpoint with a lower max_lr, a longer warmup, or dtype: bf16",
             )
 
 
 def robust_z(history: Sequence[float], value: float) -> float:
-    """By how many standard deviations `value` lies above `history`, estimated by median and MAD.
+    """Return by how many standard deviations `value` lies above `history`, estimated by median and MAD.
 
-    The estimate bears outliers in up to half of the history. A flat history counts as one that wavers by
-    0.1 %, so that its first wrinkle is no alarm. Not finite `value`: infinity.
+    The estimate tolerates outliers in up to half of the history. The deviation counts as at least 0.1 % of
+    the median, so that a small change after a flat history is not a spike. A `value` that is not finite
+    gives infinity.
     """
     if not math.isfinite(value):
         return math.inf
@@ -52,15 +49,15 @@ def robust_z(history: Sequence[float], value: float) -> float:
 
 
 class Spikes:
-    """Watches the training loss for jumps: a bad shard, or an LR too high."""
+    """Finds spikes of the training loss, as a bad shard or too high an LR causes them."""
 
     def __init__(self, window: int = 128, threshold: float = 8.0, at_least: int = 32) -> None:
-        """A spike lies `threshold` deviations above the last `window` losses, `at_least` so many."""
+        """A spike lies `threshold` deviations above the last `window` losses, at least `at_least` of them."""
         self._history: deque[float] = deque(maxlen=window)
         self._threshold, self._at_least = threshold, at_least
 
     def update(self, loss: float) -> float | None:
-        """The spike's height in standard deviations, or None when `loss` is as losses are."""
+        """Add a loss; returns its height in standard deviations if it is a spike, else None."""
         height = robust_z(self._history, loss) if len(self._history) >= self._at_least else 0.0
         if math.isfinite(loss):
             self._history.append(loss)

@@ -1,4 +1,4 @@
-"""Measuring a run: tokens per second, share of the machine's peak, waiting for data, memory."""
+"""Throughput: tokens per second, MFU, time spent waiting for data, and peak memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from trainer.metrics import names
+
 
 class Throughput:
-    """Tokens per second of training, evaluation and saving left out, and what share of the machine it is."""
+    """Measures the training itself; evaluation and saving are left out."""
 
     def __init__(
         self,
@@ -31,14 +33,14 @@ class Throughput:
         self._data_wait_s = 0.0
 
     def step(self, tokens: int, data_wait_s: float = 0.0) -> None:
-        """Counts one optimizer step over `tokens` (all ranks), `data_wait_s` of it waiting for data."""
+        """Count one optimizer step over `tokens` (all ranks), `data_wait_s` of it waiting for data."""
         self._tokens += tokens
         self._steps += 1
         self._data_wait_s += data_wait_s
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside is not training."""
+        """Leave out what happens inside: it is not training."""
         began = self._clock()
         try:
             yield
@@ -46,25 +48,25 @@ class Throughput:
             self._paused_s += self._clock() - began
 
     def read(self) -> dict[str, float]:
-        """The means since the last reading, by metric name; no MFU where the device's peak is unknown."""
+        """Return the means since the last call by metric name; no MFU where the devices' peak is unknown."""
         elapsed = self._clock() - self._since - self._paused_s
         if not self._steps or elapsed <= 0:
             return {}
         rate = self._tokens / elapsed
         metrics = {
-            "perf/tokens_per_s": rate,
-            "perf/step_s": elapsed / self._steps,
-            "perf/data_wait_s": self._data_wait_s / self._steps,
-            "mem/peak_gib": peak_gib(),
+            names.TOKENS_PER_S: rate,
+            names.STEP_S: elapsed / self._steps,
+            names.DATA_WAIT_S: self._data_wait_s / self._steps,
+            names.PEAK_GIB: peak_gib(),
         }
         if self._flops_per_token and self._peak_flops:
-            metrics["perf/mfu"] = rate * self._flops_per_token / self._peak_flops
+            metrics[names.MFU] = rate * self._flops_per_token / self._peak_flops
         self._restart()
         return metrics
 
 
 def peak_gib() -> float:
-    """Most memory that this process has held so far: of its GPU, else resident in RAM."""
+    """Return the most memory that this process has held so far, in GiB: on its GPU, else resident in RAM."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from tokenization.tables import text_table
 from trainer.machine.devices import available_bytes
 from trainer.mixer.simulate import account
 from trainer.model.size import flops_per_token, parameters
@@ -48,7 +49,7 @@ def render_plan(plan: Plan, lr_at: Sequence[int] | None = None) -> str:
     """The plan for people."""
     parts = [
         "\n".join([*plan.broken, *plan.notes, plan.decision.render()]),
-        _table(
+        text_table(
             ("phase", "tokens", "steps", "schedule", "max_lr", "trained"),
             [
                 [f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row.values()]
@@ -60,7 +61,7 @@ def render_plan(plan: Plan, lr_at: Sequence[int] | None = None) -> str:
     ]
     if lr_at is not None:
         rows = [[f"{row['tokens']:,}", f"{row['lr']:.9g}"] for row in plan.decision.lr_at(lr_at)]
-        parts.append(_table(("tokens", "lr"), rows))
+        parts.append(text_table(("tokens", "lr"), rows))
     return "\n\n".join(parts)
 
 
@@ -118,19 +119,9 @@ def _sources(plan: Plan) -> str:
         if repeat is None
         else f"{repeat[0]} repeats from token {repeat[1]:,} of the run on"
     )
-    return f"{_table(head, rows)}\n{told}"
+    return f"{text_table(head, rows)}\n{told}"
 
 
 def _flops(plan: Plan) -> int:
     tokens = sum(plan.recipe.phase_steps(number) for number in range(len(plan.recipe.phases)))
     return tokens * plan.recipe.tokens_per_step * flops_per_token(plan.model_config, plan.recipe.seq_len)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need."""
-    lines = [list(head), *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )

@@ -11,14 +11,11 @@ from html import escape
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#555555")
 """Okabe and Ito's palette, told apart by all kinds of colour vision; its yellow is darkened to be read."""
 
-
 DASHES = ("", "6 3", "2 2")
 """More lines than colours go through the colours again, dashed."""
 
-
 POINTS = 500
 """Points that a line is thinned to: more than there are pixels."""
-
 
 NumberFormat = Callable[[float], str]
 

@@ -6,21 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from trainer.metrics import names
 from trainer.metrics.progress import short
-from trainer.report import runs
 from trainer.report.charts import Line, NumberFormat, bar, chart
 from trainer.report.runs import RunHistory
 
 SMOOTHING = 0.02
 """The smoothed training loss is a mean over this share of the run."""
 
-
 MOST_NOISE = 3
 """The steps' own losses are drawn behind the means of so many arms; of more, they hide each other."""
 
-
 NEW_COLOURS = ("#3f4a5a", "#64748b", "#8a97a8")
-
 
 REPLAY_COLOURS = ("#6d4fb3", "#8f75cc", "#ad9adf")
 """Sources are drawn in other colours than arms."""
@@ -47,28 +44,36 @@ def rate(value: float) -> str:
 
 TWO = "{:.2f}".format
 
-
-SIGNED = "{:+.2f}".format
-
-
 FIGURES = (
-    Figure(runs.UPSTREAM, "Upstream", "held-out text of the old distribution, bits per byte", TWO, dots=True),
     Figure(
-        runs.DOWNSTREAM, "Downstream", "held-out text of the new distribution, bits per byte", TWO, dots=True
+        names.UPSTREAM, "Upstream", "held-out text of the old distribution, bits per byte", TWO, dots=True
     ),
     Figure(
-        runs.FORGETTING,
+        names.DOWNSTREAM,
+        "Downstream",
+        "held-out text of the new distribution, bits per byte",
+        TWO,
+        dots=True,
+    ),
+    Figure(
+        names.FORGETTING,
         "Forgetting",
         "upstream bits per byte above the base's",
         "{:+.2f}".format,
         True,
         True,
     ),
-    Figure("loss/train", "Training loss", "nats per token; bold: running mean", "{:.1f}".format, smooth=True),
-    Figure("lr", "Learning rate", "as used in each step", rate, zero=True),
-    Figure("grad_norm", "Gradient norm", "before clipping; bold: running mean", "{:.2g}".format, smooth=True),
+    Figure(names.LOSS, "Training loss", "nats per token; bold: running mean", "{:.1f}".format, smooth=True),
+    Figure(names.LR, "Learning rate", "as used in each step", rate, zero=True),
     Figure(
-        "perf/tokens_per_s",
+        names.GRAD_NORM,
+        "Gradient norm",
+        "before clipping; bold: running mean",
+        "{:.2g}".format,
+        smooth=True,
+    ),
+    Figure(
+        names.TOKENS_PER_S,
         "Throughput",
         "tokens per second; bold: running mean",
         short,
@@ -102,7 +107,7 @@ def _over_tokens(figure: Figure, arms: Sequence[RunHistory]) -> str:
     lines = []
     for arm in arms:
         series = arm.series(figure.metric)
-        if not series or (figure.metric == runs.FORGETTING and arm.from_scratch):
+        if not series or (figure.metric == names.FORGETTING and arm.from_scratch):
             continue
         marks = [(tokens, f"{arm.name}: restored at step {step}") for step, tokens in arm.restored_at]
         values: Sequence[float] = series.values
@@ -126,9 +131,9 @@ def _trade(arms: Sequence[RunHistory]) -> str:
     lines = []
     for arm in arms:
         both = [
-            (record[runs.DOWNSTREAM], record[runs.UPSTREAM])
+            (record[names.DOWNSTREAM], record[names.UPSTREAM])
             for record in arm.records
-            if runs.DOWNSTREAM in record and runs.UPSTREAM in record
+            if names.DOWNSTREAM in record and names.UPSTREAM in record
         ]
         if both:
             xs, ys = zip(*both, strict=True)
@@ -185,11 +190,13 @@ def phase_shares(arm: RunHistory) -> list[tuple[str, list[SourceUse]]]:
     for number, phase in enumerate(arm.recipe.phases):
         end += arm.recipe.phase_steps(number) * arm.recipe.tokens_per_step
         within = [
-            r for r in arm.records if r["tokens"] <= end and any(f"tokens/{name}" in r for name in before)
+            record
+            for record in arm.records
+            if record["tokens"] <= end and any(names.source_tokens(name) in record for name in before)
         ]
         if not within:
             break
-        now = {name: int(within[-1].get(f"tokens/{name}", 0)) for name in before}
+        now = {name: int(within[-1].get(names.source_tokens(name), 0)) for name in before}
         used = {name: now[name] - before[name] for name in before}
         total = sum(used.values())
         if total == 0:

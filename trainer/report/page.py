@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from tokenization import disk
+from trainer.metrics import names
 from trainer.report.charts import COLOURS
 from trainer.report.figures import figures, mixtures, rate
-from trainer.report.runs import DOWNSTREAM, RunHistory, cells, compare_runs, gather_runs
+from trainer.report.runs import RunHistory, cells, compare_runs, gather_runs
 from trainer.report.style import STYLE
 
 
@@ -23,13 +25,11 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> None:
     arms = gather_runs(runs)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(page(arms, datetime.datetime.now().astimezone()), encoding="utf-8")
-    partial.replace(out)
+    disk.write_atomically(out, page(arms, datetime.datetime.now().astimezone()))
 
 
 def runs_table(runs: Sequence[str | Path]) -> str:
-    """The comparison of `runs` (run directories) as plain text; see `arms.compare`."""
+    """The comparison of `runs` (run directories) as plain text; see `compare_runs`."""
     return compare_runs(gather_runs(runs))
 
 
@@ -74,7 +74,7 @@ def headline(arms: Sequence[RunHistory]) -> str:
         f"<b>{escape(least.name)}</b> forgot {least.forgetting:.3f} bits per byte of upstream text, "
         f"<b>{escape(most.name)}</b> {most.forgetting:.3f}"
     )
-    behind = least.series(DOWNSTREAM).end - most.series(DOWNSTREAM).end
+    behind = least.series(names.DOWNSTREAM).end - most.series(names.DOWNSTREAM).end
     if math.isfinite(behind):
         side = "worse" if behind > 0 else "better"
         sentence += f"; downstream, the first of the two ended {abs(behind):.3f} bits per byte {side}"
@@ -116,7 +116,7 @@ def _summary_row(arm: RunHistory, worst: float) -> str:
     name, tokens, upstream, forgetting, downstream, gain = cells(arm)
     share = arm.forgetting / worst if worst > 0 and math.isfinite(arm.forgetting) else 0.0
     size = f"width:{90 * max(share, 0):.0f}px;background:{_colour(arm)}"
-    rates = arm.series("lr").values
+    rates = arm.series(names.LR).values
     numbers = [
         "–" if arm.replay is None or arm.from_scratch else f"{100 * arm.replay:.3g} %",
         rate(max(rates)) if rates else "–",

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenization.errors import UserError
-from trainer.metrics.jsonl import Attempt, Record, attempts, done_twice, read_metrics
+from tokenization.tables import text_table
+from trainer.metrics import names
+from trainer.metrics.jsonl import Attempt, Record, read_attempts, read_metrics, trained_twice
 from trainer.recipe import load
 from trainer.recipe.schema import Recipe
-
-UPSTREAM = "eval/upstream/bits_per_byte"
-
-
-DOWNSTREAM = "eval/downstream/bits_per_byte"
-
-
-FORGETTING = "eval/upstream/forgetting"
 
 
 @dataclass(frozen=True)
@@ -86,8 +79,8 @@ class RunHistory:
         """Upstream bits per byte at the end less those of the base; NaN without a base or a measurement."""
         if self.from_scratch:
             return math.nan
-        measured = self.series(FORGETTING)
-        upstream = self.series(UPSTREAM)
+        measured = self.series(names.FORGETTING)
+        upstream = self.series(names.UPSTREAM)
         return measured.end if measured else upstream.end - upstream.start
 
     @property
@@ -114,7 +107,7 @@ class RunHistory:
     @property
     def restore_error(self) -> float:
         """Largest difference of loss, LR or gradient norm in any step that was done twice; 0 is exact."""
-        compared = ("loss/train", "lr", "grad_norm")
+        compared = (names.LOSS, names.LR, names.GRAD_NORM)
         return max(
             (
                 abs(before[metric] - after[metric])
@@ -136,8 +129,8 @@ def gather_runs(runs: Sequence[str | Path]) -> list[RunHistory]:
     if not paths:
         raise UserError("no runs to report on", fix="give run directories")
     for parts in range(1, 1 + max(len(path.parts) for path in paths)):
-        names = ["/".join(path.parts[-parts:]) for path in paths]
-        if len(set(names)) == len(set(paths)):
+        short_names = ["/".join(path.parts[-parts:]) for path in paths]
+        if len(set(short_names)) == len(set(paths)):
             break
     return [
         RunHistory(
@@ -145,12 +138,12 @@ def gather_runs(runs: Sequence[str | Path]) -> list[RunHistory]:
             number=number,
             path=path,
             records=read_metrics(path),
-            attempts=attempts(path),
-            repeated=done_twice(path),
+            attempts=read_attempts(path),
+            repeated=trained_twice(path),
             lineage=_lineage(path / "lineage.jsonl"),
             recipe=_recipe(path / "recipe.resolved.yaml"),
         )
-        for number, (name, path) in enumerate(zip(names, paths, strict=True))
+        for number, (name, path) in enumerate(zip(short_names, paths, strict=True))
     ]
 
 
@@ -178,16 +171,12 @@ def compare_runs(arms: Sequence[RunHistory]) -> str:
 
     `forgetting` is how much upstream got worse, `gain` how much downstream got better.
     """
-    rows = [HEADINGS, *(cells(arm) for arm in arms)]
-    widths = [max(_width(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    lines = ["  ".join(_padded(cell, width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in lines)
+    return text_table(HEADINGS, [cells(arm) for arm in arms])
 
 
 def cells(arm: RunHistory) -> tuple[str, ...]:
     """An arm's row under `HEADINGS`."""
-    upstream, downstream = arm.series(UPSTREAM), arm.series(DOWNSTREAM)
+    upstream, downstream = arm.series(names.UPSTREAM), arm.series(names.DOWNSTREAM)
     return (
         arm.name,
         f"{arm.tokens:,}",
@@ -204,12 +193,3 @@ def _change(series: Series) -> str:
 
 def _number(value: float, form: str) -> str:
     return format(value, form) if math.isfinite(value) else "–"
-
-
-def _width(text: str) -> int:
-    """Columns on a terminal: Chinese characters take two."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
-def _padded(text: str, width: int) -> str:
-    return text + " " * (width - _width(text))

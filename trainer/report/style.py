@@ -22,7 +22,6 @@ th, td { text-align: left; padding: 9px 14px 9px 0; border-top: 1px solid var(--
 thead th { border-top: 0; color: var(--soft); font-weight: 500; font-size: 12.5px; vertical-align: bottom; }
 tbody th { font-weight: 600; white-space: nowrap; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.strong { font-weight: 700; }
 .key { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 8px; }
 .amount { display: inline-block; height: 10px; border-radius: 2px; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 18px; }

@@ -10,14 +10,13 @@ Ending = Literal["phase done", "stopped"]
 
 
 def train_phase(session: Session) -> Ending:
-    """Trains until the phase's budget is used, or until a signal or `stop_after` ends the run early.
+    """Train until the phase's budget is used, or until a signal or `stop_after` ends the run early.
 
     Whatever the ending, the last step is saved and committed.
     """
     recipe, engine, loader = session.recipe, session.engine, session.loader
     while not session.state.phase_done:
-        state = session.state
-        lr = state.next_lr
+        state, lr = session.state, session.state.next_lr
         batch = loader.step(state.phase, state.samples, recipe.global_batch_size)
         result = engine.train_step(
             batch,
@@ -29,7 +28,7 @@ def train_phase(session: Session) -> Ending:
         session.advance(lr, result)
         if session.due(recipe.validation.every_tokens) or session.state.phase_done:
             session.evaluate()
-        session.log()
+        session.step_log.write_if_due(session.state)
         if session.due(recipe.checkpoint.every_tokens) or session.state.phase_done:
             session.save()
         if result.stop or session.out_of_budget:

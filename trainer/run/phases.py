@@ -1,4 +1,4 @@
-"""Open one phase after another, and train it."""
+"""The phases of a run: open one after another, and train it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from tokenization import disk
 from tokenization.errors import InfrastructureError
@@ -18,11 +17,11 @@ from trainer.engine.ds_config import complete
 from trainer.engine.engine import Engine, clear_swapped, sharded_loading
 from trainer.machine import collectives
 from trainer.machine.devices import peak_flops
+from trainer.machine.log_lines import logger
 from trainer.machine.ranks import World
 from trainer.machine.signals import Signals
 from trainer.machine.watchdog import Watchdog
 from trainer.metrics.log import Metrics
-from trainer.metrics.stability import NonFinite, Spikes
 from trainer.metrics.throughput import Throughput
 from trainer.mixer.loader import Loader
 from trainer.model.build import build_model
@@ -32,7 +31,10 @@ from trainer.plan.checks import baselines
 from trainer.plan.make import Plan, make_plan
 from trainer.recipe.load import dump_recipe
 from trainer.run import loop
+from trainer.run.saving import Saves
 from trainer.run.session import Session
+from trainer.run.step_log import StepLog
+from trainer.run.validation import ValidationSets
 from trainer.storage.run_directory import LINEAGE, RESOLVED, checkpoints_of
 
 PACKAGES = ("rewarm", "torch", "deepspeed", "transformers", "sentencepiece", "numpy")
@@ -47,18 +49,18 @@ def check_ranks_agree(plan: Plan) -> None:
     checkpoint = f"checkpoint {plan.checkpoint.path}" if plan.checkpoint else "no checkpoint"
     decision = f"{plan.decision.kind} at phase {plan.decision.state.phase}"
     mine = (checkpoint, decision, f"micro_batch_size {plan.layout.micro_batch_size}")
-    for seen in zip(*collectives.all_gather(mine), strict=True):
+    fixes = ("check that run_dir is on a shared disk",) * 2 + ("set micro_batch_size",)
+    for seen, fix in zip(zip(*collectives.all_gather(mine), strict=True), fixes, strict=True):
         if len(different := sorted(set(seen))) > 1:
-            fix = "set micro_batch_size" if "micro" in seen[0] else "is run_dir on a shared disk?"
             raise InfrastructureError(f"ranks differ: {' or '.join(different)}; {fix}")
 
 
 class PhaseRunner:
-    """What outlives a phase."""
+    """What outlives a phase: the plan, the run's record, and the saver."""
 
-    def __init__(self, plan: Plan, world: World, signals: Signals, watchdog: Watchdog, say: Any) -> None:
+    def __init__(self, plan: Plan, world: World, signals: Signals, watchdog: Watchdog) -> None:
         self.plan, self.recipe, self.world = plan, plan.recipe, world
-        self.signals, self.watchdog, self.say = signals, watchdog, say
+        self.signals, self.watchdog = signals, watchdog
         checkpoint = plan.checkpoint
         self.versions = package_versions()
         self.metrics = Metrics(
@@ -66,16 +68,11 @@ class PhaseRunner:
             self.recipe.logging,
             rank=world.rank,
             name=self.recipe.name,
-            total_tokens=sum(
-                self.recipe.phase_steps(number) * self.recipe.tokens_per_step
-                for number in range(len(self.recipe.phases))
-            ),
+            total_tokens=sum(plan.mixture.phase_samples) * self.recipe.seq_len,
             tokens=checkpoint.manifest.tokens if checkpoint else 0,
             restored_step=checkpoint.manifest.step if checkpoint else None,
             config=json.loads(self.recipe.model_dump_json()),
         )
-        if world.rank == 0:
-            self.say = self.metrics.say  # lines above the progress bar, not across it
         self.saver = Saver(
             checkpoints_of(self.recipe),
             rank=world.rank,
@@ -84,78 +81,94 @@ class PhaseRunner:
             keep_last=self.recipe.checkpoint.keep_last,
             keep_every=self.recipe.checkpoint.keep_every,
             asynchronous=self.recipe.checkpoint.asynchronous,
-            say=self.say,
         )
 
-    def train(self) -> None:
-        """Phase after phase, from where the run stands; after each one the plan is made anew."""
+    def train_phases(self) -> None:
+        """Train phase after phase, from where the run stands; after each one the plan is made anew."""
         while self.plan.decision.kind in ("start", "restore", "new_phase"):
-            self._record()
-            session = self._open()
+            self._record_start()
+            session = self._open_session()
             ending = loop.train_phase(session)
             session.close()
             if ending == "stopped":
                 return
             self.plan = make_plan(self.recipe, self.world.world_size)
             check_ranks_agree(self.plan)
-            self.say(self.plan.decision.render())
+            logger.info(self.plan.decision.render())
 
-    def _open(self) -> Session:
-        """The engine with its weights, and everything else that a phase is trained with."""
+    def _open_session(self) -> Session:
+        """The phase's engine with its weights, and everything else that it is trained with."""
         started = time.perf_counter()
-        decision, checkpoint = self.plan.decision, self.plan.checkpoint
-        state = decision.state
-        phase = self.recipe.phases[state.phase]
-        layout = self.plan.layout
-        config = complete(self.plan.preset, self.recipe, layout, self.plan.model_config)
-        own_base = _checkpoint_at(self.recipe.model.base)
-        if checkpoint is None and own_base is not None and (found := find_damage(own_base)):
+        plan, recipe, checkpoint = self.plan, self.recipe, self.plan.checkpoint
+        state = plan.decision.state
+        engine = self._open_engine()
+        throughput = self._throughput()
+        step_log = StepLog(self.metrics, recipe, plan.mixture, throughput, self.saver.last_good)
+        session = Session(
+            recipe=recipe,
+            state=state,
+            engine=engine,
+            loader=self._loader(),
+            validation=ValidationSets(
+                engine,
+                plan.validation,
+                recipe,
+                plan.layout.micro_batch_size,
+                self.world,
+                baselines(checkpoint),
+            ),
+            step_log=step_log,
+            saves=Saves(
+                self.saver,
+                step_log,
+                throughput,
+                on_failure=recipe.checkpoint.on_failure,
+                model_config=plan.model_config,
+                saved_step=checkpoint.manifest.step if checkpoint else -1,
+            ),
+            throughput=throughput,
+            signals=self.signals,
+            watchdog=self.watchdog,
+            versions=self.versions,
+            tokens_before=state.tokens,
+        )
+        logger.info(f"ready to train after {time.perf_counter() - started:.1f} s")
+        if state.step == 0 and plan.validation:
+            session.evaluate()
+            step_log.write_if_due(state)
+        return session
+
+    def _open_engine(self) -> Engine:
+        """The engine, with the weights of the checkpoint, of the base, or new ones."""
+        plan, recipe, decision = self.plan, self.recipe, self.plan.decision
+        config = complete(plan.preset, recipe, plan.layout, plan.model_config)
+        own_base = _checkpoint_at(recipe.model.base)
+        if plan.checkpoint is None and own_base is not None and (found := find_damage(own_base)):
             raise InfrastructureError("; ".join(found))
-        weights = checkpoint or own_base
+        weights = plan.checkpoint or own_base
         clear_swapped(config)
         with sharded_loading(config):
-            model = build_model(self.recipe, self.plan.vocab_size, weights=weights is None)
-        groups = parameter_groups(model, phase, self.recipe.optimizer.weight_decay)
-        engine = Engine(model, groups, config, self.recipe.optimizer)
+            model = build_model(recipe, plan.vocab_size, weights=weights is None)
+        phase = recipe.phases[decision.state.phase]
+        groups = parameter_groups(model, phase, recipe.optimizer.weight_decay)
+        engine = Engine(model, groups, config, recipe.optimizer)
         if weights is not None:
             load_checkpoint(engine, weights, decision.keep_optimizer)
-        loader = Loader(
-            self.plan.mixture,
-            self.plan.stores,
+        return engine
+
+    def _loader(self) -> Loader:
+        """This rank's reader of the mixture."""
+        plan = self.plan
+        return Loader(
+            plan.mixture,
+            plan.stores,
             seq_len=self.recipe.seq_len,
-            micro_batch_size=layout.micro_batch_size,
+            micro_batch_size=plan.layout.micro_batch_size,
             rank=self.world.rank,
             world_size=self.world.world_size,
             document_mask=self.recipe.document_mask,
-            eos_id=next(iter(self.plan.stores.values())).eos_id,
+            eos_id=next(iter(plan.stores.values())).eos_id,
         )
-        session = Session(
-            recipe=self.recipe,
-            state=state,
-            mixture=self.plan.mixture,
-            engine=engine,
-            loader=loader,
-            validation=self.plan.validation,
-            model_config=self.plan.model_config,
-            micro_batch_size=layout.micro_batch_size,
-            saver=self.saver,
-            metrics=self.metrics,
-            throughput=self._throughput(),
-            signals=self.signals,
-            watchdog=self.watchdog,
-            say=self.say,
-            versions=self.versions,
-            baseline=baselines(checkpoint),
-            tokens_before=state.tokens,
-            saved_step=checkpoint.manifest.step if checkpoint else -1,
-            non_finite=NonFinite(),
-            spikes=Spikes(),
-        )
-        self.say(f"ready to train after {time.perf_counter() - started:.1f} s")
-        if state.step == 0 and self.plan.validation:
-            session.evaluate()
-            session.log()
-        return session
 
     def _throughput(self) -> Throughput:
         """A meter that starts now."""
@@ -165,8 +178,8 @@ class PhaseRunner:
             peak_flops=device_peak and device_peak * self.world.world_size,
         )
 
-    def _record(self) -> None:
-        """The resolved recipe, and a line of lineage: what was decided at this start, and why."""
+    def _record_start(self) -> None:
+        """Write the resolved recipe, and a line of lineage: what was decided at this start, and why."""
         if self.world.rank != 0:
             return
         directory = self.recipe.directory
@@ -194,7 +207,7 @@ def _checkpoint_at(base: str | None) -> manifest.Checkpoint | None:
 
 
 def package_versions() -> dict[str, str]:
-    """What this run is computed with."""
+    """The versions of Python and of the packages that compute a run."""
     found = {"python": sys.version.split()[0]}
     for package in PACKAGES:
         try:

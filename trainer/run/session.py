@@ -1,33 +1,21 @@
-"""What the loop works with in one phase: the position, and what is done when something is due."""
+"""The state of one phase: the position in the run, and what is due there."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
-import torch
-
-from tokenization.errors import InfrastructureError
-from tokenization.shards.store import TokenStore
-from trainer.checkpoint.history import name_of
 from trainer.checkpoint.manifest import MANIFEST_VERSION, Manifest
-from trainer.checkpoint.save import Saver
 from trainer.engine.engine import Engine, StepResult
-from trainer.evaluation.held_out import Baseline, evaluate, measured_on
-from trainer.machine import collectives
 from trainer.machine.signals import Signals
 from trainer.machine.watchdog import Watchdog
-from trainer.metrics.log import Metrics
-from trainer.metrics.stability import NonFinite, Spikes
 from trainer.metrics.throughput import Throughput
 from trainer.mixer.loader import Loader
-from trainer.mixer.mixture import Mixture
 from trainer.recipe.load import dump_recipe
 from trainer.recipe.schema import Recipe
+from trainer.run.saving import Saves
+from trainer.run.step_log import StepLog
+from trainer.run.validation import ValidationSets
 from trainer.scheduler.state import RunState
-from trainer.storage.hub import write_model_config
 
 
 @dataclass
@@ -36,47 +24,22 @@ class Session:
 
     recipe: Recipe
     state: RunState
-    mixture: Mixture
     engine: Engine
     loader: Loader
-    validation: Mapping[str, TokenStore]
-    """`upstream`, `downstream`."""
-    model_config: Mapping[str, Any]
-    """Fields of the Hugging Face config."""
-    micro_batch_size: int
-    saver: Saver
-    metrics: Metrics
+    validation: ValidationSets
+    step_log: StepLog
+    saves: Saves
     throughput: Throughput
     signals: Signals
     watchdog: Watchdog
-    non_finite: NonFinite
-    spikes: Spikes
-    say: Callable[[str], None]
     versions: dict[str, str]
-    baseline: dict[str, Baseline] = field(default_factory=dict)
-    """Of each validation set that was scored before the first step."""
+    """Package to version."""
     tokens_before: int = 0
     """Tokens that the run had consumed before the last step."""
-    saved_step: int = -1
-    """The step of the last save, be it still under way; -1 once it has failed."""
-    blocked_s: float = 0.0
-    """For how long the last save has kept the training waiting."""
-    unrecorded: bool = False
-    """Whether metrics wait for room on the disk."""
-    noted: dict[str, Any] = field(default_factory=dict)
-    """Metrics that wait for the next line of the log."""
-    sums: torch.Tensor | None = None
-    """[2, sources]: nats and target tokens of each source since the last line of the log."""
 
     def __post_init__(self) -> None:
         """A step may change nothing that a save is still copying."""
-        self.engine.before_update = self._wait_for_snapshot
-
-    def _wait_for_snapshot(self) -> None:
-        started = time.perf_counter()
-        with self.throughput.paused():
-            self.saver.wait_for_snapshot()
-        self.blocked_s += time.perf_counter() - started
+        self.engine.before_update = self.saves.wait_for_snapshot
 
     def due(self, every_tokens: int) -> bool:
         """Whether the last step crossed a multiple of `every_tokens`: the same after any resume."""
@@ -88,149 +51,40 @@ class Session:
         return self.recipe.stop_after is not None and self.state.tokens >= self.recipe.stop_after
 
     def advance(self, lr: float, result: StepResult) -> None:
-        """Counts the step: its samples are used up in any case, the LR's clock moves if it was applied."""
+        """Count a step: its samples are consumed in any case; the schedule advances if it was applied."""
         self.tokens_before = self.state.tokens
         self.state = self.state.after_step(self.recipe.global_batch_size, lr=lr, trained=result.applied)
         self.throughput.step(self.state.tokens - self.tokens_before, self.loader.wait_s)
-        step = torch.stack([result.source_nats, result.source_targets])
-        self.sums = step if self.sums is None else self.sums + step
-        self.noted |= {
-            "lr": lr,
-            "grad_norm": result.grad_norm,
-            "data/samples_crc32": self.loader.samples_crc32,
-        }
-        self.non_finite.update(self.state.step, result.applied)
-        if not result.applied:
-            self.noted["tokens/skipped"] = self.state.tokens - self.state.trained_tokens
-            self.say(f"step {self.state.step}: gradients were not finite; nothing was changed, the LR waits")
+        self.step_log.add_step(self.state, result, self.loader.samples_crc32)
         self.watchdog.beat(f"step {self.state.step + 1}")
 
     def evaluate(self) -> None:
-        """Scores the validation sets; those before the first step are what forgetting is measured against."""
-        seq_len, max_tokens = self.recipe.seq_len, self.recipe.validation.max_tokens
+        """Score the validation sets; the scores go into the step's metrics."""
         with self.throughput.paused():
-            for name, store in self.validation.items():
-                score = evaluate(
-                    self.engine,
-                    store,
-                    seq_len=seq_len,
-                    micro_batch_size=self.micro_batch_size,
-                    max_tokens=max_tokens,
-                    rank=self.saver.rank,
-                    world_size=self.saver.world_size,
-                    total=collectives.all_reduce_sum,
-                )
-                now = measured_on(store, seq_len, max_tokens)
-                if self.state.step == 0:
-                    self.baseline[name] = Baseline(score.bits_per_byte, now)
-                base = self.baseline.get(name)
-                self.noted[f"eval/{name}/bits_per_byte"] = score.bits_per_byte
-                self.noted[f"eval/{name}/nats_per_token"] = score.nats_per_token
-                if name == "upstream" and base is not None and not base.unlike(now):
-                    self.noted["eval/upstream/forgetting"] = score.bits_per_byte - base.bits_per_byte
-
-    def log(self) -> None:
-        """Writes a line of metrics when one is due, or when something other than the step is to be told."""
-        evaluated = any(name.startswith("eval/") for name in self.noted)
-        if self.state.step % self.recipe.logging.every_steps and not evaluated:
-            return
-        if self.sums is not None:
-            nats, targets = self.sums.tolist()
-            consumed = self.mixture.consumed(self.state.phase, self.state.samples)
-            self.noted["loss/train"] = sum(nats) / sum(targets)
-            for number, name in enumerate(self.mixture.names):
-                self.noted[f"tokens/{name}"] = consumed[name] * self.recipe.seq_len
-                self.noted[f"epochs/{name}"] = consumed[name] / self.mixture.sizes[number].samples
-                if targets[number]:
-                    self.noted[f"loss/{name}"] = nats[number] / targets[number]
-            self.noted |= self.throughput.read()
-            if (height := self.spikes.update(self.noted["loss/train"])) is not None:
-                self.say(f"step {self.state.step}: loss/train is {height:.0f} deviations too high")
-        self._record(self.noted)
-        self.noted, self.sums = {}, None
-
-    def _record(self, values: Mapping[str, Any]) -> None:
-        """Writes metrics; a disk that takes none is answered as one that takes no checkpoint."""
-        try:
-            self.metrics.log(self.state.step, self.state.tokens, values)
-            self.unrecorded = False
-        except OSError as error:
-            why = f"step {self.state.step} cannot be recorded: {error.strerror or error}"
-            if self.recipe.checkpoint.on_failure == "stop":
-                raise InfrastructureError(f"{why}; {self.saver.last_good()}") from error
-            if not self.unrecorded:
-                self.say(f"{why}; metrics wait in memory for room on the disk")
-            self.unrecorded = True
+            self.step_log.add_evaluation(self.validation.measure(self.state.step))
 
     def save(self) -> None:
-        """Commits the run as it stands, once per step.
+        """Commit the run as it stands, once per step.
 
         Raises:
-            InfrastructureError: the save failed and `checkpoint.on_failure` is `stop`.
+            InfrastructureError: a save failed and `checkpoint.on_failure` is `stop`.
         """
-        if self.saved_step == self.state.step:
-            return
         self.watchdog.beat(f"saving step {self.state.step}")
-        self.finish_save()
-        started = time.perf_counter()
-        with self.throughput.paused():
-            self._save()
-        self.blocked_s = time.perf_counter() - started
-        if not self.saver.asynchronous:
-            self.finish_save()
-
-    def _save(self) -> None:
-        failure = None
-        if self.saver.rank == 0:
-            try:
-                self.saver.open_directory(self.state.step, self.engine.saved_bytes)
-                # With it a checkpoint may be another run's base, wherever this run's base has gone.
-                write_model_config(self.model_config, self.saver.directory / name_of(self.state.step))
-            except (InfrastructureError, OSError) as error:
-                failure = str(error)
-        failure = collectives.broadcast(failure)
-        if failure is not None:
-            self._answer(self.state.step, failure)
-            return
-        self.saved_step = self.state.step
-        shares = ([own for own in share if own.owned] for share in self.engine.shares())
-        self.saver.save(self._manifest(), shares)
-
-    def finish_save(self) -> None:
-        """Waits for the save under way on every rank; a failure is answered as the recipe says.
-
-        Raises:
-            InfrastructureError: it failed and `checkpoint.on_failure` is `stop`.
-        """
-        if not self.saver.under_way:
-            return
-        started = time.perf_counter()
-        with self.throughput.paused():
-            failures = [line for line in collectives.all_gather(self.saver.wait()) if line]
-        self.blocked_s += time.perf_counter() - started
-        self.noted |= {"perf/save_s": self.saver.save_s, "perf/save_blocked_s": self.blocked_s}
-        if failures:
-            failed, self.saved_step = self.saved_step, -1
-            self._answer(failed, failures[0])
+        self.saves.save(self._manifest(), self.engine.shares(), self.engine.saved_bytes)
 
     def close(self) -> None:
-        """Ends the phase: its last step is committed, and what the next phase opens anew is given back.
+        """End the phase: its last step is committed, and the memory is free for the next phase.
 
         Raises:
-            InfrastructureError: it is not committed; going on would do steps twice.
+            InfrastructureError: the last step is not committed; going on would train steps twice.
         """
-        self.finish_save()
-        if self.saved_step != self.state.step:
-            raise InfrastructureError(
-                f"the run ends unsaved at step {self.state.step}, see above; {self.saver.last_good()}; "
-                "the same command goes on from there"
-            )
-        if told := {name: value for name, value in self.noted.items() if name.startswith("perf/save")}:
-            self._record(told)
+        self.saves.close(self.state.step)
+        self.step_log.close(self.state)
         self.loader.close()
         self.engine.close()
 
     def _manifest(self) -> Manifest:
+        """What the checkpoint records, but for its files, which only the save knows."""
         return Manifest(
             version=MANIFEST_VERSION,
             step=self.state.step,
@@ -242,13 +96,7 @@ class Session:
             adam_step=self.engine.adam_step,
             loss_scale=self.engine.loss_scale,
             state=self.state.to_json(),
-            baseline={name: asdict(base) for name, base in self.baseline.items()},
+            baseline={name: asdict(base) for name, base in self.validation.baseline.items()},
             recipe=dump_recipe(self.recipe),
             versions=self.versions,
         )
-
-    def _answer(self, step: int, failure: str) -> None:
-        line = f"step {step} was not saved: {failure}; {self.saver.last_good()}"
-        if self.recipe.checkpoint.on_failure == "stop":
-            raise InfrastructureError(line)
-        self.say(line)

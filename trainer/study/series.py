@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenization import disk
 from tokenization.errors import UserError, UserErrors
+from trainer.machine.log_lines import logger
+from trainer.machine.ranks import free_port
 from trainer.plan.make import make_plan
 from trainer.recipe import load
 from trainer.report.page import runs_table, write_report
 from trainer.study import grids
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train.py"
-
 
 ARMS = "arms.txt"
 """File in a study's directory: a line of overrides per arm, as launch/slurm/study.sbatch reads them."""
@@ -73,9 +72,7 @@ def write_arms(trials: Sequence[ArmRun], out: Path) -> Path:
     return out / ARMS
 
 
-def train_arms(
-    trials: Sequence[ArmRun], recipe: str | Path, world_size: int, say: Callable[[str], Any]
-) -> int:
+def train_arms(trials: Sequence[ArmRun], recipe: str | Path, world_size: int) -> int:
     """Trains the arms that are not finished, one after another, under the deepspeed launcher.
 
     Ends with the first status that is not 0; the same call goes on with that arm, from its checkpoint.
@@ -83,11 +80,11 @@ def train_arms(
     for number, trial in enumerate(trials, start=1):
         where = f"arm {number} of {len(trials)}, {trial.name}"
         if trial.finished:
-            say(f"{where}: is finished")
+            logger.info(f"{where}: is finished")
             continue
-        say(f"{where}: {' '.join(trial.overrides)}")
+        logger.info(f"{where}: {' '.join(trial.overrides)}")
         if status := _launch(recipe, trial.overrides, world_size):
-            say(f"{where}: ended with status {status}; the same command goes on from there")
+            logger.warning(f"{where}: ended with status {status}; the same command goes on from there")
             return status
     return 0
 
@@ -103,7 +100,7 @@ def _launch(recipe: str | Path, overrides: Sequence[str], world_size: int) -> in
     """One arm under the launcher that stands beside this Python."""
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(world_size)]
     process = subprocess.Popen(
-        [*launcher, "--master_port", str(_free_port()), str(SCRIPT), str(recipe), *overrides],
+        [*launcher, "--master_port", str(free_port()), str(SCRIPT), str(recipe), *overrides],
         env={"OMP_NUM_THREADS": "1", **os.environ},
         stdout=sys.stderr,  # standard output is for the study's answer
     )
@@ -116,9 +113,3 @@ def _launch(recipe: str | Path, overrides: Sequence[str], world_size: int) -> in
                 continue  # the terminal has sent it to the arm as well, which saves before it ends
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

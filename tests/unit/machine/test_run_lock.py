@@ -17,61 +17,56 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from trainer.machine.run_lock import hold_run_lock
-with hold_run_lock(Path(sys.argv[1]), print):
+with hold_run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
 
 
-@pytest.fixture
-def said():
-    return []
-
-
-def test_a_free_directory_is_taken_at_once_and_again_after_the_end(tmp_path, said):
+def test_a_free_directory_is_taken_at_once_and_again_after_the_end(tmp_path, log_lines):
     for _ in range(2):
-        with hold_run_lock(tmp_path / "run", said.append) as waited:
+        with hold_run_lock(tmp_path / "run") as waited:
             assert not waited
-    assert said == []
+    assert log_lines == []
 
 
-def test_who_trains_there_is_named(tmp_path, said):
-    with hold_run_lock(tmp_path, said.append):
-        message = rf"process {os.getpid()} on \S+ trains here; end it"
-        with pytest.raises(InfrastructureError, match=message), hold_run_lock(tmp_path, said.append, 0.2):
+def test_who_trains_there_is_named(tmp_path, log_lines):
+    with hold_run_lock(tmp_path):
+        message = rf"process {os.getpid()} on \S+; stop that job"
+        with pytest.raises(InfrastructureError, match=message), hold_run_lock(tmp_path, 0.2):
             pass
-        assert len(said) == 1
+        assert len(log_lines) == 1
 
 
-def test_a_job_that_ends_is_waited_for(tmp_path, said):
-    first = hold_run_lock(tmp_path, said.append)
+def test_a_job_that_ends_is_waited_for(tmp_path, log_lines):
+    first = hold_run_lock(tmp_path)
     first.__enter__()
     threading.Timer(0.5, lambda: first.__exit__(None, None, None)).start()
-    with hold_run_lock(tmp_path, said.append, patience_s=30) as waited:
+    with hold_run_lock(tmp_path, patience_s=30) as waited:
         assert waited
 
 
-def test_a_killed_process_holds_nothing(tmp_path, said):
+def test_a_killed_process_holds_nothing(tmp_path, log_lines):
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"held\n"
     message = f"process {process.pid} on"
-    with pytest.raises(InfrastructureError, match=message), hold_run_lock(tmp_path, said.append, 0):
+    with pytest.raises(InfrastructureError, match=message), hold_run_lock(tmp_path, 0):
         pass
     process.kill()
     process.wait()
     began = time.monotonic()
-    with hold_run_lock(tmp_path, said.append) as waited:
+    with hold_run_lock(tmp_path) as waited:
         assert not waited
     assert time.monotonic() - began < 10
 
 
-def test_a_file_system_without_locks_is_gone_on_with(tmp_path, said, monkeypatch):
+def test_a_file_system_without_locks_is_gone_on_with(tmp_path, log_lines, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with hold_run_lock(tmp_path, said.append) as waited:
+    with hold_run_lock(tmp_path) as waited:
         assert not waited
-    assert said == [
-        "run_dir cannot be locked (No locks available): see to it that one job at a time trains there"
+    assert log_lines == [
+        "this file system has no locks (No locks available); make sure that only one job uses run_dir"
     ]

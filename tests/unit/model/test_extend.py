@@ -190,7 +190,7 @@ def test_the_command_tells_the_losses_on_a_text(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a.jsonl", "has no text; is --text-field right?"),
+        ("a.jsonl", "has no text; check --text-field"),
         ("gone.jsonl", "is not there"),
         ("plain.txt", "base/tokenizer.json: is not SentencePiece's"),
     ],

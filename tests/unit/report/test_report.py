@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tokenization.errors import UserError
 from trainer.metrics.log import Metrics
+from trainer.metrics.names import source_tokens
 from trainer.recipe.load import dump_recipe, load_recipe
 from trainer.recipe.schema import Logging
 from trainer.report.charts import Line, chart, spread, ticks
@@ -46,7 +47,8 @@ def run(directory, *, upstream=(1.5, 2.5), downstream=(3.0, 2.0), steps=10, rest
         )
         for step in range(first, last + 1):
             values = {"loss/train": 4 - step / 10, "lr": 3e-4, "grad_norm": 1.0, "perf/tokens_per_s": 900.0}
-            values |= {"tokens/chinese": step * TOKENS * 3 // 4, "tokens/english": step * TOKENS // 4}
+            values[source_tokens("chinese")] = step * TOKENS * 3 // 4
+            values[source_tokens("english")] = step * TOKENS // 4
             if step in (0, steps) and upstream:
                 place = 0 if step == 0 else 1
                 values["eval/upstream/bits_per_byte"] = upstream[place]
@@ -163,6 +165,16 @@ def test_the_page_says_what_was_learnt_and_forgotten(two, tmp_path):
     assert "chinese 15.4k · 75 %" in page
 
 
+def test_a_run_with_older_metric_names_is_drawn_alike(two, tmp_path):
+    new = text_of(written(two, tmp_path))
+    for one in two:
+        file = one / "metrics.jsonl"
+        file.write_text(file.read_text().replace("tokens/source/", "tokens/"))
+    old = text_of(written(two, tmp_path))
+    assert "chinese 15.4k · 75 %" in old
+    assert re.sub("page made [^·]*", "", old) == re.sub("page made [^·]*", "", new)
+
+
 def test_the_page_fetches_nothing_and_runs_nothing(two, tmp_path):
     page = written(two, tmp_path)
     assert not re.search(
@@ -268,7 +280,9 @@ def test_shares_of_each_phase_are_counted_from_where_the_phase_before_ended(tmp_
     for step in range(1, 9):
         replayed = max(0, step - 4) * TOKENS // 2
         metrics.log(
-            step, step * TOKENS, {"tokens/chinese": step * TOKENS - replayed, "tokens/english": replayed}
+            step,
+            step * TOKENS,
+            {source_tokens("chinese"): step * TOKENS - replayed, source_tokens("english"): replayed},
         )
     metrics.close()
     (arm,) = gather_runs([directory])

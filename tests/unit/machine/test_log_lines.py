@@ -1,0 +1,50 @@
+"""The log on standard error: rank 0 speaks for all, and a progress bar is not torn."""
+
+import logging
+
+import pytest
+
+from trainer.machine import log_lines as log
+from trainer.machine.log_lines import EVERY_RANK, logger
+
+
+@pytest.fixture
+def shown(capsys):
+    """What standard error shows of a record, by rank."""
+
+    def show(rank, level, message, **options):
+        log.show_log_lines(rank)
+        logger.log(level, message, **options)
+        return capsys.readouterr().err.splitlines()
+
+    yield show
+    log.show_log_lines(0)
+
+
+def test_rank_0_shows_all_but_debugging_and_each_line_has_the_prefix(shown):
+    assert shown(0, logging.INFO, "decided  start\nphase-1") == ["rewarm: decided  start", "rewarm: phase-1"]
+    assert shown(0, logging.WARNING, "a spike") == ["rewarm: a spike"]
+    assert shown(0, logging.DEBUG, "detail") == []
+
+
+def test_other_ranks_show_errors_and_what_is_about_them_alone(shown):
+    assert shown(3, logging.WARNING, "every rank sees this") == []
+    assert shown(3, logging.WARNING, "removed a lock", extra=EVERY_RANK) == ["rewarm: rank 3: removed a lock"]
+    assert shown(3, logging.ERROR, "failed") == ["rewarm: rank 3: failed"]
+
+
+def test_a_line_is_shown_once_however_often_the_log_is_set_up(shown):
+    shown(0, logging.INFO, "first")
+    assert shown(0, logging.INFO, "second") == ["rewarm: second"]
+
+
+def test_a_handler_of_the_user_gets_levels(shown):
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger.addHandler(handler)
+    try:
+        shown(0, logging.WARNING, "careful")
+    finally:
+        logger.removeHandler(handler)
+    assert [(record.name, record.levelname) for record in records] == [("rewarm", "WARNING")]

@@ -1,0 +1,43 @@
+"""A run that makes no progress is reported with the stacks of all threads."""
+
+import io
+import time
+from pathlib import Path
+
+from trainer.machine.watchdog import Watchdog
+
+
+def test_a_silence_is_told_once_with_all_stacks_until_the_next_beat(tmp_path):
+    now = [0.0]
+    with (tmp_path / "log").open("w+") as stream:
+        watchdog = Watchdog(patience_s=60, stream=stream, clock=lambda: now[0])
+        now[0] = 59
+        assert not watchdog.look()
+        watchdog.beat("step 7")
+        now[0] = 118
+        assert not watchdog.look()
+        now[0] = 119
+        assert watchdog.look()
+        assert not watchdog.look()
+        told = Path(stream.name).read_text()
+        assert "no progress for 60 s while step 7" in told
+        assert "test_watchdog.py" in told
+        watchdog.beat("saving")
+        now[0] = 200
+        assert watchdog.look()
+
+
+def test_the_thread_looks_by_itself_and_ends_with_the_run(tmp_path):
+    with (tmp_path / "log").open("w+") as stream:
+        with Watchdog(patience_s=0.05, stream=stream):
+            deadline = time.monotonic() + 5
+            while "no progress" not in Path(stream.name).read_text() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        assert "while starting" in Path(stream.name).read_text()
+
+
+def test_a_run_that_beats_is_left_alone(tmp_path):
+    stream = io.StringIO()
+    with Watchdog(patience_s=30, stream=stream) as watchdog:
+        watchdog.beat("step 1")
+    assert stream.getvalue() == ""

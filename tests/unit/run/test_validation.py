@@ -1,0 +1,69 @@
+"""What forgetting is measured against: the base's score on the same text, from before the first step."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import scheduler_runs
+from trainer.evaluation.held_out import Baseline
+from trainer.machine.ranks import World
+from trainer.metrics import names
+from trainer.run.validation import ValidationSets
+
+
+@dataclass
+class Text:
+    """A validation set of 100 target tokens in 100 bytes."""
+
+    fingerprint: str
+    tokens = 101
+    utf8_bytes = 100
+
+    def read(self, start, count):
+        return np.zeros(count, dtype=np.int64)
+
+
+@dataclass
+class Model:
+    """Needs so many bits for each token, which is a byte."""
+
+    bits: float
+
+    def score(self, micro):
+        targets = torch.from_numpy((micro.targets >= 0).sum(axis=1)).double()
+        return targets * self.bits * math.log(2), targets
+
+
+def measure(bits, step, upstream, baseline, max_tokens="null"):
+    """Forgetting as it is measured at a step, and the baseline that is kept."""
+    recipe = scheduler_runs.recipe(edits=[f"validation.max_tokens={max_tokens}"])
+    stores = {"upstream": Text(upstream)}
+    validation = ValidationSets(Model(bits), stores, recipe, 2, World(), baseline, total=lambda alone: alone)
+    found = validation.measure(step)
+    assert found[names.UPSTREAM] == pytest.approx(bits)
+    assert found[names.stream_nats_per_token("upstream")] == pytest.approx(bits * math.log(2))
+    return found.get(names.FORGETTING), validation.baseline
+
+
+def test_forgetting_is_measured_against_the_base_on_the_same_set():
+    forgotten, kept = measure(2.0, 0, "a", {})
+    assert forgotten == 0.0
+    assert measure(2.5, 7, "a", kept) == (pytest.approx(0.5), kept)
+
+
+@pytest.mark.parametrize("changed", [{"upstream": "b"}, {"upstream": "a", "max_tokens": 50}])
+def test_another_set_has_no_forgetting_and_the_first_one_may_come_back(changed):
+    _, kept = measure(2.0, 0, "a", {})
+    assert measure(1.0, 7, baseline=dict(kept), **changed) == (None, kept)
+    assert measure(2.5, 8, "a", kept)[0] == pytest.approx(0.5)
+
+
+def test_a_set_that_is_added_to_a_run_has_no_score_of_the_base():
+    assert measure(2.0, 7, "a", {}) == (None, {})
+
+
+def test_a_bare_score_of_an_older_checkpoint_counts():
+    assert measure(2.5, 7, "a", {"upstream": Baseline.from_json(2.0)})[0] == pytest.approx(0.5)

@@ -1,0 +1,118 @@
+"""`rewarm data`: text to token shards, and what a mixture draws from them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from typing import Any
+
+from tokenization.errors import ExitCode, UserError
+from tokenization.tables import text_table
+from trainer.cli.answer import print_answer
+from trainer.cli.arguments import add_command, add_noun, add_recipe, add_text, fraction, part_of
+from trainer.recipe import load
+from trainer.recipe.numbers import count
+
+
+def add_data(commands: Any) -> None:
+    """Add `data` and its commands."""
+    kinds = add_noun(commands, "data", "text to token shards, and what a mixture draws from them")
+    prepare = add_command(
+        kinds, "prepare", prepare_command, "--input zh/ --tokenizer llama2-zh --out data/zh"
+    )
+    add_text(prepare, "--input", required=True)
+    prepare.add_argument("--tokenizer", required=True)
+    prepare.add_argument("--out", required=True, metavar="PREFIX")
+    workers = "number of processes (default: one per core)"
+    prepare.add_argument("--workers", type=int, default=os.cpu_count(), help=workers)
+    prepare.add_argument(
+        "--part", type=part_of, metavar="I/N", help="only the I-th of N parts, for job arrays"
+    )
+    documents = "what a document is in a .txt file (default: the file)"
+    prepare.add_argument("--documents", choices=("file", "blocks", "lines"), default="file", help=documents)
+    held_out = "share of the documents to hold out, chosen by their hash, such as 0.5%%"
+    prepare.add_argument("--validation", type=fraction, default=0, metavar="SHARE", help=held_out)
+    prepare.add_argument("--deduplicate", action="store_true", help="drop exact copies of documents")
+    rejects = "malformed records tolerated before the job stops (default: 1000)"
+    prepare.add_argument("--max-rejects", type=int, default=1000, help=rejects)
+    engine = "use only this encoder (it must still reproduce the reference ids)"
+    prepare.add_argument("--engine", metavar="NAME", help=engine)
+    prepare.add_argument("--overwrite", action="store_true", help="replace what another job wrote at --out")
+
+    inspect = add_command(kinds, "inspect", inspect_command, "data/zh")
+    inspect.add_argument("prefix")
+
+    simulate = add_command(kinds, "simulate", simulate_command, "recipe.yaml --samples 0:100")
+    add_recipe(simulate)
+    simulate.add_argument("--samples", default="0:20", metavar="A:B", help="window of the run's samples")
+    simulate.add_argument("--shares", action="store_true", help="only show how much each source contributes")
+
+
+def prepare_command(args: argparse.Namespace) -> int:
+    """Turn text into token shards."""
+    from tokenization.prepare.prepare import prepare
+
+    result = prepare(
+        args.input,
+        args.tokenizer,
+        args.out,
+        text_field=args.text_field,
+        txt=args.documents,
+        workers=args.workers,
+        part=args.part,
+        validation=args.validation,
+        dedup=args.deduplicate,
+        max_rejects=args.max_rejects,
+        engine=args.engine,
+        overwrite=args.overwrite,
+    )
+    print_answer(args, result.to_json(), result.to_text())
+    return ExitCode.DONE
+
+
+def inspect_command(args: argparse.Namespace) -> int:
+    """Verify every byte of a shard by its checksums, and show what it holds."""
+    from tokenization.shards.store import inspect_shard, verify_shard
+
+    verify_shard(args.prefix)
+    result = inspect_shard(args.prefix)
+    print_answer(args, result.to_json(), result.to_text())
+    return ExitCode.DONE
+
+
+def simulate_command(args: argparse.Namespace) -> int:
+    """List the samples that a recipe draws, without a model."""
+    from trainer.mixer import simulate
+    from trainer.mixer.mixture import Mixture, SourceSize
+    from trainer.plan.data import open_sources
+
+    recipe = load.load_recipe(args.recipe, args.overrides)
+    sizes = {name: SourceSize.of(store, recipe.seq_len) for name, store in open_sources(recipe).items()}
+    mixture = Mixture.from_recipe(recipe, sizes)
+    try:
+        start, stop = (count(part) for part in args.samples.split(":"))
+    except ValueError as error:
+        fix = "give two whole numbers, such as 0:100"
+        raise UserError("is not a window A:B", field="--samples", value=args.samples, fix=fix) from error
+    for row in () if args.shares else simulate.sample_rows(mixture, start, stop):
+        line = dataclasses.asdict(row)
+        print(json.dumps(line) if args.json else "\t".join(str(value) for value in line.values()))
+    if args.json and not args.shares:
+        return ExitCode.DONE  # every line is a sample
+    shares = simulate.source_shares(mixture, start, stop)
+    rows = [
+        (
+            share.source,
+            f"{share.samples:,}",
+            f"{share.share:.6f}",
+            f"{float(share.target):.6f}",
+            f"{share.off_by:+.3f}",
+            f"{share.coverage:.4%}",
+        )
+        for share in shares
+    ]
+    table = text_table(("source", "samples", "share", "target", "off by", "coverage"), rows, "<>>>>>")
+    print_answer(args, {"shares": [dataclasses.asdict(share) for share in shares]}, table)
+    return ExitCode.DONE

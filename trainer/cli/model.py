@@ -1,0 +1,55 @@
+"""`rewarm model`: grow a model to an extended vocabulary."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tokenization.errors import ExitCode, UserError
+from trainer.cli.answer import print_answer
+from trainer.cli.arguments import add_command, add_noun, add_text
+
+FIRST_CHARACTERS = 100_000
+"""Of each `--text`, this much is scored before and after."""
+
+
+def add_model(commands: Any) -> None:
+    """Add `model` and its command."""
+    kinds = add_noun(commands, "model", "grow a model to an extended vocabulary")
+    example = "--base llama2-7b --tokenizer llama2-zh --out llama2-7b-zh"
+    extend = add_command(kinds, "extend", extend_model_command, example)
+    extend.add_argument("--base", required=True, metavar="MODEL")
+    extend.add_argument("--tokenizer", required=True, metavar="DIR")
+    extend.add_argument("--out", required=True, metavar="DIR")
+    extend.add_argument("--new-rows", choices=("subpiece_mean", "mean", "random"), default="subpiece_mean")
+    extend.add_argument("--seed", type=int, default=0, help="seed of random rows")
+    add_text(extend, "--text", nargs="*", default=[])
+
+
+def extend_model_command(args: argparse.Namespace) -> int:
+    """Add embedding rows for the new pieces of a tokenizer, and compare the losses on `--text`."""
+    from tokenization.text.records import first_texts
+    from trainer.model.extend import bits_per_byte, encoder, extend_model
+    from trainer.storage.hub import local_directory
+
+    base = local_directory(args.base, field="--base")
+    texts = {path: first_texts(path, FIRST_CHARACTERS, args.text_field) for path in args.text}
+    if empty := next((path for path, text in texts.items() if not text), None):
+        raise UserError("has no text", field="--text", value=empty, fix="check --text-field")
+    if texts:
+        encoder(base)  # fail now rather than after the model has been written
+    extension = extend_model(base, args.tokenizer, args.out, args.new_rows, args.seed)
+    added = extension.pieces - extension.base_pieces
+    lines = [
+        f"{args.out}: {extension.base_pieces:,} + {added:,} pieces in {extension.rows:,} rows; a new piece "
+        f"was {extension.mean_split:.2f} base tokens on average"
+    ]
+    losses = {}
+    for path, text in texts.items():
+        losses[path] = {
+            name: bits_per_byte(model, text) for name, model in (("before", base), ("after", args.out))
+        }
+        lines.append("{}: {before:.4f} bits/byte before, {after:.4f} after".format(path, **losses[path]))
+    data = {"rows": extension.rows, "pieces": extension.pieces, "bits_per_byte": losses}
+    print_answer(args, data, "\n".join(lines))
+    return ExitCode.DONE

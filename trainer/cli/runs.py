@@ -1,0 +1,116 @@
+"""`rewarm plan`, `train`, `eval`, `export` and `report`: runs, before, while and after they train."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tokenization.errors import ExitCode
+from trainer.cli.answer import print_answer
+from trainer.cli.arguments import add_command, add_recipe, positive_number, whole_numbers
+from trainer.machine.log_lines import logger
+from trainer.machine.ranks import current_world, note_status, wait_for_rank0
+from trainer.recipe import load
+
+
+def add_runs(commands: Any) -> None:
+    """Add the commands about runs."""
+    plan = add_command(commands, "plan", plan_command, "recipe.yaml --lr-at 0,1e9")
+    add_recipe(plan)
+    lr_at = "show the learning rate after these tokens of the run"
+    plan.add_argument("--lr-at", type=whole_numbers, metavar="T,…", help=lr_at)
+    ranks = "number of ranks to plan for (default: 1)"
+    plan.add_argument("--world-size", type=positive_number, default=1, help=ranks)
+
+    add_recipe(add_command(commands, "train", train_command, "launch/recipes/llama2-7b-zh.yaml"))
+
+    example = "runs/x/checkpoints/step-00001000 --data data/en"
+    score = add_command(commands, "eval", evaluate_command, example)
+    score.add_argument("model", metavar="MODEL|CHECKPOINT")
+    score.add_argument("--data", nargs="+", required=True, metavar="PREFIX", help="token shards")
+    score.add_argument("--seq-len", type=positive_number)
+    score.add_argument("--max-tokens", type=positive_number)
+
+    export = add_command(commands, "export", export_command, "runs/x --out models/llama2-zh")
+    newest = "a checkpoint, or a run directory for its newest"
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help=newest)
+    export.add_argument("--out", required=True, metavar="DIR")
+    export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
+    size = "most bytes of a file (default: 5e9)"
+    export.add_argument("--shard-size", type=positive_number, default="5e9", help=size)
+
+    report = add_command(commands, "report", report_command, "runs/a runs/b --out report.html")
+    report.add_argument("runs", nargs="+", metavar="RUN")
+    report.add_argument("--out", required=True, metavar="FILE.html")
+
+
+def plan_command(args: argparse.Namespace) -> int:
+    """Show what a recipe will do, before it does it."""
+    from trainer.plan import render
+    from trainer.plan.make import make_plan
+
+    plan = make_plan(load.load_recipe(args.recipe, args.overrides), args.world_size)
+    print_answer(args, render.plan_to_json(plan, args.lr_at), render.render_plan(plan, args.lr_at))
+    return ExitCode.USER if plan.decision.kind == "refuse" else ExitCode.DONE
+
+
+def train_command(args: argparse.Namespace) -> int:
+    """Train a recipe, and go on from its newest checkpoint.
+
+    Everything that can fail cheaply fails before the ranks are joined.
+    """
+    from trainer.machine.signals import exit_on_signal
+    from trainer.plan.make import make_plan
+
+    exit_on_signal()
+    world = current_world()
+    plan = make_plan(load.load_recipe(args.recipe, args.overrides), world.world_size)
+    for line in [*plan.broken, *plan.notes]:
+        logger.warning(line)
+    logger.info(plan.decision.render())
+    if plan.decision.kind == "refuse":
+        note_status(ExitCode.USER)
+        wait_for_rank0(world.rank, ExitCode.USER)
+        return ExitCode.USER
+    from trainer.run.start import start
+
+    return start(plan, world)
+
+
+def evaluate_command(args: argparse.Namespace) -> int:
+    """Measure nats per token and bits per byte of a model or checkpoint on token shards."""
+    from trainer.evaluation.offline import score_model
+
+    scores = score_model(args.model, args.data, args.seq_len, args.max_tokens)
+    columns = ("bits_per_byte", "nats_per_token", "tokens")
+    data = {prefix: {name: getattr(score, name) for name in columns} for prefix, score in scores.items()}
+    lines = [
+        f"{prefix}: {score.bits_per_byte:.4f} bits/byte, {score.nats_per_token:.4f} nats/token, "
+        f"{score.tokens:,} tokens"
+        for prefix, score in scores.items()
+    ]
+    print_answer(args, data, "\n".join(lines))
+    return ExitCode.DONE
+
+
+def export_command(args: argparse.Namespace) -> int:
+    """Write a checkpoint as a Hugging Face model directory."""
+    from trainer.checkpoint.export import export_checkpoint
+    from trainer.checkpoint.history import find_checkpoint
+
+    checkpoint = find_checkpoint(Path(args.checkpoint))
+    export_checkpoint(checkpoint, Path(args.out), args.dtype, args.shard_size)
+    result = {"checkpoint": str(checkpoint.path), "out": args.out, "dtype": args.dtype}
+    print_answer(args, result, f"{args.out}: {checkpoint.path.name} in {args.dtype}")
+    return ExitCode.DONE
+
+
+def report_command(args: argparse.Namespace) -> int:
+    """Write one HTML page about runs, and print their table."""
+    from trainer.report.page import runs_table, write_report
+
+    runs = [Path(run) for run in args.runs]
+    write_report(runs, Path(args.out))
+    print_answer(args, {"out": args.out}, f"{runs_table(runs)}\n\n{args.out}")
+    return ExitCode.DONE

@@ -1,0 +1,73 @@
+"""The names of all metrics. A source's metrics have a namespace of their own: a source may have any name."""
+
+from __future__ import annotations
+
+LOSS = "loss/train"
+"""Nats per target token, over all sources, since the last line of the log."""
+
+LR = "lr"
+GRAD_NORM = "grad_norm"
+"""Before clipping; not finite when the step was skipped."""
+
+SAMPLES_CRC32 = "data/samples_crc32"
+"""CRC-32 of the step's samples, in order: equal checksums, equal data."""
+
+SKIPPED_TOKENS = "tokens/skipped"
+"""Tokens of all steps that were skipped for non-finite gradients."""
+
+FORGETTING = "eval/upstream/forgetting"
+"""Upstream bits per byte above the base's, which was measured before the first step."""
+
+TOKENS_PER_S = "perf/tokens_per_s"
+STEP_S = "perf/step_s"
+DATA_WAIT_S = "perf/data_wait_s"
+PEAK_GIB = "mem/peak_gib"
+MFU = "perf/mfu"
+"""Share of the devices' peak FLOP/s that the model's own arithmetic takes."""
+
+SAVE_S = "perf/save_s"
+"""From the snapshot to the commit of the last save."""
+
+SAVE_BLOCKED_S = "perf/save_blocked_s"
+"""How long the last save kept the training waiting."""
+
+OF_SAVES = (SAVE_S, SAVE_BLOCKED_S)
+
+
+def stream_bits_per_byte(stream: str) -> str:
+    """Loss on a validation set, `upstream` or `downstream`; comparable across tokenizers."""
+    return f"eval/{stream}/bits_per_byte"
+
+
+def stream_nats_per_token(stream: str) -> str:
+    """Loss on a validation set; comparable within one tokenizer."""
+    return f"eval/{stream}/nats_per_token"
+
+
+UPSTREAM, DOWNSTREAM = stream_bits_per_byte("upstream"), stream_bits_per_byte("downstream")
+
+
+def source_loss(name: str) -> str:
+    """Nats per target token of one source, since the last line of the log."""
+    return f"loss/source/{name}"
+
+
+def source_tokens(name: str) -> str:
+    """Tokens that the run has consumed from a source."""
+    return f"tokens/source/{name}"
+
+
+def source_epochs(name: str) -> str:
+    """How often the run has consumed a source."""
+    return f"epochs/source/{name}"
+
+
+_OF_SOURCES = {"loss": source_loss, "tokens": source_tokens, "epochs": source_epochs}
+
+
+def current_name(metric: str) -> str:
+    """Translate a name of an older metrics file, where sources stood beside the totals: `loss/zh`."""
+    kind, slash, name = metric.partition("/")
+    if not slash or kind not in _OF_SOURCES or name.startswith("source/") or metric in (LOSS, SKIPPED_TOKENS):
+        return metric
+    return _OF_SOURCES[kind](name)

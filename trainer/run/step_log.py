@@ -1,0 +1,112 @@
+"""The step log: collects the metrics of each step and writes a line of them when one is due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from tokenization.errors import InfrastructureError
+from trainer.engine.engine import StepResult
+from trainer.machine.log_lines import logger
+from trainer.metrics import names
+from trainer.metrics.log import Metrics
+from trainer.metrics.stability import NonFinite, Spikes
+from trainer.metrics.throughput import Throughput
+from trainer.mixer.mixture import Mixture
+from trainer.recipe.schema import Recipe
+from trainer.scheduler.state import RunState
+
+
+class StepLog:
+    """The metrics of one phase on their way to the run's record."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        recipe: Recipe,
+        mixture: Mixture,
+        throughput: Throughput,
+        last_good: Callable[[], str],
+    ) -> None:
+        """`last_good` says which checkpoint a restart would use, for the error that ends a run."""
+        self._metrics, self._recipe, self._mixture = metrics, recipe, mixture
+        self._throughput, self._last_good = throughput, last_good
+        self._non_finite, self._spikes = NonFinite(), Spikes()
+        self.pending: dict[str, Any] = {}
+        """Metrics for the next line, by name."""
+        self.source_sums: torch.Tensor | None = None
+        """[2, sources]: nats and target tokens of each source since the last line."""
+        self._evaluated = False
+        self._disk_full = False
+
+    def add_step(self, state: RunState, result: StepResult, samples_crc32: int) -> None:
+        """Collect what a step did; `state` is the position after it.
+
+        Raises:
+            UserError: too many steps in a row had non-finite gradients.
+        """
+        step = torch.stack([result.source_nats, result.source_targets])
+        self.source_sums = step if self.source_sums is None else self.source_sums + step
+        self.pending |= {
+            names.LR: state.lr,
+            names.GRAD_NORM: result.grad_norm,
+            names.SAMPLES_CRC32: samples_crc32,
+        }
+        self._non_finite.update(state.step, result.applied)
+        if not result.applied:
+            self.pending[names.SKIPPED_TOKENS] = state.tokens - state.trained_tokens
+            logger.warning(
+                f"step {state.step}: skipped: non-finite gradients; weights and LR schedule unchanged"
+            )
+
+    def add_evaluation(self, scores: Mapping[str, float]) -> None:
+        """Collect the scores of the validation sets; a line is due then."""
+        self.pending |= scores
+        self._evaluated = bool(scores)
+
+    def write_if_due(self, state: RunState) -> None:
+        """Write a line every `logging.every_steps` steps and after each evaluation."""
+        if state.step % self._recipe.logging.every_steps and not self._evaluated:
+            return
+        if self.source_sums is not None:
+            self.pending |= self._training_metrics(state, self.source_sums)
+        self._record(state, self.pending)
+        self.pending, self.source_sums, self._evaluated = {}, None, False
+
+    def close(self, state: RunState) -> None:
+        """Write how long the last save took: it ended after the last line."""
+        if saved := {name: self.pending[name] for name in names.OF_SAVES if name in self.pending}:
+            self._record(state, saved)
+
+    def _training_metrics(self, state: RunState, sums: torch.Tensor) -> dict[str, float]:
+        """Losses and consumption since the last line, in all and of each source, and the throughput."""
+        nats, targets = sums.tolist()
+        consumed = self._mixture.consumed(state.phase, state.samples)
+        loss = sum(nats) / sum(targets)
+        found = {names.LOSS: loss}
+        for number, name in enumerate(self._mixture.names):
+            found[names.source_tokens(name)] = consumed[name] * self._recipe.seq_len
+            found[names.source_epochs(name)] = consumed[name] / self._mixture.sizes[number].samples
+            if targets[number]:
+                found[names.source_loss(name)] = nats[number] / targets[number]
+        if (height := self._spikes.update(loss)) is not None:
+            logger.warning(
+                f"step {state.step}: loss spike: {names.LOSS} is {height:.0f} standard deviations above the "
+                "recent median"
+            )
+        return found | self._throughput.read()
+
+    def _record(self, state: RunState, values: Mapping[str, Any]) -> None:
+        """Write metrics; a disk that refuses them is treated as one that refuses a checkpoint."""
+        try:
+            self._metrics.log(state.step, state.tokens, values)
+            self._disk_full = False
+        except OSError as error:
+            why = f"step {state.step} cannot be recorded: {error.strerror or error}"
+            if self._recipe.checkpoint.on_failure == "stop":
+                raise InfrastructureError(f"{why}; {self._last_good()}") from error
+            if not self._disk_full:
+                logger.warning(f"{why}; keeping metrics in memory until the disk accepts them")
+            self._disk_full = True

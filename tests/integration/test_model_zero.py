@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.helpers.model_tiny import INIT, recipe
-from tests.integration.model_zero_worker import OLD, PIECES, SCALE, STEPS, Rows
+from tests.integration.model_zero_worker import OLD, PIECES, SCALE, STEPS, batch
 from trainer.model.build import build_model
 
 pytestmark = pytest.mark.slow
@@ -126,10 +126,10 @@ def with_rows_as_parameters(tied: str) -> tuple[dict[str, torch.Tensor], list[fl
     adam = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     losses = []
     for step in range(STEPS):
-        rows = Rows.of(step, 0, 1)
+        micro = batch(step, 0, 1)
         weights = {name: torch.cat(cut) for name, cut in parts.items()}
-        batch = tuple(map(torch.as_tensor, (rows.input_ids, rows.targets, rows.positions)))
-        total, _, _ = torch.func.functional_call(causal, weights, batch)
+        inputs = tuple(map(torch.as_tensor, (micro.input_ids, micro.targets, micro.positions)))
+        total, _, _ = torch.func.functional_call(causal, weights, inputs)
         adam.zero_grad()
         (total / 64).backward()
         torch.nn.utils.clip_grad_norm_([part for cut in parts.values() for part in cut], 1.0)

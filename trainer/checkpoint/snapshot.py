@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -32,10 +32,7 @@ def snapshot(
         ready()
         for key, tensor in entries:
             copies[key].copy_(tensor.detach(), non_blocking=True)
-    return [
-        _Copy(f.name, f.start, tuple(f.shape), f.trained, {k: copies[f"{k}:{f.name}"] for k in f.tensors})
-        for f in fragments
-    ]
+    return [replace(f, tensors={kind: copies[f"{kind}:{f.name}"] for kind in f.tensors}) for f in fragments]
 
 
 def use_same_gpu() -> Callable[[], None]:
@@ -64,12 +61,3 @@ def _own_stream(entries: Iterable[tuple[str, torch.Tensor]]) -> Iterator[None]:
     with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
         yield
         torch.cuda.current_stream().synchronize()
-
-
-@dataclass
-class _Copy:
-    name: str
-    start: int
-    shape: tuple[int, ...]
-    trained: bool
-    tensors: dict[str, torch.Tensor]

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenization.errors import UserError
-from trainer.engine.row_lr import Rows
 from trainer.model.loss import CausalLM
 from trainer.recipe.schema import Phase, Recipe
 
@@ -23,8 +22,8 @@ def parameter_groups(model: CausalLM, phase: Phase, weight_decay: float) -> list
     Call it before `deepspeed.initialize`, at the start of each phase, on a model whose engine (if it had
     one) is gone. A group holds `params`, `weight_decay` and, for the engine, `name` and `lr_scale`: each
     step sets `group["lr"] = lr * group["lr_scale"]`. Matrices decay; norms and biases do not. Where
-    `lr_scale.new_rows` differs from the rest of the embeddings, their group holds `rows`: the appended
-    rows, and the factor by which their steps are stretched.
+    `lr_scale.new_rows` differs from the rest of the embeddings, their group holds `first_new_row`, and
+    `new_row_factor`, by which the updates of the appended rows are scaled.
 
     `new_rows` must leave every other row of the embeddings as it is, to the bit. Rows share a tensor, so
     their gradient is zeroed before DeepSpeed sees it, and the group does not decay: AdamW moves a weight
@@ -58,7 +57,8 @@ def parameter_groups(model: CausalLM, phase: Phase, weight_decay: float) -> list
         raise UserError("scales the LR of embeddings that the phase does not train", field=field, fix=fix)
     if "new_rows" in scales and phase.train != "new_rows":
         for group in holders:
-            group["rows"] = Rows(base_rows(model), scales["new_rows"] / group["lr_scale"])
+            group["first_new_row"] = base_rows(model)
+            group["new_row_factor"] = scales["new_rows"] / group["lr_scale"]
     return made
 
 

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from tests.helpers.model_tiny import INIT, from_base, recipe, tokens
+from tests.helpers.model_tiny import INIT, build, from_base, recipe, tokens
 from trainer.engine.engine import Engine, sharded_loading
 from trainer.mixer.batch import MicroBatch
-from trainer.model.build import build_model
 from trainer.model.loss import CausalLM
 from trainer.model.trainable import parameter_groups
 from trainer.recipe.schema import Phase
@@ -54,8 +53,8 @@ def run(make: Any, stage: int, dtype: str, train: str, scale: dict[str, float]) 
     if dtype != "fp32":
         config[dtype] = {"enabled": True}
     plan = make(f"model.dtype={dtype}")
-    with sharded_loading(config):
-        causal: CausalLM = build_model(plan, PIECES)
+    with sharded_loading(config) as initialize:
+        causal: CausalLM = build(plan, PIECES, initialize=initialize)
     causal.hf.config.base_vocab_size = OLD
     schedule = plan.phases[0].schedule.model_copy(update={"lr_scale": scale})
     phase: Phase = plan.phases[0].model_copy(update={"train": train, "schedule": schedule})

@@ -145,13 +145,13 @@ def inspect_data_command(args: argparse.Namespace) -> int:
 
 def extend_model_command(args: argparse.Namespace) -> int:
     """`rewarm model extend`: grown embeddings, and what that did to the loss."""
-    from trainer.model.extend import bits_per_byte, encoder, extend_model
+    from trainer.model.extend import bits_per_byte, extend_model, open_encoder
     from trainer.storage.hub import local_directory
 
     base = local_directory(args.base, field="--base")
     texts = {path: _beginning(path, 100_000, args.text_field) for path in args.text}
     if texts:
-        encoder(base)  # which could not be had otherwise until all is written
+        open_encoder(base)  # fail now rather than after the model has been written
     extension = extend_model(base, args.tokenizer, args.out, args.new_rows, args.seed)
     added = extension.pieces - extension.base_pieces
     lines = [

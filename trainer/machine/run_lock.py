@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tokenization.errors import InfrastructureError
-from trainer.storage.run_directory import LOCK
+from trainer.storage.run_directory import RunDirectory
 
 PATIENCE_S = 60.0
 """For how long a job that was killed, or told to stop, may take to be gone."""
@@ -30,7 +30,7 @@ def hold_run_lock(
         InfrastructureError: another one trains there, and goes on.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / LOCK, "a+", encoding="utf-8") as file:
+    with open(RunDirectory(directory).lock, "a+", encoding="utf-8") as file:
         waited = not _taken(file.fileno(), say)
         if waited:
             holder = _holder(directory)
@@ -63,4 +63,4 @@ def _taken(descriptor: int, say: Callable[[str], None]) -> bool:
 
 
 def _holder(directory: Path) -> str:
-    return (directory / LOCK).read_text(encoding="utf-8").strip() or "another process"
+    return RunDirectory(directory).lock.read_text(encoding="utf-8").strip() or "another process"

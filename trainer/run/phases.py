@@ -33,7 +33,7 @@ from trainer.plan.make import Plan, make_plan
 from trainer.recipe.load import dump_recipe
 from trainer.run import loop
 from trainer.run.session import Session
-from trainer.storage.run_directory import LINEAGE, RESOLVED, checkpoints_of
+from trainer.storage.run_directory import RunDirectory
 
 PACKAGES = ("rewarm", "torch", "deepspeed", "transformers", "sentencepiece", "numpy")
 
@@ -77,7 +77,7 @@ class PhaseRunner:
         if world.rank == 0:
             self.say = self.metrics.say  # lines above the progress bar, not across it
         self.saver = Saver(
-            checkpoints_of(self.recipe),
+            RunDirectory(self.recipe.directory).checkpoints,
             rank=world.rank,
             world_size=world.world_size,
             gather=collectives.background_gather(),
@@ -113,8 +113,14 @@ class PhaseRunner:
             raise InfrastructureError("; ".join(found))
         weights = checkpoint or own_base
         clear_swapped(config)
-        with sharded_loading(config):
-            model = build_model(self.recipe, self.plan.vocab_size, weights=weights is None)
+        with sharded_loading(config) as initialize:
+            model = build_model(
+                self.plan.model_config,
+                self.recipe,
+                self.plan.vocab_size,
+                weights=weights is None,
+                initialize=initialize,
+            )
         groups = parameter_groups(model, phase, self.recipe.optimizer.weight_decay)
         engine = Engine(model, groups, config, self.recipe.optimizer)
         if weights is not None:
@@ -169,9 +175,9 @@ class PhaseRunner:
         """The resolved recipe, and a line of lineage: what was decided at this start, and why."""
         if self.world.rank != 0:
             return
-        directory = self.recipe.directory
-        directory.mkdir(parents=True, exist_ok=True)
-        disk.write_atomically(directory / RESOLVED, dump_recipe(self.recipe))
+        directory = RunDirectory(self.recipe.directory)
+        directory.path.mkdir(parents=True, exist_ok=True)
+        disk.write_atomically(directory.recipe, dump_recipe(self.recipe))
         checkpoint = self.plan.checkpoint
         line = {
             "time": time.time(),
@@ -182,7 +188,7 @@ class PhaseRunner:
             "deepspeed": self.recipe.deepspeed,
             "versions": self.versions,
         }
-        with open(directory / LINEAGE, "a", encoding="utf-8") as file:
+        with open(directory.lineage, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

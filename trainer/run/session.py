@@ -12,7 +12,7 @@ import torch
 from tokenization.errors import InfrastructureError
 from tokenization.shards.store import TokenStore
 from trainer.checkpoint.history import name_of
-from trainer.checkpoint.manifest import MANIFEST_VERSION, Manifest
+from trainer.checkpoint.manifest import Position
 from trainer.checkpoint.save import Saver
 from trainer.engine.engine import Engine, StepResult
 from trainer.evaluation.held_out import Baseline, evaluate, measured_on
@@ -194,7 +194,7 @@ class Session:
             return
         self.saved_step = self.state.step
         shares = ([own for own in share if own.owned] for share in self.engine.shares())
-        self.saver.save(self._manifest(), shares)
+        self.saver.save(self._position(), shares)
 
     def finish_save(self) -> None:
         """Waits for the save under way on every rank; a failure is answered as the recipe says.
@@ -230,15 +230,12 @@ class Session:
         self.loader.close()
         self.engine.close()
 
-    def _manifest(self) -> Manifest:
-        return Manifest(
-            version=MANIFEST_VERSION,
+    def _position(self) -> Position:
+        return Position(
             step=self.state.step,
             tokens=self.state.tokens,
             world_size=self.engine.world_size,
             stage=self.engine.stage,
-            files={},
-            weights={},
             adam_step=self.engine.adam_step,
             loss_scale=self.engine.loss_scale,
             state=self.state.to_json(),

@@ -19,7 +19,7 @@ from trainer.machine.signals import Signals
 from trainer.machine.watchdog import Watchdog
 from trainer.plan.make import Plan, make_plan
 from trainer.run.phases import PhaseRunner, check_ranks_agree
-from trainer.storage.run_directory import checkpoints_of
+from trainer.storage.run_directory import RunDirectory
 
 
 def start(plan: Plan, world: World) -> int:
@@ -80,7 +80,8 @@ def _train_verified(plan: Plan, world: World, say: Any) -> int:
     if plan.decision.kind in ("finished", "refuse"):
         return 0 if plan.decision.kind == "finished" else UserError.exit_code
     if world.rank == 0 and plan.checkpoint is not None:
-        for line in history.quarantine(checkpoints_of(plan.recipe), plan.checkpoint.manifest.step):
+        checkpoints = RunDirectory(plan.recipe.directory).checkpoints
+        for line in history.quarantine(checkpoints, plan.checkpoint.manifest.step):
             say(line)
     with Signals() as signals, Watchdog() as watchdog:
         runner = PhaseRunner(plan, world, signals, watchdog, say)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers.model_tiny import INIT, recipe, tokens
+from tests.helpers.model_tiny import INIT, build, recipe, tokens
 from tokenization.errors import UserError
 from trainer.engine.row_lr import elements_before_row
-from trainer.model.build import build_model
 from trainer.model.trainable import parameter_groups
 from trainer.recipe.schema import Phase
 
@@ -26,7 +25,7 @@ def phase(**changes: object) -> Phase:
 
 
 def extended(kind: str = "llama", **init: object):
-    causal = build_model(recipe(**{**INIT[kind], **init}), PIECES)
+    causal = build(recipe(**{**INIT[kind], **init}), PIECES)
     causal.hf.config.base_vocab_size = OLD
     return causal
 
@@ -158,6 +157,6 @@ def test_the_part_of_a_fragment_that_belongs_to_the_last_rows(start):
 
 
 def test_new_rows_of_a_model_that_has_none():
-    causal = build_model(recipe(), PIECES)
-    with pytest.raises(UserError, match="the model was not grown by `rewarm model extend`"):
+    causal = build(recipe(), PIECES)
+    with pytest.raises(UserError, match="the model was not extended with `rewarm model extend`"):
         parameter_groups(causal, phase(train="new_rows"), 0.1)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.helpers.checkpoints import fragments, manifest, savers
+from tests.helpers.checkpoints import fragments, position, savers
 from tokenization.errors import InfrastructureError
 from trainer.checkpoint import history, rank_files
 from trainer.checkpoint import rank_files as portable
@@ -22,7 +22,7 @@ class Logged(list):
 def open_session(tmp_path, monkeypatch):
     alone = SimpleNamespace(all_gather=lambda v: [v], broadcast=lambda v: v, all_reduce_sum=lambda t: t)
     monkeypatch.setattr(sessions, "collectives", alone)
-    monkeypatch.setattr(Session, "_manifest", lambda self: manifest(self.state.step), raising=True)
+    monkeypatch.setattr(Session, "_position", lambda self: position(self.state.step), raising=True)
 
     def start(on_failure="continue", asynchronous=True):
         owned = fragments()

@@ -112,7 +112,7 @@ def test_a_second_job_in_a_run_directory_waits_and_goes_on_from_what_the_first_o
             runs.command(recipe, 2), env=runs.environment(), stderr=subprocess.PIPE, text=True
         )
         seen = []
-        line = next((line for line in job.stderr if seen.append(line) or "is still here" in line), None)
+        line = next((line for line in job.stderr if seen.append(line) or "is in use by" in line), None)
         assert line is not None, "".join(seen)
         assert f"process {os.getpid()} on" in line
         assert any("decided  start" in line for line in seen), "nothing was there when it looked"

@@ -1,4 +1,4 @@
-"""One job at a time in a run directory."""
+"""The run lock: one job at a time trains in a run directory."""
 
 from __future__ import annotations
 
@@ -15,32 +15,30 @@ from tokenization.errors import InfrastructureError
 from trainer.storage.run_directory import RunDirectory
 
 PATIENCE_S = 60.0
-"""For how long a job that was killed, or told to stop, may take to be gone."""
+"""Time that a job which was killed, or told to stop, may take to exit."""
 
 
 @contextmanager
 def hold_run_lock(
     directory: Path, say: Callable[[str], None], patience_s: float = PATIENCE_S
 ) -> Iterator[bool]:
-    """Within it no other process that claims `directory` trains there; whether it had to be waited for.
+    """Hold the lock of a run directory; yield whether another job had to be waited for.
 
-    A requeued job may start while the job before it is still ending.
+    A requeued job may start while the job before it is still exiting.
 
     Raises:
-        InfrastructureError: another one trains there, and goes on.
+        InfrastructureError: another job holds the lock and does not exit.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with open(RunDirectory(directory).lock, "a+", encoding="utf-8") as file:
-        waited = not _taken(file.fileno(), say)
+        waited = not _try_lock(file.fileno(), say)
         if waited:
-            holder = _holder(directory)
-            say(f"{directory}: {holder} is still here; waiting up to {patience_s:.0f} s for its end")
+            in_use = f"{directory}: run directory is in use by {_holder(directory)}"
+            say(f"{in_use}; waiting up to {patience_s:.0f} s for it to exit")
             deadline = time.monotonic() + patience_s
-            while not _taken(file.fileno(), say):
+            while not _try_lock(file.fileno(), say):
                 if time.monotonic() > deadline:
-                    raise InfrastructureError(
-                        f"{directory}: {holder} trains here; end it, or give this run another run_dir"
-                    )
+                    raise InfrastructureError(f"{in_use}; stop that job or choose another run_dir")
                 time.sleep(0.1)
         file.truncate(0)
         job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
@@ -49,8 +47,8 @@ def hold_run_lock(
         yield waited
 
 
-def _taken(descriptor: int, say: Callable[[str], None]) -> bool:
-    """Whether the lock is ours now; a file system without locks is said, and gone on with."""
+def _try_lock(descriptor: int, say: Callable[[str], None]) -> bool:
+    """Try to take the lock; return whether this job may train, as on a file system without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -58,7 +56,7 @@ def _taken(descriptor: int, say: Callable[[str], None]) -> bool:
             return False
         if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
             raise
-        say(f"run_dir cannot be locked ({error.strerror}): see to it that one job at a time trains there")
+        say(f"this file system has no locks ({error.strerror}): make sure that only one job uses run_dir")
     return True
 
 

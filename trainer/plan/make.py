@@ -91,11 +91,8 @@ def make_plan(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> P
     together(lambda: check_services(recipe.logging))
     if stores is not None and validation is not None and vocab_size is not None:
         together(lambda: check_one_tokenizer(recipe, stores, validation))
-    config = None
-    if vocab_size is not None:
-        config = together(lambda: architecture.resolve_config(recipe, vocab_size))
-        together.problems += architecture.check_config(config, recipe, vocab_size) if config else []
-    if preset is None or stores is None or validation is None or vocab_size is None or config is None:
+    config = vocab_size and together(lambda: _checked_config(recipe, vocab_size))
+    if preset is None or stores is None or validation is None or not vocab_size or not config:
         raise UserErrors(together.problems)
     if together.problems:
         raise UserErrors(together.problems)
@@ -129,6 +126,13 @@ def make_plan(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> P
         base=base,
         decision=decide(recipe, data, state, base),
     )
+
+
+def _checked_config(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
+    config = architecture.resolve_config(recipe, vocab_size)
+    if problems := architecture.check_config(config, recipe, vocab_size):
+        raise UserErrors(problems)
+    return config
 
 
 def _memory(recipe: Recipe, preset: dict[str, Any], config: dict[str, Any], world_size: int) -> Memory:

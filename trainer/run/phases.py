@@ -106,8 +106,8 @@ class PhaseRunner:
         decision, checkpoint = self.plan.decision, self.plan.checkpoint
         state = decision.state
         phase = self.recipe.phases[state.phase]
-        layout = self.plan.layout
-        config = complete(self.plan.preset, self.recipe, layout, self.plan.model_config)
+        layout, model_config = self.plan.layout, self.plan.model_config
+        config = complete(self.plan.preset, self.recipe, layout, model_config)
         own_base = _checkpoint_at(self.recipe.model.base)
         if checkpoint is None and own_base is not None and (found := find_damage(own_base)):
             raise InfrastructureError("; ".join(found))
@@ -115,7 +115,7 @@ class PhaseRunner:
         clear_swapped(config)
         with sharded_loading(config) as initialize:
             model = build_model(
-                self.plan.model_config,
+                model_config,
                 self.recipe,
                 self.plan.vocab_size,
                 weights=weights is None,

@@ -15,11 +15,8 @@ from pathlib import Path
 import torch
 import xxhash
 
-from tokenization.disk import checksum, sync_directory
+from tokenization.disk import BLOCK, checksum, sync_directory
 from tokenization.errors import InfrastructureError, UserError
-
-BLOCK = 1 << 23
-"""Bytes that are copied, hashed and written at once."""
 
 PAGE = 4096
 """Alignment of direct writes, in bytes."""

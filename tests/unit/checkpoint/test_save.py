@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.checkpoints import fragments, position, save, save_with, savers
-from tokenization.disk import checksum
+from tokenization.disk import BLOCK, checksum
 from tokenization.errors import InfrastructureError
 from trainer.checkpoint import history, rank_files
-from trainer.checkpoint import rank_files as portable
 from trainer.checkpoint.manifest import MANIFEST, verify_checkpoint
 from trainer.storage import disk
 
@@ -70,7 +69,7 @@ def test_a_rank_that_cannot_write_undoes_the_save_on_all_ranks(folder, asynchron
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(path, mine)
 
-    monkeypatch.setattr(portable, "write_rank_file", failing)
+    monkeypatch.setattr(rank_files, "write_rank_file", failing)
     ranks = savers(folder, 2, asynchronous=asynchronous)
     failures = save_with(ranks, 2)
     assert failures[0] == failures[1]
@@ -234,7 +233,7 @@ def test_the_newest_two_always_stay(tokens, keep_last, keep_every):
 
 
 @pytest.mark.parametrize("direct", [True, False])
-@pytest.mark.parametrize("sizes", [[], [0], [1], [4096], [disk.BLOCK - 1, 1], [3, 2 * disk.BLOCK, 4097]])
+@pytest.mark.parametrize("sizes", [[], [0], [1], [4096], [BLOCK - 1, 1], [3, 2 * BLOCK, 4097]])
 def test_a_file_holds_its_parts_one_after_another_on_any_file_system(tmp_path, monkeypatch, sizes, direct):
     if not direct:
         monkeypatch.setattr(os, "O_DIRECT", 0)

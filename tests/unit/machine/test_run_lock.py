@@ -37,7 +37,7 @@ def test_a_free_directory_is_taken_at_once_and_again_after_the_end(tmp_path, sai
 
 def test_who_trains_there_is_named(tmp_path, said):
     with hold_run_lock(tmp_path, said.append):
-        message = rf"process {os.getpid()} on \S+ trains here; end it"
+        message = rf"run directory is in use by process {os.getpid()} on \S+; stop that job"
         with pytest.raises(InfrastructureError, match=message), hold_run_lock(tmp_path, said.append, 0.2):
             pass
         assert len(said) == 1
@@ -73,5 +73,5 @@ def test_a_file_system_without_locks_is_gone_on_with(tmp_path, said, monkeypatch
     with hold_run_lock(tmp_path, said.append) as waited:
         assert not waited
     assert said == [
-        "run_dir cannot be locked (No locks available): see to it that one job at a time trains there"
+        "this file system has no locks (No locks available): make sure that only one job uses run_dir"
     ]

@@ -29,7 +29,7 @@ from trainer.cli.main import main
 from trainer.model.architecture import EMBEDDINGS, resolve_config
 from trainer.model.extend import bits_per_byte, compare_tokenizers, extend_model
 from trainer.plan.make import base_lineage
-from trainer.storage import hub as directory
+from trainer.storage import hub
 from trainer.storage.run_directory import EXPORTED
 from trainer.storage.safetensors import WeightsReader
 
@@ -216,7 +216,7 @@ def test_the_base_of_the_losses_may_be_a_hub_id(tmp_path, capsys, monkeypatch):
         fetched.append((model, field))
         return tmp_path / "base"
 
-    monkeypatch.setattr(directory, "fetch_from_hub", fetch)
+    monkeypatch.setattr(hub, "fetch_from_hub", fetch)
     assert command(tmp_path, "a.txt", base="org/name") == 0
     assert fetched == [("org/name", "--base")]
     assert "bits/byte before" in capsys.readouterr().out

@@ -8,7 +8,6 @@ import pytest
 from tests.helpers.checkpoints import fragments, position, savers
 from tokenization.errors import InfrastructureError
 from trainer.checkpoint import history, rank_files
-from trainer.checkpoint import rank_files as portable
 from trainer.run import session as sessions
 from trainer.run.session import Session
 
@@ -67,7 +66,7 @@ def full_disk(monkeypatch):
             raise OSError(28, "No space left on device")
         return write(path, mine)
 
-    monkeypatch.setattr(portable, "write_rank_file", failing)
+    monkeypatch.setattr(rank_files, "write_rank_file", failing)
     return state
 
 

@@ -62,7 +62,8 @@ def export_model(
             shape = weight.shape
             if name in (input_name, output_name):
                 shape = (min(shape[0], vocab_size), *shape[1:])
-            writer.add(Weight(name, shape, DTYPES[dtype], partial(_made, weight, name, shape, DTYPES[dtype])))
+            make = partial(_exported, weight, name, shape[0], DTYPES[dtype])
+            writer.add(Weight(name, shape, DTYPES[dtype], make))
         if input_name not in written:
             raise UserError("is not among the weights to export", value=input_name)
         writer.close()
@@ -73,16 +74,12 @@ def export_model(
             (draft / EXPORTED).write_text(json.dumps(card.state), encoding="utf-8")
 
 
-def _made(weight: Weight, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    made = weight.make()
-    return _cast(name, made if made.shape == shape else made[: shape[0]], dtype)
-
-
-def _cast(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert `weight` to `dtype`; a finite value that becomes infinite is an error."""
-    cast = weight.to(dtype)
-    if dtype is torch.float16 and not torch.isfinite(cast).all() and torch.isfinite(weight).all():
-        largest = weight.abs().max().item()
+def _exported(weight: Weight, name: str, rows: int, dtype: torch.dtype) -> Tensor:
+    """Make the first `rows` of a weight in `dtype`; a finite value that becomes infinite is an error."""
+    made = weight.make()[:rows]
+    cast = made.to(dtype)
+    if dtype is torch.float16 and not torch.isfinite(cast).all() and torch.isfinite(made).all():
+        largest = made.abs().max().item()
         raise UserError(
             f"reaches {largest:.3g}, beyond the range of fp16", value=name, fix="export in bf16 or fp32"
         )

@@ -202,9 +202,7 @@ def _commit(path: Path, position: Position, files: Sequence[rank_files.RankFile]
     """Commit the checkpoint with the ranks' files, and what else is in its directory; return a failure."""
     try:
         if missing := rank_files.missing_elements(files):
-            raise InfrastructureError(
-                f"ranks' files are incomplete: {missing[0]}; please report this bug"
-            )
+            raise InfrastructureError(f"ranks' files are incomplete: {missing[0]}; please report this bug")
         listed = {file.file: (file.size, file.checksum) for file in files}
         others = [file for file in path.iterdir() if file.name not in listed]
         manifest = Manifest(

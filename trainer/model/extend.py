@@ -116,12 +116,8 @@ def _grown(
     new_rows: NewRows,
     generator: torch.Generator,
 ) -> Tensor:
-    return grow(weights[name], extension, new_rows, generator)
-
-
-def grow(weight: Tensor, extension: ModelExtension, new_rows: NewRows, generator: torch.Generator) -> Tensor:
-    """Add new and padding rows to the embedding `weight` `[base rows, hidden]`."""
-    base = weight[: extension.base_pieces]
+    """Read the embedding `name` `[base rows, hidden]`, and add new and padding rows."""
+    base = weights[name][: extension.base_pieces]
     mean, added = base.mean(dim=0, dtype=torch.float32), len(extension.splits)
     if new_rows == "random":
         std = base.float().std().item()
@@ -146,9 +142,7 @@ def compare_tokenizers(base: str | Path, tokenizer: str | Path, base_rows: int) 
     old, new = open_tokenizer(base), open_tokenizer(tokenizer)
     if new.model is None:
         fix = "give one with tokenizer.model, as `rewarm vocab extend` writes"
-        raise UserError(
-            "is not a SentencePiece model, which new rows need", file=new.path, fix=fix
-        )
+        raise UserError("is not a SentencePiece model, which new rows need", file=new.path, fix=fix)
     before, after = (old.model.pieces, new.model.pieces) if old.model else (old.pieces, new.pieces)
     for number, (was, now) in enumerate(zip(before, after, strict=False)):
         if was != now:

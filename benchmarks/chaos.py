@@ -24,10 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.helpers import (
-    crashes,  # noqa: E402
-    runs,  # noqa: E402
-)
+from tests.helpers import crashes, runs  # noqa: E402
 
 
 def main() -> int:

@@ -195,29 +195,26 @@ def open_saver(folder: Path, asynchronous: bool, rank: int) -> Any:
 
 def save(engine: Any, saver: Any, step: int) -> None:
     """What a session does to save, until training may go on."""
-    from trainer.checkpoint.manifest import MANIFEST_VERSION, Manifest
+    from trainer.checkpoint.manifest import Position
     from trainer.machine import collectives
 
     shares = [[own for own in share if own.owned] for share in engine.shares()]
     if saver.rank == 0:
         saver.open_directory(step, needed=1)
     collectives.broadcast(None)
-    manifest = Manifest(
-        MANIFEST_VERSION,
-        step,
-        step,
-        engine.world_size,
-        engine.stage,
-        {},
-        {},
-        engine.adam_step,
-        {},
-        {},
-        {},
-        "",
-        {},
+    position = Position(
+        step=step,
+        tokens=step,
+        adam_step=engine.adam_step,
+        state={},
+        world_size=engine.world_size,
+        stage=engine.stage,
+        loss_scale={},
+        baseline={},
+        recipe="",
+        versions={},
     )
-    saver.save(manifest, shares)
+    saver.save(position, shares)
 
 
 def finish(saver: Any) -> None:

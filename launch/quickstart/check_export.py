@@ -13,8 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.checkpoint import history, rank_files
+from trainer.model.architecture import read_config
 from trainer.model.build import build_model
 from trainer.recipe.load import parse_recipe
+from trainer.storage.run_directory import RunDirectory
 
 
 def main() -> int:
@@ -29,8 +31,9 @@ def main() -> int:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     exported = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
 
-    checkpoint = history.scan_checkpoints(args.run / "checkpoints")[0][-1]
-    trained = build_model(parse_recipe(checkpoint.manifest.recipe), len(tokenizer), weights=False)
+    checkpoint = history.scan_checkpoints(RunDirectory(args.run).checkpoints)[0][-1]
+    config, recipe = read_config(checkpoint.path), parse_recipe(checkpoint.manifest.recipe)
+    trained = build_model(config, recipe, len(tokenizer), weights=False)
     reader = rank_files.Reader(checkpoint.files)
     trained.load_state_dict(
         {name: reader.whole(name) for name in trained.state_dict() if name in reader.pieces}

@@ -16,7 +16,10 @@ import time
 from pathlib import Path
 
 from tokenization.errors import RewarmError
+from trainer.checkpoint.history import list_checkpoints, step_of
+from trainer.checkpoint.manifest import MARKER
 from trainer.metrics.jsonl import read_metrics
+from trainer.storage.run_directory import RunDirectory
 
 STEPS_BEYOND = 5
 """Steps after the checkpoint that are trained before the kill, so that there is something to do twice."""
@@ -48,7 +51,8 @@ def main() -> int:
 def ripe(run: Path, tokens: int) -> bool:
     """Whether the run is past `tokens`, and some steps past its newest committed checkpoint."""
     step, consumed = last_step(run)
-    saved = [int(path.parent.name.removeprefix("step-")) for path in run.glob("checkpoints/step-*/COMMITTED")]
+    paths = list_checkpoints(RunDirectory(run).checkpoints)
+    saved = [step_of(path) for path in paths if (path / MARKER).exists()]
     return consumed >= tokens and bool(saved) and step >= max(saved) + STEPS_BEYOND
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
-from tests.helpers.fragments import Fragment
-from trainer.checkpoint.manifest import MANIFEST_VERSION, Manifest
+from tests.helpers.fragments import fragment
+from trainer.checkpoint.manifest import Manifest, Position
 from trainer.checkpoint.save import Saver
+from trainer.storage.fragment import Fragment
 
 
 class Meeting:
-    """What `distributed.beside` is for processes; a rank that never comes breaks it."""
+    """An all-gather among threads, as `collectives.background_gather`; a rank that never comes breaks it."""
 
     def __init__(self, ranks: int, patience_s: float = 10.0) -> None:
         self._values: list = [None] * ranks
@@ -28,22 +29,25 @@ class Meeting:
         return gather
 
 
-def manifest(step: int, world_size: int = 1) -> Manifest:
-    return Manifest(
-        version=MANIFEST_VERSION,
-        step=step,
-        tokens=step * 100,
-        world_size=world_size,
-        stage=2,
-        files={},
-        weights={},
-        adam_step=step,
-        loss_scale={},
-        state={"step": step},
-        baseline={},
-        recipe="name: x",
-        versions={},
-    )
+def position(step: int, world_size: int = 1, **changes) -> Position:
+    fields = {
+        "step": step,
+        "tokens": step * 100,
+        "world_size": world_size,
+        "stage": 2,
+        "adam_step": step,
+        "loss_scale": {},
+        "state": {"step": step},
+        "baseline": {},
+        "recipe": "name: x",
+        "versions": {},
+    }
+    return Position(**fields | changes)
+
+
+def manifest(step: int, **changes) -> Manifest:
+    """The manifest of a checkpoint without files."""
+    return Manifest(**vars(position(step)), **{"files": {}, "weights": {}} | changes)
 
 
 def savers(folder: Path, ranks: int = 1, **changes) -> list[Saver]:
@@ -56,7 +60,7 @@ def savers(folder: Path, ranks: int = 1, **changes) -> list[Saver]:
 
 
 def fragments(rank: int = 0) -> list[Fragment]:
-    return [Fragment(f"w{rank}", 0, (4,), True, {"weight": torch.arange(4.0) + rank})]
+    return [fragment(f"w{rank}", 0, (4,), True, {"weight": torch.arange(4.0) + rank})]
 
 
 def save(folder: Path, step: int, ranks: int = 1, **changes) -> list[str | None]:
@@ -67,7 +71,7 @@ def save(folder: Path, step: int, ranks: int = 1, **changes) -> list[str | None]
 def save_with(all_ranks: list[Saver], step: int) -> list[str | None]:
     all_ranks[0].open_directory(step, needed=1)
     threads = [
-        threading.Thread(target=one.save, args=(manifest(step, len(all_ranks)), [fragments(one.rank)]))
+        threading.Thread(target=one.save, args=(position(step, len(all_ranks)), [fragments(one.rank)]))
         for one in all_ranks
     ]
     for thread in threads:

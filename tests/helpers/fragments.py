@@ -1,15 +1,12 @@
-"""A fragment as the engine gives it, for tests of what is saved."""
-
-from dataclasses import dataclass, field
+"""A fragment as the engine makes it, for tests of what is saved."""
 
 import torch
 
+from trainer.storage.fragment import Fragment
 
-@dataclass
-class Fragment:
-    name: str
-    start: int
-    shape: tuple[int, ...]
-    trained: bool = True
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
-    owned: bool = True
+
+def fragment(
+    name: str, start: int, shape: tuple[int, ...], trained: bool, tensors: dict[str, torch.Tensor]
+) -> Fragment:
+    """A fragment whose weight is stepped by itself."""
+    return Fragment(name, start, shape, trained, True, tensors, owner=tensors["weight"])

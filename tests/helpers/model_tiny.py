@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from sentencepiece import sentencepiece_model_pb2 as proto
 
+from tokenization.errors import UserError, UserErrors
+from trainer.model.architecture import check_config, resolve_config
+from trainer.model.build import build_model
+from trainer.model.loss import CausalLM
 from trainer.recipe.load import parse_recipe
 from trainer.recipe.schema import Recipe
 
@@ -41,6 +45,22 @@ def recipe(*overrides: str, **init: Any) -> Recipe:
 def from_base(base: Path, *overrides: str) -> Recipe:
     """A recipe that goes on from a model directory."""
     return parse_recipe(RECIPE, ["model.init=null", f"model.base={base}", *overrides])
+
+
+def build(recipe: Recipe, pieces: int, **options: Any) -> CausalLM:
+    """The recipe's model, for a tokenizer of `pieces` pieces."""
+    return build_model(resolve_config(recipe, pieces), recipe, pieces, **options)
+
+
+def config_problems(recipe: Recipe, pieces: int) -> list[UserError]:
+    """All that is wrong with the recipe's model, as a plan reports it."""
+    try:
+        config = resolve_config(recipe, pieces)
+    except UserErrors as found:
+        return found.problems
+    except UserError as error:
+        return [error]
+    return check_config(config, recipe, pieces)
 
 
 def tokens(*shape: int, pieces: int, seed: int = 0) -> torch.Tensor:

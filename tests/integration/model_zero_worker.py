@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from tests.helpers.model_tiny import INIT, from_base, recipe, tokens
+from tests.helpers.model_tiny import INIT, build, from_base, recipe, tokens
 from trainer.engine.engine import Engine, sharded_loading
-from trainer.model.build import build_model
+from trainer.mixer.batch import MicroBatch
 from trainer.model.loss import CausalLM
 from trainer.model.trainable import parameter_groups
 from trainer.recipe.schema import Phase
@@ -25,20 +24,11 @@ STEPS = 3
 SCALE = {"embeddings": 2.0, "new_rows": 5.0}
 
 
-@dataclass
-class Rows:
+def batch(step: int, rank: int, world: int) -> MicroBatch:
     """A rank's rows of a global batch of four, each of a document of 9 and one of 7 tokens."""
-
-    input_ids: np.ndarray
-    targets: np.ndarray
-    source: np.ndarray
-    positions: np.ndarray | None
-
-    @classmethod
-    def of(cls, step: int, rank: int, world: int) -> Rows:
-        ids = tokens(4, 17, pieces=PIECES, seed=step)[rank * 4 // world : (rank + 1) * 4 // world].numpy()
-        positions = np.broadcast_to(np.array([*range(9), *range(7)]), (len(ids), 16)).copy()
-        return cls(ids[:, :-1].copy(), ids[:, 1:].copy(), np.zeros(len(ids), int), positions)
+    ids = tokens(4, 17, pieces=PIECES, seed=step)[rank * 4 // world : (rank + 1) * 4 // world].numpy()
+    positions = np.broadcast_to(np.array([*range(9), *range(7)]), (len(ids), 16)).copy()
+    return MicroBatch(ids[:, :-1].copy(), ids[:, 1:].copy(), np.zeros(len(ids), int), positions)
 
 
 def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -63,8 +53,8 @@ def run(make: Any, stage: int, dtype: str, train: str, scale: dict[str, float]) 
     if dtype != "fp32":
         config[dtype] = {"enabled": True}
     plan = make(f"model.dtype={dtype}")
-    with sharded_loading(config):
-        causal: CausalLM = build_model(plan, PIECES)
+    with sharded_loading(config) as initialize:
+        causal: CausalLM = build(plan, PIECES, initialize=initialize)
     causal.hf.config.base_vocab_size = OLD
     schedule = plan.phases[0].schedule.model_copy(update={"lr_scale": scale})
     phase: Phase = plan.phases[0].model_copy(update={"train": train, "schedule": schedule})
@@ -72,7 +62,7 @@ def run(make: Any, stage: int, dtype: str, train: str, scale: dict[str, float]) 
     before = {name: whole(parameter) for name, parameter in causal.named_parameters()}
     losses = []
     for step in range(STEPS):
-        result = engine.train_step([Rows.of(step, rank, world)], 1e-3, sources=1, seed=step, stop=False)
+        result = engine.train_step([batch(step, rank, world)], 1e-3, sources=1, seed=step, stop=False)
         losses.append(result.source_nats.item() / 64)
     after = {name: whole(parameter) for name, parameter in causal.named_parameters()}
     rotary = causal.hf.base_model.rotary_emb.inv_freq.dtype

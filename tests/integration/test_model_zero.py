@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.model_tiny import INIT, recipe
-from tests.integration.model_zero_worker import OLD, PIECES, SCALE, STEPS, Rows
-from trainer.model.build import build_model
+from tests.helpers.model_tiny import INIT, build, recipe
+from tests.integration.model_zero_worker import OLD, PIECES, SCALE, STEPS, batch
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
@@ -24,7 +23,7 @@ STAGES = (0, 1, 2, 3)
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("base")
-    build_model(recipe("seed=5"), PIECES).hf.save_pretrained(where, max_shard_size="20kB")
+    build(recipe("seed=5"), PIECES).hf.save_pretrained(where, max_shard_size="20kB")
     return where
 
 
@@ -64,21 +63,21 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("kind", INIT)
 def test_random_weights_are_those_of_a_plain_build(launched, ranks, stage, kind):
-    plain = dict(build_model(recipe(**INIT[kind]), PIECES).named_parameters())
+    plain = dict(build(recipe(**INIT[kind]), PIECES).named_parameters())
     assert equal(launched[ranks][f"random/{kind}/{stage}"]["before"], plain)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_base_is_loaded_to_the_bit(launched, ranks, stage):
-    plain = dict(build_model(recipe("seed=5"), PIECES).named_parameters())
+    plain = dict(build(recipe("seed=5"), PIECES).named_parameters())
     assert equal(launched[ranks][f"base/{stage}"]["before"], plain)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_bf16_weights_are_the_fp32_ones_rounded_and_rotations_stay_exact(launched, ranks, stage):
-    plain = {name: value.bfloat16() for name, value in build_model(recipe(), PIECES).named_parameters()}
+    plain = {name: value.bfloat16() for name, value in build(recipe(), PIECES).named_parameters()}
     found = launched[ranks][f"bf16/{stage}"]
     assert equal(found["before"], plain)
     assert found["rotary"] == torch.float32
@@ -110,7 +109,7 @@ def test_new_rows_move_and_nothing_else_does_by_a_bit(launched, ranks, stage, ke
 
 def with_rows_as_parameters(tied: str) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The independent reference: old and new rows are parameters of their own, in groups of plain AdamW."""
-    causal = build_model(recipe(**{**INIT["llama"], "tie_word_embeddings": tied}), PIECES)
+    causal = build(recipe(**{**INIT["llama"], "tie_word_embeddings": tied}), PIECES)
     parts = {
         name: [part.detach().clone().requires_grad_() for part in (value[:OLD], value[OLD:])]
         if "embed" in name or "lm_head" in name
@@ -126,10 +125,10 @@ def with_rows_as_parameters(tied: str) -> tuple[dict[str, torch.Tensor], list[fl
     adam = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     losses = []
     for step in range(STEPS):
-        rows = Rows.of(step, 0, 1)
+        micro = batch(step, 0, 1)
         weights = {name: torch.cat(cut) for name, cut in parts.items()}
-        batch = tuple(map(torch.as_tensor, (rows.input_ids, rows.targets, rows.positions)))
-        total, _, _ = torch.func.functional_call(causal, weights, batch)
+        inputs = tuple(map(torch.as_tensor, (micro.input_ids, micro.targets, micro.positions)))
+        total, _, _ = torch.func.functional_call(causal, weights, inputs)
         adam.zero_grad()
         (total / 64).backward()
         torch.nn.utils.clip_grad_norm_([part for cut in parts.values() for part in cut], 1.0)

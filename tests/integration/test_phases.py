@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.helpers import runs
+from tests.helpers.model_tiny import build
 from trainer.checkpoint import history, manifest, rank_files
 from trainer.recipe.load import load_recipe
 
@@ -37,11 +38,9 @@ def moved(stage):
 @pytest.fixture(scope="module")
 def base(data, tmp_path_factory):
     """A model whose last rows were appended, as `rewarm model extend` says it."""
-    from trainer.model.build import build_model
-
     folder = tmp_path_factory.mktemp("base")
     recipe = load_recipe(runs.write(runs.recipe(data, folder / "run"), folder / "recipe.yaml"))
-    model = build_model(recipe, 420).hf
+    model = build(recipe, 420).hf
     model.config.base_vocab_size = 420 - NEW
     model.save_pretrained(folder / "base")
     return folder / "base"

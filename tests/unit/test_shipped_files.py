@@ -185,7 +185,7 @@ def test_offload_without_a_compiler_is_one_clear_line(machine, tool, monkeypatch
     with pytest.raises(UserError) as told:
         machine(tool)(offload, "bf16")
     assert "\n" not in str(told.value)
-    assert f"and {tool} is missing here; have g++ and ninja on the PATH, or take a preset without" in str(
+    assert f"and {tool} is not installed; put g++ and ninja on the PATH, or use a preset without" in str(
         told.value
     )
 

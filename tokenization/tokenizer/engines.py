@@ -198,6 +198,7 @@ def _resident_mb() -> float:
 
 
 def joined(rows: Sequence[Sequence[int]]) -> Encoded:
+    """Join rows of ids end to end."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     ids = np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum()))
     return ids, lengths

@@ -1,8 +1,7 @@
-"""The model card: what a reader of an exported model must know."""
+"""The model card of an export: origin, phases, evaluation and lineage, as Markdown."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,16 +13,16 @@ from trainer.checkpoint.manifest import Checkpoint
 from trainer.metrics.jsonl import read_metrics
 from trainer.recipe.load import parse_recipe
 from trainer.scheduler.state import RunState
-from trainer.storage.run_directory import METRICS
+from trainer.storage.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a reader of the exported model must know."""
+    """The content of a model card."""
 
     name: str
     base: str | None = None
-    """What training went on from; None for random weights."""
+    """The model that training continued; None for random weights."""
     tokens: int = 0
     """Tokens trained in the whole run."""
     phases: Sequence[Mapping[str, Any]] = ()
@@ -31,13 +30,13 @@ class Card:
     evaluation: Mapping[str, float] = field(default_factory=dict)
     """Metric → value, forgetting among them."""
     lineage: Sequence[Mapping[str, Any]] = ()
-    """The records of lineage.jsonl that are worth telling."""
+    """Records of lineage.jsonl, with the fields that the card shows."""
     state: Mapping[str, Any] | None = None
-    """Where the run stood (`scheduler.state.RunState`), for a run that has this model as its base."""
+    """The `scheduler.state.RunState` of the checkpoint, for a run that has this model as its base."""
 
 
 def render_card(card: Card, dtype: str, tokenizer_loader: str = "AutoTokenizer") -> str:
-    """The model card, in Markdown with the metadata block of the hub."""
+    """Render the model card, in Markdown with the metadata block of the hub."""
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [rewarm]"]
     if card.base and _is_hub_id(card.base):
         head.append(f"base_model: {card.base}")
@@ -59,7 +58,7 @@ def render_card(card: Card, dtype: str, tokenizer_loader: str = "AutoTokenizer")
 
 
 def _is_hub_id(base: str) -> bool:
-    """Whether a base is `owner/name` on the hub rather than a directory here."""
+    """Tell whether a base is `owner/name` on the hub rather than a local directory."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) is not None and not Path(base).is_dir()
 
 
@@ -72,7 +71,7 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table with a column for each key, in the order in which they first appear."""
+    """Render a Markdown table with a column for each key, in the order in which they first appear."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [columns, ["---"] * len(columns)]
     lines += [
@@ -82,8 +81,12 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+_TOLD = ("kind", "step", "tokens", "phase_name", "reason")
+"""Fields of a lineage record that the card shows."""
+
+
 def card_of(checkpoint: Checkpoint) -> Card:
-    """What the model card tells, from the checkpoint and the run directory around it."""
+    """Make the model card of a checkpoint, from its manifest and its run directory."""
     manifest = checkpoint.manifest
     recipe = parse_recipe(manifest.recipe)
     state = RunState.from_json(manifest.state)
@@ -97,28 +100,28 @@ def card_of(checkpoint: Checkpoint) -> Card:
         }
         for record in state.phases
     ]
-    run = checkpoint.path.parent.parent
+    run = RunDirectory(checkpoint.path.parent.parent)
     return Card(
         name=recipe.name,
         base=recipe.model.base,
         tokens=state.trained_tokens,
         phases=phases,
         evaluation=_evaluation(run, manifest.step),
-        lineage=_lineage(run / "lineage.jsonl"),
+        lineage=[{name: record.get(name) for name in _TOLD} for record in run.read_lineage()],
         state=manifest.state,
     )
 
 
 def _weights(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for field, value in data.items():
-        if field.startswith("mixture.") and not field.endswith(".from_sample"):
-            yield field.split(".", 2)[2], value
+    for key, value in data.items():
+        if key.startswith("mixture.") and not key.endswith(".from_sample"):
+            yield key.split(".", 2)[2], value
 
 
-def _evaluation(run: Path, step: int) -> dict[str, float]:
-    """The last losses measured up to `step`."""
+def _evaluation(run: RunDirectory, step: int) -> dict[str, float]:
+    """Return the last losses measured up to `step`."""
     found: dict[str, float] = {}
-    for record in read_metrics(run) if (run / METRICS).exists() else ():
+    for record in read_metrics(run.path) if run.metrics.exists() else ():
         if record["step"] <= step:
             found |= {
                 name: value
@@ -126,9 +129,3 @@ def _evaluation(run: Path, step: int) -> dict[str, float]:
                 if name.startswith("eval/") and math.isfinite(value)
             }
     return found
-
-
-def _lineage(file: Path) -> list[dict[str, Any]]:
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []  # whole ones
-    kept = ("kind", "step", "tokens", "phase_name", "reason")
-    return [{name: json.loads(line).get(name) for name in kept} for line in lines]

@@ -1,4 +1,4 @@
-"""Trained weights → a directory that AutoModelForCausalLM and AutoTokenizer load anywhere."""
+"""Export trained weights to a directory that AutoModelForCausalLM and AutoTokenizer load anywhere."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def export_model(
     card: Card,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Writes `weights` (made one at a time, under `CausalLM`'s names or Hugging Face's) and their config.
+    """Write `weights` (made one at a time, with the names of `CausalLM` or Hugging Face) and their config.
 
-    Embedding rows beyond the tokenizer's `vocab_size` pieces are padding and are left out, so that no one
-    can sample them. The tokenizer's files are copied byte for byte.
+    Embedding rows beyond the tokenizer's `vocab_size` pieces are padding and are not exported, so that
+    they cannot be sampled. The tokenizer's files are copied byte for byte.
 
     Raises:
-        UserError: `out` is not empty, the tokenizer is missing, there is no input embedding in `weights`,
-            or a weight does not fit into `dtype`.
+        UserError: `out` is not empty, the tokenizer is missing, `weights` have no input embedding, or a
+            weight does not fit into `dtype`.
         InfrastructureError: the disk is full or cannot be written.
     """
     input_name, output_name = EMBEDDINGS[config.model_type]
@@ -62,7 +62,8 @@ def export_model(
             shape = weight.shape
             if name in (input_name, output_name):
                 shape = (min(shape[0], vocab_size), *shape[1:])
-            writer.add(Weight(name, shape, DTYPES[dtype], partial(_made, weight, name, shape, DTYPES[dtype])))
+            make = partial(_exported, weight, name, shape[0], DTYPES[dtype])
+            writer.add(Weight(name, shape, DTYPES[dtype], make))
         if input_name not in written:
             raise UserError("is not among the weights to export", value=input_name)
         writer.close()
@@ -73,35 +74,33 @@ def export_model(
             (draft / EXPORTED).write_text(json.dumps(card.state), encoding="utf-8")
 
 
-def _made(weight: Weight, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    made = weight.make()
-    return _cast(name, made if made.shape == shape else made[: shape[0]], dtype)
-
-
-def _cast(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """`weight` in `dtype`, refused if that makes a finite value infinite."""
-    cast = weight.to(dtype)
-    if dtype is torch.float16 and not torch.isfinite(cast).all() and torch.isfinite(weight).all():
-        largest = weight.abs().max().item()
-        raise UserError(f"reaches {largest:.3g}, beyond fp16", value=name, fix="export in bf16 or fp32")
+def _exported(weight: Weight, name: str, rows: int, dtype: torch.dtype) -> Tensor:
+    """Make the first `rows` of a weight in `dtype`; a finite value that becomes infinite is an error."""
+    made = weight.make()[:rows]
+    cast = made.to(dtype)
+    if dtype is torch.float16 and not torch.isfinite(cast).all() and torch.isfinite(made).all():
+        largest = made.abs().max().item()
+        raise UserError(
+            f"reaches {largest:.3g}, beyond the range of fp16", value=name, fix="export in bf16 or fp32"
+        )
     return cast
 
 
 def _write_config(config: PretrainedConfig, vocab_size: int, dtype: str, draft: Path) -> None:
-    """config.json and generation_config.json for those who use the model, not for those who train it."""
-    told = copy.deepcopy(config)
-    told.vocab_size = vocab_size
-    told.dtype = DTYPES[dtype]
-    told.use_cache = True
-    told.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
-    told.save_pretrained(draft)
-    GenerationConfig.from_model_config(told).save_pretrained(draft)
+    """Write config.json and generation_config.json for use of the model, not for its training."""
+    exported = copy.deepcopy(config)
+    exported.vocab_size = vocab_size
+    exported.dtype = DTYPES[dtype]
+    exported.use_cache = True
+    exported.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    exported.save_pretrained(draft)
+    GenerationConfig.from_model_config(exported).save_pretrained(draft)
 
 
 def _tokenizer_loader(model_type: str, draft: Path) -> str:
-    """The transformers class that loads the tokenizer as it is.
+    """Return the transformers class that loads the tokenizer unchanged.
 
-    For Qwen2 `AutoTokenizer` takes Qwen2's own rules, whatever tokenizer_config.json names.
+    For Qwen2, `AutoTokenizer` uses Qwen2's own rules even if tokenizer_config.json names another class.
     """
     path = draft / "tokenizer_config.json"
     named = json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class", "") if path.exists() else ""
@@ -113,10 +112,10 @@ def _tokenizer_loader(model_type: str, draft: Path) -> str:
 def export_checkpoint(
     checkpoint: Checkpoint, out: Path, dtype: Literal["fp32", "bf16", "fp16"], max_shard_bytes: int
 ) -> None:
-    """Writes the Hugging Face form of a checkpoint, one parameter at a time.
+    """Export a checkpoint in the Hugging Face format, one parameter at a time.
 
     Raises:
-        UserError: `out` is not empty, or the recipe's tokenizer is gone.
+        UserError: `out` is not empty, or the recipe's tokenizer is missing.
     """
     manifest = checkpoint.manifest
     recipe = parse_recipe(manifest.recipe, file=checkpoint.path / MARKER)

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or do not count.
+"""The manifest of a checkpoint: commit it, read it, verify the files that it lists.
 
-`step-00001000/` holds a file per rank and `manifest.json`, their sizes and checksums. It counts only
-once `COMMITTED`, the manifest's own checksum, is there, which rank 0 writes last, after every rank
-has written and synced its file.
+A checkpoint is complete or does not count. `step-00001000/` holds the files of every rank, and
+`manifest.json` with their sizes and checksums. The checkpoint counts only when `COMMITTED`, which holds
+the checksum of the manifest, exists. Rank 0 writes it last, after every rank has synced its files.
 """
 
 from __future__ import annotations
@@ -16,40 +16,50 @@ import xxhash
 
 from tokenization import disk
 from tokenization.errors import InfrastructureError
-from trainer.storage.run_directory import LAST_COMMITTED
+from trainer.storage.run_directory import RunDirectory
 
 MANIFEST_VERSION = 1
 
-
 MANIFEST = "manifest.json"
-
 
 MARKER = "COMMITTED"
 """Holds the xxh3-128 of the manifest; a checkpoint without it does not count."""
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What a committed checkpoint is, and the proof that it is whole."""
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """What a rank knows of the run when it saves."""
 
-    version: int
     step: int
     tokens: int
+    adam_step: int
+    state: dict[str, Any]
+    """Position and identity of the run; see `scheduler.state.RunState`."""
     world_size: int
     stage: int
-    files: dict[str, tuple[int, str]]
-    """Name to (bytes, xxh3-128)."""
-    weights: dict[str, int]
-    """Parameter to `portable.position_checksum`."""
-    adam_step: int
     loss_scale: dict[str, float]
-    state: dict[str, Any]
-    """Position and identity of the run; see `trainer.scheduler.state`."""
     baseline: dict[str, Any]
-    """The base's score on each validation set; see `trainer.evaluation.Baseline`."""
+    """The base's score on each validation set; see `evaluation.held_out.Baseline`."""
     recipe: str
     """The resolved recipe."""
     versions: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Checksum of everything that all ranks must agree on."""
+        agreed = [self.step, self.tokens, self.adam_step, self.state]
+        return xxhash.xxh3_128_hexdigest(json.dumps(agreed, sort_keys=True).encode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Position):
+    """The position of a committed checkpoint, and the checksums of its content."""
+
+    version: int = MANIFEST_VERSION
+    files: dict[str, tuple[int, str]]
+    """File name to (bytes, xxh3-128)."""
+    weights: dict[str, int]
+    """Parameter to `rank_files.position_checksum`."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +71,16 @@ class Checkpoint:
 
     @property
     def files(self) -> list[Path]:
-        """The ranks' files."""
+        """Paths of the ranks' files."""
         return [self.path / name for name in sorted(self.manifest.files) if name.startswith("rank-")]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Opens a committed checkpoint and checks that its files have their sizes.
+    """Read a committed checkpoint, and check that its files have the recorded sizes.
 
     Raises:
-        InfrastructureError: not committed, manifest damaged, a file missing or of another size.
+        InfrastructureError: it was not committed, its manifest is damaged, or a file is missing or has
+            another size.
     """
     try:
         marker = (path / MARKER).read_bytes()
@@ -77,19 +88,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise InfrastructureError(f"{path}: was never committed (no {MARKER})") from error
     except OSError as error:
         raise InfrastructureError(f"{path / MARKER}: cannot be read ({error.strerror})") from error
-    manifest = _manifest(path / MANIFEST, marker)
+    manifest = _read_manifest(path / MANIFEST, marker)
     for name, (size, _) in manifest.files.items():
         try:
             found = (path / name).stat().st_size
         except OSError as error:
             raise InfrastructureError(f"{path / name}: cannot be read ({error.strerror})") from error
         if found != size:
-            raise InfrastructureError(f"{path / name}: has {found} bytes, was saved with {size}")
+            raise InfrastructureError(f"{path / name}: has {found} bytes, but was saved with {size}")
     return Checkpoint(path, manifest)
 
 
-def _manifest(file: Path, marker: bytes) -> Manifest:
-    """The manifest, if it is the one that was committed."""
+def _read_manifest(file: Path, marker: bytes) -> Manifest:
+    """Read the manifest, and check that it is the one that was committed."""
     try:
         text = file.read_bytes()
     except OSError as error:
@@ -97,33 +108,38 @@ def _manifest(file: Path, marker: bytes) -> Manifest:
     found = xxhash.xxh3_128_hexdigest(text)
     if found.encode() != marker:
         expected = marker.decode("ascii", "replace")
-        raise InfrastructureError(f"{file}: checksum {found}, was committed ({MARKER}) with {expected}")
+        raise InfrastructureError(
+            f"{file}: has checksum {found}, but was committed ({MARKER}) with {expected}"
+        )
     tree = json.loads(text)
     if tree["version"] != MANIFEST_VERSION:
-        raise InfrastructureError(f"{file}: version {tree['version']}, this code reads {MANIFEST_VERSION}")
-    tree["files"] = {name: (int(size), str(proof)) for name, (size, proof) in tree["files"].items()}
+        raise InfrastructureError(
+            f"{file}: has version {tree['version']}, but this code reads {MANIFEST_VERSION}"
+        )
+    tree["files"] = {name: (int(size), str(checksum)) for name, (size, checksum) in tree["files"].items()}
     return Manifest(**tree)
 
 
 def commit_checkpoint(path: Path, manifest: Manifest) -> None:
-    """Makes the checkpoint at `path`, whose files are all written and synced, count.
+    """Commit the checkpoint at `path`, whose files are all written and synced.
 
     Raises:
-        InfrastructureError: a file is not what the manifest says.
+        InfrastructureError: a file does not have the size that the manifest records.
         OSError: the disk is full or fails.
     """
     for name, (size, _) in manifest.files.items():
         if (found := (path / name).stat().st_size) != size:
-            raise InfrastructureError(f"{path / name}: has {found} bytes, {size} were written")
+            raise InfrastructureError(f"{path / name}: has {found} bytes, but {size} were written")
     text = json.dumps(asdict(manifest))
     disk.write_atomically(path / MANIFEST, text)
     disk.sync_directory(path.parent)
     disk.write_atomically(path / MARKER, xxhash.xxh3_128_hexdigest(text.encode()))
-    disk.write_atomically(path.parent.parent / LAST_COMMITTED, json.dumps({"step": manifest.step}))
+    last_committed = RunDirectory(path.parent.parent).last_committed
+    disk.write_atomically(last_committed, json.dumps({"step": manifest.step}))
 
 
 def verify_checkpoint(checkpoint: Checkpoint, part: int = 0, parts: int = 1) -> list[str]:
-    """Checksums this rank's `part` of the files; a line for each damaged one."""
+    """Check the checksums of this rank's `part` of the files; return a line for each damaged one."""
     damaged = []
     for number, (name, (_, expected)) in enumerate(sorted(checkpoint.manifest.files.items())):
         if number % parts != part:
@@ -135,5 +151,5 @@ def verify_checkpoint(checkpoint: Checkpoint, part: int = 0, parts: int = 1) -> 
             damaged.append(f"{path}: cannot be read ({error.strerror})")
             continue
         if found != expected:
-            damaged.append(f"{path}: checksum {found}, was saved with {expected}")
+            damaged.append(f"{path}: has checksum {found}, but was saved with {expected}")
     return damaged

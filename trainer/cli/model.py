@@ -29,7 +29,7 @@ def add_model(commands: Any) -> None:
 def extend_model_command(args: argparse.Namespace) -> int:
     """Add embedding rows for the new pieces of a tokenizer, and compare the losses on `--text`."""
     from tokenization.text.records import first_texts
-    from trainer.model.extend import bits_per_byte, encoder, extend_model
+    from trainer.model.extend import bits_per_byte, extend_model, open_encoder
     from trainer.storage.hub import local_directory
 
     base = local_directory(args.base, field="--base")
@@ -37,7 +37,7 @@ def extend_model_command(args: argparse.Namespace) -> int:
     if empty := next((path for path, text in texts.items() if not text), None):
         raise UserError("has no text", field="--text", value=empty, fix="check --text-field")
     if texts:
-        encoder(base)  # fail now rather than after the model has been written
+        open_encoder(base)  # fail now rather than after the model has been written
     extension = extend_model(base, args.tokenizer, args.out, args.new_rows, args.seed)
     added = extension.pieces - extension.base_pieces
     lines = [

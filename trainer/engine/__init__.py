@@ -1,1 +1,6 @@
-"""DeepSpeed: the only room that knows it, with `machine/collectives`."""
+"""DeepSpeed: with `machine/collectives`, the only room that knows it.
+
+`ds_config` completes a preset with what the recipe sets, for the `layout` of a global batch, and
+`requirements` checks the machine. `engine` makes the training step, with `adamw` as its optimizer and
+`row_lr` for appended embedding rows. `fragments` gives the state of any ZeRO stage to checkpoints.
+"""

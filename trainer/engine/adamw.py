@@ -8,10 +8,11 @@ import deepspeed
 import torch
 
 from trainer.recipe.schema import Optimizer
+from trainer.storage.fragment import MOMENTS
 
 
 def make_adamw(groups: list[dict[str, Any]], optimizer: Optimizer, offload: bool) -> torch.optim.Optimizer:
-    """AdamW with decoupled weight decay; the host's vectorised one where states are offloaded."""
+    """Make AdamW with decoupled weight decay: DeepSpeed's vectorised one for `offload`, else torch's."""
     settings: dict[str, Any] = {
         "lr": 0.0,
         "betas": (optimizer.beta1, optimizer.beta2),
@@ -23,11 +24,41 @@ def make_adamw(groups: list[dict[str, Any]], optimizer: Optimizer, offload: bool
     return torch.optim.AdamW(groups, fused=torch.cuda.is_available(), **settings)
 
 
-def replay_bias_correction(adam: Any, steps: int) -> None:
-    """Brings DeepSpeedCPUAdam's hidden state to where `steps` steps have brought it, to the bit.
+def moments_of(adam: torch.optim.Optimizer, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return AdamW's moments of a tensor that it steps; made here if the first step has not made them."""
+    state = adam.state[tensor]
+    if not state:
+        # Fused AdamW counts its steps on the device, the plain one on the host, DeepSpeed's in an int.
+        device = tensor.device if adam.defaults.get("fused") else "cpu"
+        state["step"] = 0 if _on_host(adam) else torch.zeros((), dtype=torch.float32, device=device)
+        for moment in MOMENTS:
+            state[moment] = torch.zeros_like(tensor, dtype=torch.float32)
+    return {moment: state[moment] for moment in MOMENTS}
 
-    Its compiled part holds the powers of the betas as running products in fp32; left to itself it
-    would begin anew after a resume with a power, which differs in the last bit.
+
+def applied_steps(adam: torch.optim.Optimizer) -> int:
+    """Return how many steps AdamW has applied, as its bias correction counts them."""
+    return next((int(state["step"]) for state in adam.state.values()), 0)
+
+
+def set_applied_steps(adam: torch.optim.Optimizer, steps: int) -> None:
+    """Set the step count of AdamW's bias correction; 0 for a fresh optimizer."""
+    for state in adam.state.values():
+        step = state["step"]
+        state["step"] = torch.full_like(step, steps) if torch.is_tensor(step) else steps
+    if _on_host(adam):
+        _replay_bias_correction(adam, steps)
+
+
+def _on_host(adam: torch.optim.Optimizer) -> bool:
+    return isinstance(adam, deepspeed.ops.adam.DeepSpeedCPUAdam)
+
+
+def _replay_bias_correction(adam: Any, steps: int) -> None:
+    """Bring the hidden state of DeepSpeedCPUAdam to what it is after `steps` steps, to the last bit.
+
+    Its compiled part holds the powers of the betas as running products in fp32. After a resume it would
+    compute them as powers, which differ in the last bit.
     """
     defaults = adam.defaults
     nothing = torch.zeros(4, 1)

@@ -1,4 +1,4 @@
-"""ds_configs: how memory is split, and nothing else; the recipe says the rest."""
+"""DeepSpeed configurations: a preset sets how memory is sharded, and the recipe sets everything else."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from trainer.engine.layout import Layout
 from trainer.recipe.schema import Recipe
 
 SHARDING = ("zero_optimization", "aio")
-"""Fields of a DeepSpeed configuration that say how memory is split."""
-
+"""Fields of a DeepSpeed configuration that set how memory is sharded."""
 
 DIAGNOSTICS = ("comms_logger", "flops_profiler", "memory_breakdown", "wall_clock_breakdown")
-"""Fields that change nothing but what DeepSpeed prints."""
-
+"""Fields that only change what DeepSpeed prints."""
 
 OWNED_BY_RECIPE = {
     "train_batch_size": "global_batch_size",
@@ -40,22 +38,20 @@ OWNED_BY_RECIPE = {
     "wandb": "logging.wandb_project",
     "steps_per_print": "logging.every_steps",
 }
-"""Fields of a DeepSpeed configuration that a preset may not hold, and the recipe's field instead."""
-
+"""Fields of a DeepSpeed configuration that the recipe sets, and the recipe's field for each."""
 
 OFFLOADED = ("offload_optimizer", "offload_param")
-"""Sections of zero_optimization that say what is kept outside of the GPU."""
-
+"""Sections of zero_optimization that keep something outside the GPU."""
 
 NVME_WEIGHTS = {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0}
-"""With other values DeepSpeed 0.19 does not train with weights on NVMe."""
+"""DeepSpeed 0.19 trains with weights on NVMe only with these values."""
 
 
 def read_preset(path: str | Path) -> dict[str, Any]:
-    """Reads a ds_config and refuses what the recipe owns.
+    """Read a ds_config and refuse the fields that the recipe sets.
 
     Raises:
-        UserError: no such file, not JSON, or `Problems` naming each field that the recipe owns.
+        UserError: no such file, not JSON, or `UserErrors` with one error for each field that is refused.
     """
     try:
         preset = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -74,13 +70,16 @@ def read_preset(path: str | Path) -> dict[str, Any]:
         )
     problems = [
         UserError(
-            "belongs into the recipe", file=path, field=field, fix=f"set {OWNED_BY_RECIPE[field]} there"
+            "is set by the recipe, not by the ds_config",
+            file=path,
+            field=field,
+            fix=f"set {OWNED_BY_RECIPE[field]} in the recipe",
         )
         for field in preset
         if field in OWNED_BY_RECIPE
     ]
     problems += [
-        UserError("does not say how memory is split", file=path, field=field, fix="leave it out")
+        UserError("is not a memory-sharding setting", file=path, field=field, fix="remove it")
         for field in preset
         if field not in (*SHARDING, *DIAGNOSTICS, *OWNED_BY_RECIPE)
     ]
@@ -90,61 +89,61 @@ def read_preset(path: str | Path) -> dict[str, Any]:
 
 
 def stage(preset: dict[str, Any]) -> int:
-    """The ZeRO stage, 0 to 3."""
+    """Return the ZeRO stage, 0 to 3."""
     return int(preset["zero_optimization"].get("stage", 0))
 
 
 def _offload_device(preset: dict[str, Any], what: str) -> str:
-    """`none`, `cpu` or `nvme`; DeepSpeed takes null for none, in place of the section or of its device."""
+    """Return `none`, `cpu` or `nvme`; a section or a device of null means none, as for DeepSpeed."""
     return str((preset["zero_optimization"].get(what) or {}).get("device") or "none")
 
 
 def offloads_optimizer(preset: dict[str, Any]) -> bool:
-    """Whether the optimizer's states live in host memory or on NVMe."""
+    """Tell whether the optimizer states are kept in host memory or on NVMe."""
     return _offload_device(preset, "offload_optimizer") != "none"
 
 
 def offloads_parameters(preset: dict[str, Any]) -> bool:
-    """Whether the weights live in host memory or on NVMe (ZeRO-3 only)."""
+    """Tell whether the weights are kept in host memory or on NVMe (ZeRO-3 only)."""
     return _offload_device(preset, "offload_param") != "none"
 
 
 def nvme_path(preset: dict[str, Any], what: str) -> Path | None:
-    """The directory that `offload_optimizer` or `offload_param` swaps to; None if it does not.
+    """Return the directory that `offload_optimizer` or `offload_param` swaps to; None if it does not swap.
 
     Raises:
-        UserError: it does and names none.
+        UserError: it swaps, and names no directory.
     """
     if _offload_device(preset, what) != "nvme":
         return None
     path = preset["zero_optimization"][what].get("nvme_path")
     if not path:
         field = f"zero_optimization.{what}.nvme_path"
-        raise UserError("is missing", field=field, fix="name a directory on each node's own disk")
+        raise UserError("is missing", field=field, fix="give a directory on each node's own disk")
     return Path(path)
 
 
 def swap_folders(config: dict[str, Any]) -> set[Path]:
-    """Where a completed configuration swaps to; nothing but this run's files lies there."""
+    """Return the folders that a completed configuration swaps to; they hold only files of this run."""
     return {path for what in OFFLOADED if (path := nvme_path(config, what)) is not None}
 
 
 def check_saved(preset: dict[str, Any], recipe: Recipe) -> None:
-    """A run must be able to save itself, which it finds out before it trains.
+    """Check, before training, that checkpoints can hold all weights and optimizer states.
 
     Raises:
-        Problems: weights or optimizer states would lie where checkpoints do not reach.
+        UserErrors: some would be kept where checkpoints cannot read them.
     """
     zero, file = preset["zero_optimization"], recipe.deepspeed
     problems = []
     nvme = [what for what in OFFLOADED if nvme_path(preset, what) is not None]
     if nvme and stage(preset) != 3:
-        fix = "take ds_configs/zero3-nvme.json"
+        fix = "use ds_configs/zero3-nvme.json"
         field = f"zero_optimization.{nvme[0]}.device"
         problems.append(UserError("needs ZeRO stage 3", file=file, field=field, value="nvme", fix=fix))
     if nvme and recipe.checkpoint.asynchronous:
-        what = f"copies to host memory what {file} keeps on NVMe since it does not fit there"
-        problems.append(UserError(what, field="checkpoint.asynchronous", value=True, fix="leave it out"))
+        what = f"would copy the states to host memory, and {file} keeps them on NVMe because they do not fit"
+        problems.append(UserError(what, field="checkpoint.asynchronous", value=True, fix="remove it"))
     if "offload_param" in nvme:
         problems += _unlike_nvme_weights(zero, recipe)
     offload = zero.get("offload_optimizer") or {}
@@ -155,10 +154,10 @@ def check_saved(preset: dict[str, Any], recipe: Recipe) -> None:
     }
     problems += [
         UserError(
-            "keeps states in a second optimizer, which checkpoints do not hold",
+            "keeps states in a second optimizer, which checkpoints do not save",
             file=file,
             field=field,
-            fix="leave it out",
+            fix="remove it",
         )
         for field, used in elsewhere.items()
         if used
@@ -168,22 +167,22 @@ def check_saved(preset: dict[str, Any], recipe: Recipe) -> None:
 
 
 def _unlike_nvme_weights(zero: dict[str, Any], recipe: Recipe) -> list[UserError]:
-    """What DeepSpeed or this trainer cannot do while weights are swapped to NVMe."""
-    fix = "or offload_param to cpu: weights are a small part of what a run holds"
+    """Find what DeepSpeed or this trainer cannot do while weights are swapped to NVMe."""
+    fix = "or set offload_param to cpu: the weights are a small part of the memory that a run needs"
     problems = [
         UserError(
             "makes DeepSpeed swap a weight in twice or run out of buffers (its issue 3062)",
             file=recipe.deepspeed,
             field=f"zero_optimization.{field}",
             value=value,
-            fix=f"leave it out, {fix}",
+            fix=f"remove it, {fix}",
         )
         for field in NVME_WEIGHTS
         if (value := zero.get(field, 0)) != 0
     ]
     problems += [
         UserError(
-            "leaves weights frozen, which cannot be saved from NVMe",
+            "leaves weights frozen, and frozen weights cannot be saved from NVMe",
             field=f"phases.{number}.train",
             value=phase.train,
             fix=f"set zero_optimization.offload_param.device to cpu in {recipe.deepspeed}",
@@ -197,20 +196,20 @@ def _unlike_nvme_weights(zero: dict[str, Any], recipe: Recipe) -> list[UserError
 def complete(
     preset: dict[str, Any], recipe: Recipe, layout: Layout, model: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The whole DeepSpeed configuration: the preset, what the recipe says, and sizes that follow the model's.
+    """Make the whole DeepSpeed configuration: the preset, the recipe's settings, and sizes from the model's.
 
     `model` are the fields of its Hugging Face configuration.
 
     Raises:
-        UserError: stage 0 keeps weights in fp32 alone and cannot run in 16 bits.
+        UserError: the recipe asks for a 16-bit dtype at ZeRO stage 0.
     """
     zero = dict(preset["zero_optimization"])
     if stage(preset) == 0 and recipe.model.dtype != "fp32":
         raise UserError(
-            "needs sharded fp32 master weights, which ZeRO stage 0 has not",
+            "needs fp32 master weights, and ZeRO stage 0 keeps none",
             field="model.dtype",
             value=recipe.model.dtype,
-            fix="take ds_configs/zero1.json, or dtype: fp32",
+            fix="use ds_configs/zero1.json, or dtype: fp32",
         )
     hidden_size = int(model["hidden_size"])
     bucket = max(hidden_size * hidden_size, 2**20)
@@ -233,7 +232,7 @@ def complete(
         "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": layout.micro_batch_size,
         "gradient_accumulation_steps": layout.gradient_accumulation_steps,
-        # Stage 0 is clipped by the engine, which has to look at the norm before the step anyway.
+        # At stage 0 our engine clips, since it must know the norm before the step anyway.
         "gradient_clipping": recipe.optimizer.grad_clip if stage(preset) else 0.0,
     }
     if recipe.model.dtype != "fp32":
@@ -242,5 +241,5 @@ def complete(
 
 
 def _key(directory: Path) -> str:
-    """Short and different for every run directory."""
+    """Return a short key that is different for every run directory."""
     return xxhash.xxh3_64_hexdigest(str(directory.resolve()).encode())

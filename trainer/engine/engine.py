@@ -1,10 +1,4 @@
-"""Recipe and ds_config become a DeepSpeed engine, and an engine becomes what the rest needs of it.
-
-With distributed.py this is the only file that knows DeepSpeed. It offers a training step whose
-result does not depend on how the batch is cut, and `fragments`: this rank's share of the fp32
-weights and optimizer moments as live tensors with their places, which is all that saving,
-loading and any change of topology need.
-"""
+"""The training step under DeepSpeed: its result does not depend on how the batch is cut."""
 
 from __future__ import annotations
 
@@ -19,46 +13,55 @@ from typing import Any
 import deepspeed
 import torch
 
-from trainer.engine.adamw import make_adamw, replay_bias_correction
+from trainer.engine.adamw import applied_steps, make_adamw, set_applied_steps
 from trainer.engine.ds_config import offloads_optimizer, stage, swap_folders
-from trainer.engine.row_lr import Rows, ScaledSlice, scale_updates
+from trainer.engine.fragments import EngineState
+from trainer.engine.row_lr import ScaledSlice, scale_updates
 from trainer.machine import collectives
 from trainer.mixer.batch import MicroBatch
 from trainer.recipe.schema import Optimizer
-from trainer.storage.fragment import MOMENTS, Fragment
+from trainer.storage.fragment import Fragment
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did, on every rank alike."""
+    """The result of a step, the same on every rank."""
 
     source_nats: torch.Tensor  # [sources], summed over the global batch
     source_targets: torch.Tensor  # [sources]
     grad_norm: float
-    """Global gradient norm before clipping; not finite when the step was skipped."""
+    """Global gradient norm before clipping; not finite if the step was skipped."""
     applied: bool
-    """False when gradients were not finite and nothing was changed."""
+    """False if gradients were not finite and nothing was changed."""
     stop: bool
     """Whether any rank asked to stop after this step."""
 
 
 @contextmanager
-def sharded_loading(config: dict[str, Any]) -> Iterator[None]:
-    """Within it, transformers shards a model as it builds or loads it, if the stage is 3."""
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+def sharded_loading(config: dict[str, Any]) -> Iterator[Callable[[Any], None]]:
+    """Let transformers shard a model while it builds or loads it, at ZeRO stage 3.
 
-    held = HfDeepSpeedConfig(config) if stage(config) == 3 else None
+    Yields the function that draws the initial weights of such a model.
+    """
+    from transformers.integrations.deepspeed import (
+        HfDeepSpeedConfig,
+        initialize_weights_zero3,
+        unset_hf_deepspeed_config,
+    )
+
+    sharded = stage(config) == 3
+    held = HfDeepSpeedConfig(config) if sharded else None
     try:
-        yield
+        yield initialize_weights_zero3 if sharded else lambda hf: hf.initialize_weights()
     finally:
         del held
         unset_hf_deepspeed_config()
 
 
 def clear_swapped(config: dict[str, Any]) -> None:
-    """Removes the run's files on this node's NVMe; all ranks call it while none uses them.
+    """Remove the run's files on this node's NVMe; all ranks call it while none uses them.
 
-    What a killed run left may be of other ranks, and of other lengths, on which DeepSpeed aborts.
+    A killed run may have left files of other ranks, or of other lengths, on which DeepSpeed aborts.
     """
     if folders := swap_folders(config):
         collectives.all_gather(None)
@@ -78,37 +81,39 @@ class Engine:
         config: dict[str, Any],
         optimizer: Optimizer,
     ) -> None:
-        """Shards `model`; `groups` are those of `trainable.parameter_groups`."""
+        """Shard `model`; `groups` are those of `trainable.parameter_groups`."""
         self.stage = stage(config)
         self._config = config
         self.clip = optimizer.grad_clip
         adam = make_adamw(groups, optimizer, offloads_optimizer(config))
-        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
-        rows = {
-            self.names[id(one)]: group["rows"]
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        new_rows = {
+            names[id(parameter)]: (group["first_new_row"], group["new_row_factor"])
             for group in groups
-            if "rows" in group
-            for one in group["params"]
+            if "first_new_row" in group
+            for parameter in group["params"]
         }
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adam, config=config)
         self.world_size = self.engine.world_size
         self.device = collectives.device()
+        self._state = EngineState(self.engine, self.optimizer, self.stage, names)
         self.before_update: Callable[[], None] = lambda: None
-        """Called before a step changes weights and moments: whoever still reads them makes it wait."""
-        if rows:
-            scale_updates(self._adam(), list(self._stretched(rows)))
-
-    # -- computing ---------------------------------------------------------------------------
+        """Called before a step changes weights and moments, so that a snapshot can finish its copies."""
+        if new_rows:
+            slices = [
+                ScaledSlice.of(own, *new_rows[own.name]) for own in self.fragments() if own.name in new_rows
+            ]
+            scale_updates(self._state.adam, slices)
 
     def train_step(
         self, micro_batches: Sequence[MicroBatch], lr: float, sources: int, seed: int, stop: bool
     ) -> StepResult:
-        """One optimizer step over the global batch of which `micro_batches` are this rank's share.
+        """Make one optimizer step over the global batch; `micro_batches` are this rank's part of it.
 
         Losses are divided by the global number of target tokens, so that the step is the same
         however the batch is cut among ranks and micro batches.
         """
-        # Dropout, where a model has it, is a function of the position, so nothing of it is saved.
+        # Dropout, where a model has it, is a function of the position, so no random state is saved.
         torch.manual_seed(seed)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -129,7 +134,7 @@ class Engine:
         return StepResult(nats[0], nats[1], norm, applied, bool(agreed[1] > 0))
 
     def _apply(self) -> tuple[float, bool]:
-        """Steps the optimizer unless a gradient is not finite; every rank sees the same."""
+        """Step the optimizer unless a gradient is not finite; return the norm and whether it stepped."""
         self.before_update()
         if self.stage > 0:
             self.engine.step()
@@ -148,7 +153,7 @@ class Engine:
 
     @torch.no_grad()
     def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nats and target tokens of each row of an evaluation batch, [micro] each."""
+        """Return nats and target tokens of each row of an evaluation batch, [micro] each."""
         self.engine.eval()
         _, nats, targets = self.engine(*self._to_device(micro))
         self.engine.train()
@@ -163,24 +168,10 @@ class Engine:
             tensor = torch.as_tensor(array)
             yield (tensor.pin_memory() if cuda else tensor).to(self.device, non_blocking=True)
 
-    def _stretched(self, rows: dict[str, Rows]) -> Iterator[ScaledSlice]:
-        """This rank's part of the rows that have a learning rate of their own, and its factor."""
-        for fragment in self.fragments():
-            if (own := rows.get(fragment.name)) is not None:
-                before = own.before(fragment.start, fragment.shape)
-                count = fragment.tensors["weight"].numel()
-                yield ScaledSlice(
-                    fragment.owner, fragment.offset + before, max(0, count - before), own.factor
-                )
-
-    # -- saving and loading --------------------------------------------------------------------
-
     @property
     def adam_step(self) -> int:
-        """Steps that the optimizer has applied; what AdamW's bias correction counts."""
-        for state in self._adam().state.values():
-            return int(state["step"])
-        return 0
+        """Steps that the optimizer has applied, as AdamW's bias correction counts them."""
+        return applied_steps(self._state.adam)
 
     @property
     def loss_scale(self) -> dict[str, float]:
@@ -190,174 +181,38 @@ class Engine:
         numbers = vars(self.optimizer.loss_scaler)
         return {name: value for name, value in numbers.items() if type(value) in (int, float)}
 
-    def fragments(self, change: bool = False) -> Iterator[Fragment]:
-        """This rank's share of the run's state; together the ranks' shares cover each parameter once.
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that the fragments of all ranks take on disk."""
+        return self._state.saved_bytes
 
-        What lies on NVMe is in memory until the next fragment is asked for; it goes back if it may `change`.
-        """
+    def fragments(self, change: bool = False) -> Iterator[Fragment]:
+        """Yield the fragments of `shares` one by one."""
         for share in self.shares(change):
             yield from share
 
     def shares(self, change: bool = False) -> Iterator[list[Fragment]]:
-        """The `fragments` by what is in memory at once: all of them, or on NVMe one sub-group's."""
-        if self.stage == 3:
-            yield from self._sharded(change)
-        else:
-            yield list(self._whole() if self.stage == 0 else self._flat())
-
-    @property
-    def saved_bytes(self) -> int:
-        """What the fragments of all ranks take on a disk."""
-        return sum(
-            getattr(parameter, "ds_numel", parameter.numel())
-            * (4 * (1 + len(MOMENTS)) if parameter.requires_grad else parameter.element_size())
-            for parameter in self.engine.module.parameters()
-        )
+        """Yield this rank's part of the run's state; see `EngineState.shares`."""
+        return self._state.shares(change)
 
     def restore(self, adam_step: int, loss_scale: dict[str, float]) -> None:
-        """After fragments were overwritten: counters, and the computing copies of the weights.
+        """Set the counters and the computing copies of the weights, after fragments were overwritten.
 
         An `adam_step` of 0 is a fresh optimizer.
         """
-        for state in self._adam().state.values():
-            step = state["step"]
-            state["step"] = torch.full_like(step, adam_step) if torch.is_tensor(step) else adam_step
-        if isinstance(self._adam(), deepspeed.ops.adam.DeepSpeedCPUAdam):
-            replay_bias_correction(self._adam(), adam_step)
+        set_applied_steps(self._state.adam, adam_step)
         if self.engine.fp16_enabled():
             for name, value in loss_scale.items():
                 setattr(self.optimizer.loss_scaler, name, value)
-        if self.stage in (1, 2):
-            self.optimizer.update_lp_params()
-        if self.stage == 3:
-            self._refresh_sharded()
+        self._state.refresh()
 
     def close(self) -> None:
-        """Gives the memory back, so that the next phase's engine fits."""
+        """Free the memory, so that the next phase's engine fits."""
         self.engine.destroy()
         clear_swapped(self._config)
-        # hpZ's group outlives its engine, and the next engine asserts that there is none.
+        # The process group of hpZ outlives its engine, and the next engine asserts that there is none.
         deepspeed.utils.groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
-        del self.engine, self.optimizer
+        del self.engine, self.optimizer, self._state
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def _adam(self) -> torch.optim.Optimizer:
-        """torch's or DeepSpeed's AdamW below whatever ZeRO wraps around it."""
-        return self.optimizer if self.stage == 0 else self.optimizer.optimizer
-
-    def _moments(self, owner: torch.Tensor) -> dict[str, torch.Tensor]:
-        """AdamW's moments of one of its tensors; made here where the first step has not done it yet."""
-        state = self._adam().state[owner]
-        if not state:
-            on_cpu_adam = isinstance(self._adam(), deepspeed.ops.adam.DeepSpeedCPUAdam)
-            state["step"] = (
-                0 if on_cpu_adam else torch.zeros((), dtype=torch.float32, device=self._step_device())
-            )
-            for moment in MOMENTS:
-                state[moment] = torch.zeros_like(owner, dtype=torch.float32)
-        return {moment: state[moment] for moment in MOMENTS}
-
-    def _step_device(self) -> torch.device:
-        """Fused AdamW counts on the device, the plain one on the host."""
-        return self.device if self._adam().defaults.get("fused") else torch.device("cpu")
-
-    def _whole(self) -> Iterator[Fragment]:
-        """Stage 0: every rank holds all; parameters are dealt out to the ranks for writing."""
-        rank = collectives.rank()
-        for number, (name, parameter) in enumerate(self.engine.module.named_parameters()):
-            moments = self._moments(parameter) if parameter.requires_grad else {}
-            tensors = {"weight": parameter.data, **moments}
-            flat = {kind: tensor.view(-1) for kind, tensor in tensors.items()}
-            owned = number % self.world_size == rank
-            yield Fragment(name, 0, tuple(parameter.shape), parameter.requires_grad, owned, flat, parameter)
-
-    def _flat(self) -> Iterator[Fragment]:
-        """Stages 1 and 2: a parameter group is one flat fp32 buffer, cut evenly among the ranks."""
-        rank = collectives.rank()
-        owners = {}
-        for number, parameters in enumerate(self.optimizer.bit16_groups):
-            for parameter in parameters:
-                owners[id(parameter)] = self.optimizer.single_partition_of_fp32_groups[number]
-        for number, parameter in enumerate(self.engine.module.parameters()):
-            name, shape = self.names[id(parameter)], tuple(parameter.shape)
-            if not parameter.requires_grad:
-                owned = number % self.world_size == rank
-                yield Fragment(name, 0, shape, False, owned, {"weight": parameter.data.view(-1)}, parameter)
-            elif (link := parameter._hp_mapping) is not None:
-                owner = owners[id(parameter)]
-                place = link.get_hp_fragment_address()
-                tensors = {"weight": owner.data, **self._moments(owner)}
-                own = {kind: tensor.narrow(0, place.start, place.numel) for kind, tensor in tensors.items()}
-                begin = link.lp_fragment_address.start
-                yield Fragment(name, begin, shape, True, True, own, owner, place.start)
-
-    def _sharded(self, change: bool) -> Iterator[list[Fragment]]:
-        """Stage 3: every parameter by itself is cut evenly among the ranks, the last piece padded."""
-        zero = self.optimizer
-        frozen = [parameter for parameter in self.engine.module.parameters() if not parameter.requires_grad]
-        everything = [
-            own
-            for parameter in frozen
-            if (own := self._piece(parameter, {"weight": parameter.ds_tensor.data.view(-1)}, parameter))
-        ]
-        for number, parameters in enumerate(zero.fp16_groups):
-            owner = zero.fp32_partitioned_groups_flat[number]
-            with self._in_memory(number, change):
-                tensors = {"weight": owner.data, **self._moments(owner)}
-                offsets = [zero.grad_position[zero.get_param_id(one)][1] for one in parameters]
-                pieces = [
-                    own
-                    for parameter, offset in zip(parameters, offsets, strict=True)
-                    if (own := self._piece(parameter, tensors, owner, offset))
-                ]
-                if zero._swappable_optimizer_subgroup(number):
-                    yield pieces
-                else:
-                    everything += pieces
-        if everything:
-            yield everything
-
-    def _piece(
-        self, parameter: Any, tensors: dict[str, torch.Tensor], owner: torch.Tensor, offset: int = 0
-    ) -> Fragment | None:
-        """Stage 3: this rank's share of a parameter, which `tensors` hold from `offset` on; None if empty."""
-        share = parameter.ds_tensor.ds_numel
-        start = share * collectives.rank()
-        count = max(0, min(share, parameter.ds_numel - start))
-        if count == 0:
-            return None
-        own = {kind: tensor.narrow(0, offset, count) for kind, tensor in tensors.items()}
-        name, shape = self.names[id(parameter)], tuple(parameter.ds_shape)
-        return Fragment(name, start, shape, parameter.requires_grad, True, own, owner, offset)
-
-    @contextmanager
-    def _in_memory(self, number: int, change: bool) -> Iterator[None]:
-        """Stage 3: a sub-group's fp32 weights and moments are there, be they on NVMe otherwise."""
-        zero = self.optimizer
-        if not zero._swappable_optimizer_subgroup(number):
-            yield
-            return
-        made_here = not self._adam().state[zero.fp32_partitioned_groups_flat[number]]
-        zero._optimizer_states_and_gradient_swap_in(number)
-        try:
-            yield
-        finally:  # also when a save fails half-way and the run goes on
-            if change or made_here:
-                zero._optimizer_states_and_gradient_swap_out(number)
-            else:
-                zero._release_swap_buffers(number)
-
-    def _refresh_sharded(self) -> None:
-        """Stage 3: fp32 shards to computing shards, then the small parameters that stay gathered."""
-        zero = self.optimizer
-        zero._partition_all_parameters()
-        for number in range(len(zero.fp16_groups)):
-            with self._in_memory(number, change=False):
-                zero._reassign_or_swap_out_partitioned_parameters(number)
-        if zero.persistent_parameters:
-            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
-        # ZeRO++'s copies, which are as old as the model; DeepSpeed itself would keep those of frozen weights.
-        for parameter in self.engine.module.parameters():
-            parameter.ds_secondary_tensor = None

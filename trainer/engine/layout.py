@@ -1,4 +1,4 @@
-"""How a global batch is cut among ranks and micro batches."""
+"""Divide a global batch among ranks and micro batches."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from tokenization.errors import UserError
 from trainer.recipe.schema import Recipe
 
 MOST_SHOWN = 1024
-"""Samples in the largest micro batch that a message proposes."""
+"""Samples in the largest micro batch that an error message proposes."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a global batch is cut: `global = micro_batch_size * gradient_accumulation_steps * world_size`."""
+    """`global_batch_size = micro_batch_size * gradient_accumulation_steps * world_size`."""
 
     world_size: int
     micro_batch_size: int
@@ -21,10 +21,10 @@ class Layout:
 
 
 def layout(recipe: Recipe, world_size: int, largest_micro_batch: int) -> Layout:
-    """Derives accumulation; `micro_batch_size: auto` takes the largest divisor that fits.
+    """Derive the accumulation steps; `micro_batch_size: auto` takes the largest divisor that fits in memory.
 
     Raises:
-        UserError: the global batch cannot be cut evenly; the fix names sizes that can.
+        UserError: the global batch cannot be divided evenly; the fix names sizes that can.
     """
     batch = recipe.global_batch_size
     if batch % world_size:
@@ -34,18 +34,18 @@ def layout(recipe: Recipe, world_size: int, largest_micro_batch: int) -> Layout:
             f"does not divide evenly among {world_size} ranks",
             field="global_batch_size",
             value=batch,
-            fix=f"take {' or '.join(map(str, near))}, or a world size that divides it",
+            fix=f"use {' or '.join(map(str, near))}, or a world size that divides it",
         )
     rows = batch // world_size
     largest = min(max(largest_micro_batch, 1), rows)
-    asked = recipe.micro_batch_size
-    micro = next(size for size in range(largest, 0, -1) if rows % size == 0) if asked == "auto" else asked
+    fitting = next(size for size in range(largest, 0, -1) if rows % size == 0)
+    micro = fitting if recipe.micro_batch_size == "auto" else recipe.micro_batch_size
     if rows % micro:
         fits = [size for size in range(1, min(rows, MOST_SHOWN) + 1) if rows % size == 0]
         raise UserError(
             f"does not divide the {rows} samples that each of {world_size} ranks has in a step",
             field="micro_batch_size",
             value=micro,
-            fix=f"take one of {fits}, or auto",
+            fix=f"use one of {fits}, or auto",
         )
     return Layout(world_size, micro, rows // micro)

@@ -1,10 +1,10 @@
-"""Rows of a tensor with a learning rate of their own.
+"""A learning rate of their own for the appended rows of an embedding.
 
-The appended rows of an embedding share a tensor with the old ones, and AdamW's step does not depend
-on the size of a gradient, so neither a parameter group nor a scaled gradient can give them their own
-LR. But AdamW with decoupled weight decay is linear in the LR (Loshchilov and Hutter, arXiv 1711.05101,
-algorithm 2): a step of `f * lr` is `f` times the step of `lr`. So the step itself is stretched, inside
-the optimizer's own step: before ZeRO rounds the weights for computing and gathers them.
+The appended rows share a tensor with the old ones, and the step of AdamW does not depend on the size
+of a gradient. So neither a parameter group nor a scaled gradient can give them their own LR. But AdamW
+with decoupled weight decay is linear in the LR (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2):
+an update with `f * lr` is `f` times the update with `lr`. So the update itself is scaled, inside the
+optimizer's own step: before ZeRO rounds the weights for computing and gathers them.
 """
 
 from __future__ import annotations
@@ -16,18 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.storage.fragment import Fragment
 
-@dataclass(frozen=True)
-class Rows:
-    """The last rows of a parameter, from `first` on, and the factor on their group's LR."""
 
-    first: int
-    factor: float
-
-    def before(self, start: int, shape: tuple[int, ...]) -> int:
-        """How many elements from `start` on of a parameter of `shape` come before them."""
-        width = torch.Size(shape[1:]).numel()
-        return max(0, self.first * width - start)
+def elements_before_row(row: int, start: int, shape: tuple[int, ...]) -> int:
+    """Count the elements from `start` on that precede `row` in a flattened parameter of `shape`."""
+    return max(0, row * torch.Size(shape[1:]).numel() - start)
 
 
 @dataclass(frozen=True)
@@ -39,33 +33,40 @@ class ScaledSlice:
     count: int
     factor: float
 
+    @classmethod
+    def of(cls, fragment: Fragment, first_row: int, factor: float) -> ScaledSlice:
+        """Take the part of a fragment that lies in the rows from `first_row` on."""
+        before = elements_before_row(first_row, fragment.start, fragment.shape)
+        count = fragment.tensors["weight"].numel()
+        return cls(fragment.owner, fragment.offset + before, max(0, count - before), factor)
+
     @property
     def view(self) -> Tensor:
-        """These elements, wherever the tensor's memory is just now."""
+        """These elements, wherever the tensor's memory is at present."""
         return self.owner.data.view(-1).narrow(0, self.begin, self.count)
 
 
-def scale_updates(optimizer: torch.optim.Optimizer, stretched: Sequence[ScaledSlice]) -> None:
-    """From now on each of these moves by its factor times what `optimizer` moves it.
+def scale_updates(optimizer: torch.optim.Optimizer, slices: Sequence[ScaledSlice]) -> None:
+    """Multiply every later update of each slice by its factor.
 
     Args:
         optimizer: AdamW, torch's or DeepSpeed's; it may be stepped group by group, as ZeRO does, and its
-            tensors may come from and go to other memory between steps.
-        stretched: parts of tensors that it steps.
+            tensors may move to other memory between steps.
+        slices: parts of tensors that it steps.
     """
-    wanted = [one for one in stretched if one.count and one.factor != 1.0]
-    held: list[tuple[Tensor, Tensor, float]] = []
+    scaled = [one for one in slices if one.count and one.factor != 1.0]
+    saved: list[tuple[Tensor, Tensor, float]] = []
 
     @torch.no_grad()
-    def hold(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def keep_old_values(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         stepped = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
-        held[:] = [(one.view, one.view.clone(), one.factor) for one in wanted if id(one.owner) in stepped]
+        saved[:] = [(one.view, one.view.clone(), one.factor) for one in scaled if id(one.owner) in stepped]
 
     @torch.no_grad()
-    def move(*_: Any) -> None:
-        for view, before, factor in held:
+    def scale(*_: Any) -> None:
+        for view, before, factor in saved:
             view.copy_(torch.lerp(before, view, factor))
-        held.clear()
+        saved.clear()
 
-    optimizer.register_step_pre_hook(hold)
-    optimizer.register_step_post_hook(move)
+    optimizer.register_step_pre_hook(keep_old_values)
+    optimizer.register_step_post_hook(scale)

@@ -11,10 +11,13 @@ from tokenization.errors import UserError, UserErrors
 from tokenization.shards.store import TokenStore, open_tokens
 from trainer.checkpoint import manifest, rank_files
 from trainer.checkpoint.history import find_checkpoint
-from trainer.evaluation.held_out import EvaluationBatch, Score, evaluate
+from trainer.evaluation.held_out import Score, evaluate
+from trainer.mixer.batch import MicroBatch
+from trainer.model.architecture import check_config, read_config
 from trainer.model.build import build_model, load_model
 from trainer.model.loss import CausalLM
 from trainer.recipe.load import parse_recipe
+from trainer.storage.run_directory import RunDirectory
 
 
 class _Alone:
@@ -25,7 +28,7 @@ class _Alone:
         self.model = model.eval().to(self.device)
 
     @torch.no_grad()
-    def score(self, micro: EvaluationBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Nats and target tokens of each row, [micro] each."""
         arrays = (torch.from_numpy(array).to(self.device) for array in (micro.input_ids, micro.targets))
         _, nats, targets = self.model(*arrays)
@@ -62,11 +65,14 @@ def score_model(
 def _open(model: str, vocab_size: int) -> tuple[CausalLM, int | None]:
     """The model in fp32, and the seq_len that it was trained with where that is known."""
     path = Path(model)
-    if not ((path / manifest.MARKER).exists() or (path / "checkpoints").is_dir()):
+    if not ((path / manifest.MARKER).exists() or RunDirectory(path).checkpoints.is_dir()):
         return load_model(model, vocab_size), None
     checkpoint = find_checkpoint(path)
     recipe = parse_recipe(checkpoint.manifest.recipe, ["model.dtype=fp32"])
-    causal = build_model(recipe, vocab_size, weights=False)
+    config = read_config(checkpoint.path)
+    if problems := check_config(config, recipe, vocab_size):
+        raise UserErrors(problems)
+    causal = build_model(config, recipe, vocab_size, weights=False)
     reader = rank_files.Reader(checkpoint.files)
     with torch.no_grad():
         for name, parameter in causal.named_parameters():

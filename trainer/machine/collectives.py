@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,101 +19,98 @@ from deepspeed.accelerator import get_accelerator
 from trainer.machine.ranks import World, set_rendezvous
 
 TIMEOUT = datetime.timedelta(minutes=60)
-"""Covers the slowest save or load, not a step."""
+"""Longer than the slowest save or load, between which ranks wait for each other."""
 
 
 def join_ranks(world: World) -> None:
-    """Joins the process group."""
+    """Join the process group."""
     set_rendezvous(world)
-    # DeepSpeed calls collectives by names that torch renames; a user can do nothing about it.
+    # DeepSpeed calls collectives by names that torch has deprecated; a user cannot change that.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     if shutil.which(os.environ.get("CXX", "c++")) is None:
-        # DeepSpeed would build its shared-memory collectives and fail; without them gloo does the work.
+        # Without a compiler DeepSpeed would fail to build its shared-memory collectives; gloo replaces them.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     get_accelerator().set_device(world.local_rank)
-    _unlink_shared_memory(world.rank)  # a killed run's: no rank has passed the rendezvous, so none opens it
+    _unlink_shared_memory(world.rank)  # of a killed run; no rank opens one before the rendezvous
     deepspeed.init_distributed(
         dist_backend=get_accelerator().communication_backend_name(),
         timeout=TIMEOUT,
         verbose=False,
     )
-    dist.barrier()  # every rank has mapped every buffer, and needs its name no longer
+    dist.barrier()  # every rank has mapped every buffer, so their names are not needed any more
     _unlink_shared_memory(world.rank)
 
 
 def leave_ranks() -> None:
-    """Leaves the process group, after a success; after a failure no collective is tried again."""
+    """Leave the process group after a success; after a failure no collective may be called again."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _unlink_shared_memory(rank: int) -> None:
-    """Takes away the name of the buffer of this rank's shared-memory collectives (CPU only).
+    """Remove the name of the buffer of this rank's shared-memory collectives (CPU only).
 
     DeepSpeed never does: every start on a new port would leave 66 MiB in memory until the machine is
-    rebooted, and a start on the port of a killed run could take what that one left for a peer's answer.
+    rebooted, and a start on the port of a killed run could read that run's buffer as a peer's message.
     """
     where = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
     Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{where}_{rank}").unlink(missing_ok=True)
 
 
 def rank() -> int:
-    """This process's number in the group."""
+    """Return this process's number in the group."""
     return dist.get_rank()
 
 
 def local_rank() -> int:
-    """This process's number on its node."""
+    """Return this process's number on its node."""
     return int(os.environ["LOCAL_RANK"])
 
 
 def world_size() -> int:
-    """The number of processes in the group."""
+    """Return the number of processes in the group."""
     return dist.get_world_size()
 
 
 def device() -> torch.device:
-    """The device of this rank."""
+    """Return the device of this rank."""
     return torch.device(get_accelerator().current_device_name())
 
 
 def device_name() -> str:
-    """The model of this rank's GPU; `cpu` without one."""
+    """Return the model of this rank's GPU; `cpu` without one."""
     where = device()
     return torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """The sum of `values` over all ranks, on every rank (on the device)."""
+    """Return the sum of `values` over all ranks, on every rank (on the device)."""
     values = values.to(device())
     dist.all_reduce(values)
     return values
 
 
 def broadcast(value: Any) -> Any:
-    """Rank 0's `value` (any picklable object) on every rank."""
+    """Return rank 0's `value` (any picklable object) on every rank."""
     box = [value]
     dist.broadcast_object_list(box, src=0, device=device())
     return box[0]
 
 
 def all_gather(value: Any) -> list[Any]:
-    """Every rank's `value`, in rank order, on every rank."""
-    boxes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(boxes, value)
-    return boxes
+    """Return every rank's `value`, in rank order, on every rank."""
+    return _gather(value, None)
 
 
 def background_gather() -> Callable[[Any], list[Any]]:
-    """A `from_all` for another thread, which does not meet with the training's own collectives.
+    """Make an `all_gather` on a process group of its own, safe from another thread.
 
-    All ranks call this at the same point.
+    All ranks must call this at the same point.
     """
-    group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    return partial(_gather, group=dist.new_group(backend="gloo", timeout=TIMEOUT))
 
-    def meet(value: Any) -> list[Any]:
-        boxes: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(boxes, value, group=group)
-        return boxes
 
-    return meet
+def _gather(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=group)
+    return values

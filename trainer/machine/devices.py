@@ -1,4 +1,4 @@
-"""What this machine's devices can do: how many there are, their memory, their peak FLOP/s."""
+"""The devices of this machine: their number, their memory, their peak FLOP/s."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PEAKS = (
 
 
 def peak_flops(device: str, dtype: str) -> float | None:
-    """FLOP/s at which a device (by `torch.cuda.get_device_name()`) could multiply in `dtype`, or None.
+    """Return the peak FLOP/s of a device (named by `torch.cuda.get_device_name()`) in `dtype`, or None.
 
-    bf16 and fp16 are equally fast on all of them. An unknown device, or fp32, whose speed depends on
-    settings, has no peak: never a guess.
+    bf16 and fp16 are equally fast on all of them. The result is None for an unknown device, and for
+    fp32, whose speed depends on settings.
     """
     if dtype == "fp32":
         return None
@@ -37,14 +37,14 @@ def peak_flops(device: str, dtype: str) -> float | None:
 
 
 def count_devices() -> int:
-    """The ranks that this machine has room for: one per GPU, else one."""
+    """Return how many ranks fit on this machine: one per GPU, else one."""
     import torch
 
     return torch.cuda.device_count() or 1
 
 
 def available_bytes(world_size: int) -> int:
-    """Memory that a rank may plan with: nine tenths of its GPU, else its share of half of the host."""
+    """Return the memory that a rank may use: nine tenths of its GPU, or a share of half of the host's."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The run lock: one job at a time in a run directory."""
+"""The run lock: one job at a time trains in a run directory."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ from pathlib import Path
 
 from tokenization.errors import InfrastructureError
 from trainer.machine.log_lines import logger
-from trainer.storage.run_directory import LOCK
+from trainer.storage.run_directory import RunDirectory
 
 PATIENCE_S = 60.0
-"""How long a job that was killed or told to stop may take to exit."""
+"""Time that a job which was killed, or told to stop, may take to exit."""
 
 
 @contextmanager
 def hold_run_lock(directory: Path, patience_s: float = PATIENCE_S) -> Iterator[bool]:
-    """Hold the run lock of `directory`, which one process at a time can have; yields whether it had to wait.
+    """Hold the lock of a run directory; yield whether another job had to be waited for.
 
-    A requeued job may start while the job before it is still ending.
+    A requeued job may start while the job before it is still exiting.
 
     Raises:
-        InfrastructureError: another process still holds it after `patience_s` seconds.
+        InfrastructureError: another job holds the lock and does not exit.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / LOCK, "a+", encoding="utf-8") as file:
-        waited = not _take(file.fileno())
+    with open(RunDirectory(directory).lock, "a+", encoding="utf-8") as file:
+        waited = not _try_lock(file.fileno())
         if waited:
-            holder = _holder(directory)
-            in_use = f"{directory}: run directory is in use by {holder}"
+            in_use = f"{directory}: run directory is in use by {_holder(directory)}"
             logger.warning(f"{in_use}; waiting up to {patience_s:.0f} s for it to exit")
             deadline = time.monotonic() + patience_s
-            while not _take(file.fileno()):
+            while not _try_lock(file.fileno()):
                 if time.monotonic() > deadline:
                     raise InfrastructureError(f"{in_use}; stop that job or choose another run_dir")
                 time.sleep(0.1)
@@ -47,8 +46,8 @@ def hold_run_lock(directory: Path, patience_s: float = PATIENCE_S) -> Iterator[b
         yield waited
 
 
-def _take(descriptor: int) -> bool:
-    """Try to take the lock; a file system that has no locks is warned of, and counts as success."""
+def _try_lock(descriptor: int) -> bool:
+    """Try to take the lock; return whether this job may train, as on a file system without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -63,4 +62,4 @@ def _take(descriptor: int) -> bool:
 
 
 def _holder(directory: Path) -> str:
-    return (directory / LOCK).read_text(encoding="utf-8").strip() or "another process"
+    return RunDirectory(directory).lock.read_text(encoding="utf-8").strip() or "another process"

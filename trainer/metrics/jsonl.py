@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenization.errors import UserError
 from trainer.metrics.names import current_name
-from trainer.storage.run_directory import METRICS
+from trainer.storage.run_directory import RunDirectory
 
 Record = dict[str, Any]
 """`attempt`, `step`, `tokens`, `time` (seconds since 1970) and metrics by name."""
@@ -39,7 +39,7 @@ def read_attempts(run_dir: str | Path) -> list[Attempt]:
     Raises:
         UserError: the directory holds no metrics, or a line of them is damaged.
     """
-    path = Path(run_dir) / METRICS
+    path = RunDirectory(run_dir).metrics
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -112,7 +112,7 @@ class Jsonl:
         self, run_dir: Path, restored_step: int | None, clock: Callable[[], float] = time.time
     ) -> None:
         self._clock = clock
-        path = run_dir / METRICS
+        path = RunDirectory(run_dir).metrics
         run_dir.mkdir(parents=True, exist_ok=True)
         earlier: list[Attempt] = []
         if path.exists():

@@ -11,6 +11,7 @@ from trainer.metrics.jsonl import Jsonl
 from trainer.metrics.progress import Progress
 from trainer.metrics.services import Sink, TensorBoard, WandB, check_services
 from trainer.recipe.schema import Logging
+from trainer.storage.run_directory import RunDirectory
 
 
 class Metrics:
@@ -42,7 +43,7 @@ class Metrics:
         jsonl = Jsonl(run_dir, restored_step)
         self._sinks.append(jsonl)
         if logging.tensorboard:
-            self._sinks.append(TensorBoard(run_dir / "tensorboard", restored_step))
+            self._sinks.append(TensorBoard(RunDirectory(run_dir).tensorboard, restored_step))
         if logging.wandb_project:
             self._sinks.append(WandB(logging.wandb_project, name, jsonl.run_id, run_dir, config or {}))
         self._sinks.append(Progress(total_tokens, tokens, stream or sys.stderr))

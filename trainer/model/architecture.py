@@ -1,4 +1,4 @@
-"""What the model is, before any weight is read: its Hugging Face config, and what is wrong with it."""
+"""Resolve and check the model's Hugging Face config, before any weight is read."""
 
 from __future__ import annotations
 
@@ -23,38 +23,25 @@ EMBEDDINGS = {
 }
 """Names of input and output embedding in a model's files, by `model_type`."""
 
-
 SUPPORTED = tuple(EMBEDDINGS)
 """`model_type`s whose logits are the plain product of last hidden state and output embedding, as our
 chunked loss computes them."""
 
-
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 """Config fields that every supported `model_type` has."""
 
-
 ROPE_FIELDS = ("rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base")
-"""Older names, which transformers still takes, of what goes into `rope_parameters`."""
-
+"""Older names of the fields in `rope_parameters`, which transformers still accepts."""
 
 MOST_PADDING = 512
-"""A base may have so many rows more than the tokenizer has pieces (Pythia: 27, Qwen2.5: 399)."""
+"""A base may have fewer than this many rows more than the tokenizer has pieces (Pythia: 27, Qwen2.5: 399)."""
 
 
-def check_model(recipe: Recipe, vocab_size: int) -> list[UserError]:
-    """All that is wrong with the model and what is trained of it; `vocab_size` is the tokenizer's pieces.
+def check_config(config: Mapping[str, Any], recipe: Recipe, vocab_size: int) -> list[UserError]:
+    """Find all that is wrong with a resolved config, and with what the phases train of the model.
 
-    Reads config.json only, and so is cheap enough to run before any process group starts.
-
-    Raises:
-        InfrastructureError: the hub cannot be reached.
+    `vocab_size` is the number of the tokenizer's pieces.
     """
-    try:
-        config = resolve_config(recipe, vocab_size)
-    except UserErrors as found:
-        return found.problems
-    except UserError as error:
-        return [error]
     return [
         *_shape_problems(recipe, config),
         *_vocabulary_problems(recipe, config, vocab_size),
@@ -63,11 +50,13 @@ def check_model(recipe: Recipe, vocab_size: int) -> list[UserError]:
 
 
 def resolve_config(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
-    """The model's whole config as a mapping: the base's config.json, or `model.init` with defaults.
+    """Return the model's whole config as a mapping: the base's config.json, or `model.init` with defaults.
+
+    Read it once per start: for a hub id it is a request to the hub.
 
     Raises:
-        UserError: no such base, no config.json in it, a model_type that is not supported, or an
-            unknown or malformed field of `model.init`.
+        UserError: no such base, no config.json in it, a model_type that is not supported, or
+            (`UserErrors`) unknown or malformed fields of `model.init`.
         InfrastructureError: the hub cannot be reached.
     """
     if recipe.model.base is None:
@@ -76,16 +65,16 @@ def resolve_config(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
     check_type(config.get("model_type"), field="model.base", file=recipe.model.base)
     for name in (*SIZES, "vocab_size"):
         if type(config.get(name)) is not int or config[name] < 1:
-            what = f"its config.json has {name}: {config.get(name)!r}, which is no size"
+            what = f"its config.json has {name}: {config.get(name)!r}, which is not a size"
             raise UserError(what, field="model.base", value=recipe.model.base, fix="copy the model again")
     return config
 
 
 def read_config(base: str | Path, field: str | None = None) -> dict[str, Any]:
-    """The config.json of a model directory or of a hub id.
+    """Read the config.json of a model directory or of a hub id.
 
     Raises:
-        UserError: neither a model directory nor a model on the hub; or config.json is damaged.
+        UserError: `base` is neither a model directory nor a model on the hub, or config.json is damaged.
         InfrastructureError: the hub cannot be reached.
     """
     path = Path(base) / "config.json"
@@ -96,12 +85,12 @@ def read_config(base: str | Path, field: str | None = None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot be read ({error})", file=path, fix="copy the model again") from error
     if not isinstance(config, dict):
-        raise UserError("holds no config fields", file=path, fix="copy the model again")
+        raise UserError("does not hold config fields", file=path, fix="copy the model again")
     return config
 
 
 def _from_init(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
-    """`model.init` completed with the defaults of its `model_type` (llama), and checked."""
+    """Complete `model.init` with the defaults of its `model_type` (llama), and check it."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
@@ -122,38 +111,35 @@ def _from_init(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
 
 
 def _init_problems(fields: Mapping[str, Any], config_class: Any) -> Iterator[UserError]:
-    """Fields of `model.init` that this class of configs does not have, or cannot have so."""
+    """Find fields of `model.init` that this config class does not have, and values that it cannot have."""
     from transformers.activations import ACT2FN
 
     known = [*config_class.__annotations__, *ROPE_FIELDS]
     for name in fields:
         if name not in known:
-            near = did_you_mean(name, known) or f"see {config_class.__name__} in transformers"
-            yield UserError("is not a field of the model's config", field=f"model.init.{name}", fix=near)
+            fix = did_you_mean(name, known) or f"see {config_class.__name__} in transformers"
+            yield UserError("is not a field of the model's config", field=f"model.init.{name}", fix=fix)
     sizes = {name: fields.get(name, getattr(config_class, name)) for name in SIZES}
     wrong = [name for name, size in sizes.items() if type(size) is not int or size < 1]
     for name in wrong:
-        yield UserError("is no whole number of at least 1", field=f"model.init.{name}", value=sizes[name])
+        yield UserError("is not a whole number of at least 1", field=f"model.init.{name}", value=sizes[name])
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     if not wrong and hidden % heads:
-        what, fix = (
-            f"is not a multiple of num_attention_heads {heads}",
-            f"take {-(-hidden // heads) * heads}",
-        )
+        what, fix = f"is not a multiple of num_attention_heads {heads}", f"use {-(-hidden // heads) * heads}"
         yield UserError(what, field="model.init.hidden_size", value=hidden, fix=fix)
     activation = str(fields.get("hidden_act", config_class.hidden_act))
     if activation not in ACT2FN:
-        near = did_you_mean(activation, ACT2FN) or "silu and gelu are usual"
-        yield UserError("is no activation", field="model.init.hidden_act", value=activation, fix=near)
+        fix = did_you_mean(activation, ACT2FN) or "silu and gelu are usual"
+        yield UserError("is not an activation", field="model.init.hidden_act", value=activation, fix=fix)
 
 
 def file_name(model_type: str, name: str) -> str:
-    """A weight's name in files, from its name in transformers' module (GPT-NeoX's differ)."""
+    """Return a weight's name in files, from its name in transformers' module (they differ for GPT-NeoX)."""
     return EMBEDDINGS[model_type][1] if name == "lm_head.weight" else name
 
 
 def _number(value: Any) -> Any:
-    """Recipes keep numbers as written: an `int` where the number is written whole, else a `float`."""
+    """Convert a number that the recipe keeps as text: to `int` if it is written whole, else to `float`."""
     if isinstance(value, Mapping):
         return {name: _number(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -168,19 +154,19 @@ def _number(value: Any) -> Any:
 
 
 def check_type(model_type: Any, field: str, file: object = None) -> None:
-    """Raises UserError where `model_type` is not one that we train."""
+    """Raise a UserError if `model_type` is not one that this trainer supports."""
     if model_type not in SUPPORTED:
         fix = did_you_mean(str(model_type), SUPPORTED) or f"supported are {', '.join(SUPPORTED)}"
-        raise UserError("is no supported model_type", file=file, field=field, value=model_type, fix=fix)
+        raise UserError("is not a supported model_type", file=file, field=field, value=model_type, fix=fix)
 
 
 def _shape_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[UserError]:
-    """Sizes that do not go together, and an attention that cannot run here."""
+    """Find sizes that do not fit together, and an attention that cannot run here."""
     where = "model.base" if recipe.model.base else "model.init"
     heads, context = config["num_attention_heads"], config.get("max_position_embeddings")
     groups = config.get("num_key_value_heads") or heads
     if heads % groups:
-        field, fix = f"{where}.num_key_value_heads", "choose a divisor of the heads"
+        field, fix = f"{where}.num_key_value_heads", "choose a divisor of num_attention_heads"
         yield UserError(f"does not divide {heads} heads", field=field, value=groups, fix=fix)
     if context and recipe.seq_len > context:
         what = f"is above the model's max_position_embeddings {context}"
@@ -190,20 +176,20 @@ def _shape_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[UserE
         field, value = "model.attention", "flash_attention_2"
         if importlib.util.find_spec("flash_attn") is None:
             what = "needs the package flash-attn, which is not installed"
-            yield UserError(what, field=field, value=value, fix="install it, or take auto")
+            yield UserError(what, field=field, value=value, fix="install it, or use auto")
         if recipe.model.dtype == "fp32":
-            what, fix = "computes in bf16 or fp16 only", "set model.dtype to bf16, or take sdpa"
+            what, fix = "computes in bf16 or fp16 only", "set model.dtype to bf16, or use sdpa"
             yield UserError(what, field=field, value=value, fix=fix)
 
 
 def _vocabulary_problems(recipe: Recipe, config: Mapping[str, Any], vocab_size: int) -> Iterator[UserError]:
-    """The embedding must have a row for each piece, and no more than padding beyond."""
+    """Check that the embedding has a row for each piece, and beyond them no more than padding."""
     rows, base, tokenizer = config["vocab_size"], recipe.model.base, recipe.model.tokenizer
     if vocab_size <= rows < vocab_size + MOST_PADDING:
         return
     if base is None:
         what = f"does not fit the tokenizer's {vocab_size} pieces"
-        yield UserError(what, field="model.init.vocab_size", value=rows, fix="leave it out")
+        yield UserError(what, field="model.init.vocab_size", value=rows, fix="remove it")
         return
     fix = f"run: rewarm model extend --base {base} --tokenizer {tokenizer} --out DIR"
     if rows > vocab_size:

@@ -1,8 +1,9 @@
-"""Recipe → model: existing or random weights, the same ones at every ZeRO stage and world size."""
+"""Build the model: existing or random weights, the same ones at every ZeRO stage and world size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,53 +13,60 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
-from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.integrations.deepspeed import initialize_weights_zero3
 
-from tokenization.errors import UserError, UserErrors
-from trainer.model.architecture import check_model, resolve_config
+from tokenization.errors import UserError
 from trainer.model.loss import CausalLM
 from trainer.model.trainable import parameter_groups
 from trainer.recipe.schema import Recipe
 from trainer.storage.safetensors import DTYPES
 
-transformers.utils.logging.disable_progress_bar()  # one bar per rank and load says nothing
+transformers.utils.logging.disable_progress_bar()  # one bar per rank and load is only noise
 
 
-def build_model(recipe: Recipe, vocab_size: int, *, weights: bool = True) -> CausalLM:
-    """The recipe's model for a tokenizer of `vocab_size` pieces, on the CPU, in `model.dtype`.
+def build_model(
+    config: Mapping[str, Any],
+    recipe: Recipe,
+    vocab_size: int,
+    *,
+    weights: bool = True,
+    initialize: Callable[[Any], None] = lambda hf: hf.initialize_weights(),
+) -> CausalLM:
+    """Build the recipe's model for a tokenizer of `vocab_size` pieces, on the CPU, in `model.dtype`.
 
-    DeepSpeed derives its fp32 master weights from these. Under ZeRO-3 create
-    `transformers.integrations.HfDeepSpeedConfig(ds_config)` first and keep it alive: then parameters are
-    split as they are made, and rank 0 alone reads the base, mapped from its files, a tensor at a time.
-    Without `weights` their values are arbitrary: for those who load a checkpoint next.
+    DeepSpeed derives its fp32 master weights from these. Under ZeRO-3 call it inside
+    `engine.sharded_loading`: then parameters are sharded as they are made, and rank 0 alone reads the
+    base, mapped from its files, a tensor at a time.
+
+    Args:
+        config: the model's config, as `architecture.resolve_config` returns it.
+        recipe: it names the base, the dtype, the attention and the seed.
+        vocab_size: pieces of the tokenizer.
+        weights: False if a checkpoint is loaded next; the values are arbitrary then.
+        initialize: draws a model's random weights by its architecture's rule.
 
     Raises:
-        Problems: what `architecture.check` finds.
         UserError: the base's weights cannot be read, or some are missing.
         InfrastructureError: the hub cannot be reached.
     """
-    if problems := check_model(recipe, vocab_size):
-        raise UserErrors(problems)
     how: dict[str, Any] = {"dtype": DTYPES[recipe.model.dtype]}
     if recipe.model.attention != "auto":
         how["attn_implementation"] = recipe.model.attention
     if recipe.model.base is not None and weights:
-        hf = _pretrained(recipe.model.base, how)
+        hf = _pretrained(recipe.model.base, {**how, "config": _hf_config(config)})
     else:
-        hf = _empty(resolve_config(recipe, vocab_size), how)
+        hf = _empty(config, how)
         if weights:
-            _draw(hf, recipe.seed)
+            _draw(hf, recipe.seed, initialize)
     hf.config.use_cache = False
     if recipe.model.activation_checkpointing == "full":
         hf.activation_checkpointing_enable({"use_reentrant": False})
     return CausalLM(hf.train(), vocab_size)
 
 
-def check_trained(recipe: Recipe, vocab_size: int) -> list[UserError]:
-    """What `train` patterns and `lr_scale` ask for in vain, in any phase; takes no memory and no weights."""
+def check_trained(config: Mapping[str, Any], recipe: Recipe, vocab_size: int) -> list[UserError]:
+    """Find `train` patterns and `lr_scale` of any phase that match nothing; uses no memory and no weights."""
     with torch.device("meta"):
-        model = CausalLM(_empty(resolve_config(recipe, vocab_size), {"dtype": torch.bfloat16}), vocab_size)
+        model = CausalLM(_empty(config, {"dtype": torch.bfloat16}), vocab_size)
     problems = []
     for phase in recipe.phases:
         try:
@@ -69,7 +77,7 @@ def check_trained(recipe: Recipe, vocab_size: int) -> list[UserError]:
 
 
 def load_model(model: str, vocab_size: int) -> CausalLM:
-    """An existing model in fp32, for scoring.
+    """Load an existing model in fp32, for scoring.
 
     Raises:
         UserError: it cannot be loaded.
@@ -80,7 +88,7 @@ def load_model(model: str, vocab_size: int) -> CausalLM:
 
 
 def _pretrained(base: str, how: dict[str, Any]) -> Any:
-    """The base's weights; one that is missing or of another shape is an error, not a random start."""
+    """Load the base's weights; one that is missing or has another shape is an error, not drawn at random."""
     try:
         hf, report = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True, **how)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -92,26 +100,28 @@ def _pretrained(base: str, how: dict[str, Any]) -> Any:
     return hf
 
 
-def _empty(config: dict[str, Any], how: dict[str, Any]) -> Any:
-    """A model without values."""
+def _hf_config(config: Mapping[str, Any]) -> Any:
+    """Make transformers' config object; it may change its fields, so it is given a copy."""
+    return CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
+
+
+def _empty(config: Mapping[str, Any], how: dict[str, Any]) -> Any:
+    """Make a model whose weights have arbitrary values."""
     with no_init_weights():
-        hf = AutoModelForCausalLM.from_config(CONFIG_MAPPING[config["model_type"]].from_dict(config), **how)
+        hf = AutoModelForCausalLM.from_config(_hf_config(config), **how)
     hf.tie_weights()
     return hf
 
 
-def _draw(hf: Any, seed: int) -> None:
-    """Random weights by the architecture's own rule, from `seed` alone."""
+def _draw(hf: Any, seed: int, initialize: Callable[[Any], None]) -> None:
+    """Draw random weights by the architecture's own rule, from `seed` alone."""
     for module in hf.modules():
         module._is_hf_initialized = False
-    with _Drawn(seed):
-        if is_deepspeed_zero3_enabled():
-            initialize_weights_zero3(hf)
-        else:
-            hf.initialize_weights()
+    with _SeededNormal(seed):
+        initialize(hf)
 
 
-class _Drawn(TorchFunctionMode):
+class _SeededNormal(TorchFunctionMode):
     """`torch.nn.init.normal_` from a generator of our own, in fp32 on the CPU: no other draw, device,
     dtype or ZeRO stage changes the values."""
 

@@ -1,6 +1,6 @@
-"""`rewarm model extend`: embeddings grown for an extended tokenizer, offline, in bounded memory.
+"""`rewarm model extend`: add embedding rows for an extended tokenizer, offline, in bounded memory.
 
-Inside ZeRO-3 this surgery has a long list of bug reports; here it is done once, on a plain checkpoint.
+Resizing embeddings inside ZeRO-3 has a long list of bug reports; here it is done once, on a plain model.
 """
 
 from __future__ import annotations
@@ -24,31 +24,30 @@ from tokenization.tokenizer.hf_json import SPACE
 from trainer.model.architecture import EMBEDDINGS, check_type, file_name, read_config
 from trainer.model.trainable import BASE_ROWS
 from trainer.storage.disk import whole_directory
-from trainer.storage.hub import copy_tokenizer, local_directory
+from trainer.storage.hub import copy_tokenizer, local_directory, write_model_config
 from trainer.storage.run_directory import EXPORTED
 from trainer.storage.safetensors import Weight, WeightsReader, WeightsWriter
 
 NewRows = Literal["subpiece_mean", "mean", "random"]
 
-
 MULTIPLE = 64
-"""Embeddings have a whole multiple of so many rows, which matrix units like; the rest is padding."""
+"""The rows of the embeddings are padded to a multiple of this, for fast matrix products."""
 
 
 @dataclass(frozen=True)
 class ModelExtension:
-    """How a vocabulary grew."""
+    """The difference between a base's vocabulary and an extended one."""
 
     base_pieces: int
     pieces: int
     rows: int
-    """Rows of the new embeddings: the pieces, and padding to a multiple of 64."""
+    """Rows of the new embeddings: the pieces, and padding to a multiple of `MULTIPLE`."""
     splits: Sequence[Sequence[int]]
-    """For each new piece the base's ids of its text; empty where it has none."""
+    """For each new piece the base's ids of its text; empty for a piece without text."""
 
     @property
     def mean_split(self) -> float:
-        """Base tokens that a new piece stands for, on average."""
+        """Average number of base tokens that a new piece replaces."""
         return sum(map(len, self.splits)) / len(self.splits)
 
 
@@ -59,24 +58,24 @@ def extend_model(
     new_rows: NewRows = "subpiece_mean",
     seed: int = 0,
 ) -> ModelExtension:
-    """Writes the model `base`, grown to the pieces of `tokenizer`, into the new directory `out`.
+    """Write the model `base`, with rows for the new pieces of `tokenizer`, to the new directory `out`.
 
-    Base rows and all other weights are copied to the bit. A new row, in the input and in the output
-    embedding alike, is the mean of the rows of the base tokens that its text was (`subpiece_mean`), the
-    mean of all base rows (`mean`), or normal with the standard deviation of the base rows (`random`).
-    Padding rows hold the mean: their logit is the mean of the base's logits and never the largest.
+    Base rows and all other weights are copied unchanged. A new row, in the input and in the output
+    embedding, is the mean of the rows of the base tokens of its text (`subpiece_mean`), the mean of all
+    base rows (`mean`), or normal with the standard deviation of the base rows (`random`). Padding rows
+    hold the mean: their logit is the mean of the base's logits and never the largest.
 
-    Holds one tensor in memory at a time.
+    One tensor is in memory at a time.
 
     Raises:
-        UserError: `base` is no supported plain checkpoint, `tokenizer` does not extend its tokenizer or
+        UserError: `base` is not a supported model directory, `tokenizer` does not extend its tokenizer or
             adds nothing, or `out` is not empty.
         InfrastructureError: the disk is full or cannot be written.
     """
     base = local_directory(base, field="--base")
     config = read_config(base, field="--base")
     check_type(config.get("model_type"), field="--base", file=base)
-    extension = compare(base, tokenizer, config["vocab_size"])
+    extension = compare_tokenizers(base, tokenizer, config["vocab_size"])
     tied = bool(config.get("tie_word_embeddings", False))
     input_name, output_name = EMBEDDINGS[config["model_type"]]
     grown = {input_name} if tied else {input_name, output_name}
@@ -94,8 +93,7 @@ def extend_model(
             elif not (tied and final == output_name):
                 writer.add(Weight(final, shape, dtype, partial(weights.__getitem__, name)))
         writer.close()
-        told = {**config, "vocab_size": extension.rows, BASE_ROWS: extension.base_pieces}
-        (draft / "config.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_model_config({**config, "vocab_size": extension.rows, BASE_ROWS: extension.base_pieces}, draft)
         if (generation := Path(base) / "generation_config.json").is_file():
             shutil.copyfile(generation, draft / generation.name)
         _carry_lineage(base, draft, extension.rows - extension.base_pieces)
@@ -104,11 +102,11 @@ def extend_model(
 
 
 def _carry_lineage(base: str | Path, draft: Path, new_rows: int) -> None:
-    """What an export tells of its run goes with its weights: the LR that they reached, the data they saw."""
+    """Copy what an export records of its run: the LR that it reached, and the data that it has seen."""
     if (exported := Path(base) / EXPORTED).is_file():
-        told = json.loads(exported.read_text(encoding="utf-8"))
-        told["new_rows"] = told.get("new_rows", 0) + new_rows
-        (draft / EXPORTED).write_text(json.dumps(told), encoding="utf-8")
+        state = json.loads(exported.read_text(encoding="utf-8"))
+        state["new_rows"] = state.get("new_rows", 0) + new_rows
+        (draft / EXPORTED).write_text(json.dumps(state), encoding="utf-8")
 
 
 def _grown(
@@ -118,12 +116,8 @@ def _grown(
     new_rows: NewRows,
     generator: torch.Generator,
 ) -> Tensor:
-    return grow(weights[name], extension, new_rows, generator)
-
-
-def grow(weight: Tensor, extension: ModelExtension, new_rows: NewRows, generator: torch.Generator) -> Tensor:
-    """The embedding `weight` `[base rows, hidden]` with new and padding rows: `[extension.rows, hidden]`."""
-    base = weight[: extension.base_pieces]
+    """Read the embedding `name` `[base rows, hidden]`, and add new and padding rows."""
+    base = weights[name][: extension.base_pieces]
     mean, added = base.mean(dim=0, dtype=torch.float32), len(extension.splits)
     if new_rows == "random":
         std = base.float().std().item()
@@ -138,25 +132,26 @@ def grow(weight: Tensor, extension: ModelExtension, new_rows: NewRows, generator
     return torch.cat([base, fresh.to(base.dtype), padding.to(base.dtype)])
 
 
-def compare(base: str | Path, tokenizer: str | Path, base_rows: int) -> ModelExtension:
-    """What `tokenizer` adds to the base's own tokenizer, which lies beside its `base_rows` rows of weights.
+def compare_tokenizers(base: str | Path, tokenizer: str | Path, base_rows: int) -> ModelExtension:
+    """Find what `tokenizer` adds to the tokenizer in the directory `base`, a model of `base_rows` rows.
 
     Raises:
-        UserError: there is no tokenizer, `tokenizer` is not SentencePiece's, or it is no extension.
+        UserError: there is no tokenizer, `tokenizer` is not a SentencePiece model, or it does not extend
+            the base's.
     """
     old, new = open_tokenizer(base), open_tokenizer(tokenizer)
     if new.model is None:
         fix = "give one with tokenizer.model, as `rewarm vocab extend` writes"
-        raise UserError("is not SentencePiece's, from whose pieces rows are made", file=new.path, fix=fix)
+        raise UserError("is not a SentencePiece model, which new rows need", file=new.path, fix=fix)
     before, after = (old.model.pieces, new.model.pieces) if old.model else (old.pieces, new.pieces)
     for number, (was, now) in enumerate(zip(before, after, strict=False)):
         if was != now:
-            what = f"is no extension of the base's: its piece {number} is {_shown(now)}, not {_shown(was)}"
-            fix = "make one: rewarm vocab extend --base BASE --add TOKENIZER --out DIR"
+            what = f"does not extend the base's: its piece {number} is {_shown(now)}, not {_shown(was)}"
+            fix = "make an extension: rewarm vocab extend --base BASE --add TOKENIZER --out DIR"
             raise UserError(what, field="--tokenizer", value=str(tokenizer), fix=fix)
     if new.size <= old.size:
         what = f"adds nothing to the base's {old.size} pieces"
-        raise UserError(what, field="--tokenizer", value=str(tokenizer), fix="train with the base as it is")
+        raise UserError(what, field="--tokenizer", value=str(tokenizer), fix="train with the base itself")
     if base_rows < old.size:
         what = f"has {base_rows} embedding rows for its tokenizer's {old.size} pieces"
         raise UserError(what, field="--base", value=str(base), fix="copy the model again")
@@ -166,12 +161,12 @@ def compare(base: str | Path, tokenizer: str | Path, base_rows: int) -> ModelExt
 
 
 def _shown(piece: Any) -> str:
-    """A piece, with its score where that is known: a base's must be kept too."""
+    """Show a piece with its score, if that is known: an extension must keep the base's scores too."""
     return repr(piece) if isinstance(piece, str) else f"{piece.piece!r} (score {piece.score:g})"
 
 
 def _splits(model: Any, base_pieces: int) -> list[list[int]]:
-    """The base's ids of each new piece's text: as it stands inside a line, so without a dummy prefix."""
+    """Encode each new piece's text with the base's pieces, as inside a line: without a dummy prefix."""
     bare = type(model)()
     bare.CopyFrom(model)
     del bare.pieces[base_pieces:]
@@ -184,33 +179,35 @@ def _splits(model: Any, base_pieces: int) -> list[list[int]]:
 
 
 def _processor(model: Any) -> sentencepiece.SentencePieceProcessor:
-    """An encoder for a parsed SentencePiece model."""
+    """Make an encoder for a parsed SentencePiece model."""
     return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
 
-def encoder(directory: str | Path) -> sentencepiece.SentencePieceProcessor:
-    """The encoder of the model in a directory.
+def open_encoder(directory: str | Path) -> sentencepiece.SentencePieceProcessor:
+    """Open the encoder of the model in a directory.
 
     Raises:
-        UserError: its tokenizer is not SentencePiece's.
+        UserError: its tokenizer is not a SentencePiece model.
     """
     tokenizer = open_tokenizer(directory)
     if tokenizer.model is None:
-        fix = "leave --text away, or add its tokenizer.model"
-        raise UserError("is not SentencePiece's: no text can be read", file=tokenizer.path, fix=fix)
+        fix = "remove --text, or add its tokenizer.model"
+        raise UserError(
+            "is not a SentencePiece model, so --text cannot be encoded", file=tokenizer.path, fix=fix
+        )
     return _processor(tokenizer.model)
 
 
 def bits_per_byte(model: str | Path, text: str, window: int = 1024) -> float:
-    """How well the model in a directory predicts `text`, in a unit that no tokenizer changes.
+    """Measure the loss of the model in a directory on `text`, comparable across tokenizers.
 
-    The text is read in windows of `window` tokens, each target counted once.
+    The text is read in windows of `window` tokens; each target counts once.
     """
     from transformers import AutoModelForCausalLM
 
     from trainer.model.loss import CausalLM
 
-    processor = encoder(model)
+    processor = open_encoder(model)
     ids = torch.tensor([[max(processor.bos_id(), 0), *processor.encode(text)]])
     hf = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
     causal = CausalLM(hf, processor.get_piece_size())

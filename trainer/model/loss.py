@@ -1,4 +1,4 @@
-"""The model as it is trained: token ids in, sums of cross-entropy out, logits never held whole."""
+"""The model as it is trained: token ids in, sums of cross-entropy out; the logits are made in chunks."""
 
 from __future__ import annotations
 
@@ -13,37 +13,36 @@ from torch.utils.hooks import RemovableHandle
 IGNORED = -100
 """A target that does not count."""
 
-
 CHUNK_LOGITS = 2**25
-"""Logits made at a time: 128 MiB in fp32, whatever the vocabulary and the micro batch."""
+"""Logits in a chunk: 128 MiB in fp32, for any vocabulary and micro batch."""
 
 
 class CausalLM(nn.Module):
-    """A Hugging Face causal language model that answers with losses.
+    """A Hugging Face causal language model that returns losses.
 
-    Its parameters are those of `hf`, under the prefix `hf.`; `plain_name` takes it off.
+    Its parameters are those of `hf`, under the prefix `hf.`; `plain_name` removes it.
     """
 
     def __init__(self, hf: Any, vocab_size: int) -> None:
-        """Trains `hf` on a tokenizer of `vocab_size` pieces; rows beyond are padding, out of the softmax."""
+        """Wrap `hf` for a tokenizer of `vocab_size` pieces; rows beyond are padding, outside the softmax."""
         super().__init__()
         self.hf = hf
         self.vocab_size = vocab_size
         self.one_row = hf.config._attn_implementation == "flash_attention_2"
-        """Whether rows are laid end to end: its kernels tell documents apart only within a single row."""
+        """Whether rows are joined end to end: these kernels separate documents only within a single row."""
         self.row_hooks: list[RemovableHandle] = []
-        """Hooks that keep old embedding rows as they are (`trainable`)."""
+        """Hooks that keep old embedding rows unchanged (see `trainable`)."""
 
     def forward(
         self, input_ids: Tensor, targets: Tensor, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross-entropy of each row's targets, in nats.
+        """Compute the cross-entropy of each row's targets, in nats.
 
         Args:
             input_ids: `[micro, seq]`.
             targets: `[micro, seq]`, the token that follows each input; `IGNORED` does not count.
-            positions: `[micro, seq]`, or None for 0, 1, 2, …. Wherever they do not rise by one a new
-                document begins, and attention does not look back beyond it.
+            positions: `[micro, seq]`, or None for 0, 1, 2, …. A new document begins wherever they do not
+                rise by one, and attention does not look back beyond it.
 
         Returns:
             The sum over all counted targets (to be divided by their global number, then backward),
@@ -54,7 +53,7 @@ class CausalLM(nn.Module):
         return rows.sum(), rows.detach(), (targets != IGNORED).sum(dim=1)
 
     def hidden(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """The last hidden state `[micro, seq, hidden]`, before the output embedding.
+        """Compute the last hidden state `[micro, seq, hidden]`, before the output embedding.
 
         transformers makes the block-diagonal mask from the positions, sliding windows included.
         """
@@ -69,10 +68,10 @@ class CausalLM(nn.Module):
         return hidden
 
     def _nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy per token `[tokens]`.
+        """Compute the cross-entropy per token `[tokens]`.
 
-        Where one chunk does not hold all, each one's logits are made again in the backward pass: a third
-        more work in the output embedding, which only a small model beside a large vocabulary feels.
+        With several chunks, the logits of each are computed again in the backward pass: a third more work
+        in the output embedding, which matters only for a small model with a large vocabulary.
         """
         size = max(1, CHUNK_LOGITS // self.vocab_size)
         if len(hidden) <= size:
@@ -86,5 +85,5 @@ class CausalLM(nn.Module):
 
 
 def plain_name(name: str) -> str:
-    """A parameter's Hugging Face name, from its name in `CausalLM`."""
+    """Return a parameter's Hugging Face name, from its name in `CausalLM`."""
     return name.removeprefix("hf.")

@@ -1,4 +1,4 @@
-"""A model's size and its floating-point operations, from config.json alone; and what a device could do."""
+"""A model's size and its floating-point operations, from its Hugging Face config alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 
 def matmul_parameters(config: Mapping[str, Any]) -> int:
-    """Weights that a token is multiplied with: all matrices, without the input look-up and with the output
-    embedding (tied or not), for a Hugging Face config."""
+    """Count the weights that a token is multiplied with: all matrices and the output embedding (tied or
+    not), without the input embedding, which is a look-up."""
     hidden, layers, inner = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
     heads, width = config["num_attention_heads"], head_dim(config)
     groups = config.get("num_key_value_heads") or heads
@@ -18,7 +18,7 @@ def matmul_parameters(config: Mapping[str, Any]) -> int:
 
 
 def parameters(config: Mapping[str, Any]) -> int:
-    """All weights of a Hugging Face config's model: matrices, input embedding, norms and biases."""
+    """Count all weights of the model: matrices, embeddings, norms and biases."""
     hidden, layers, inner = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
     heads, width = config["num_attention_heads"], head_dim(config)
     queries, keys = heads * width, (config.get("num_key_value_heads") or heads) * width
@@ -35,15 +35,15 @@ def parameters(config: Mapping[str, Any]) -> int:
 
 
 def head_dim(config: Mapping[str, Any]) -> int:
-    """Width of an attention head."""
+    """Return the width of an attention head."""
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
 def flops_per_token(config: Mapping[str, Any], seq_len: int) -> int:
-    """FLOPs of the forward and backward pass per token: `6 N + 12 · layers · heads · head_dim · seq_len`.
+    """Count the FLOPs of forward and backward per token: `6 N + 12 · layers · heads · head_dim · seq_len`.
 
-    N is `matmul_parameters`. No discount for the causal mask, and recomputation is not counted (the
-    convention of Chowdhery et al. 2022, appendix B), so that numbers compare across trainers.
+    N is `matmul_parameters`. The causal mask is not deducted and recomputation is not counted (the
+    convention of Chowdhery et al. 2022, appendix B), so that numbers are comparable across trainers.
     """
     attention = config["num_hidden_layers"] * config["num_attention_heads"] * head_dim(config) * seq_len
     return 6 * matmul_parameters(config) + 12 * attention

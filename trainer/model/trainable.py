@@ -1,4 +1,4 @@
-"""What a phase trains, and with which share of the learning rate: parameter groups for AdamW."""
+"""Choose what a phase trains, and each part's factor on the learning rate: parameter groups for AdamW."""
 
 from __future__ import annotations
 
@@ -9,36 +9,35 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenization.errors import UserError
-from trainer.engine.row_lr import Rows
 from trainer.model.loss import CausalLM
 from trainer.recipe.schema import Phase, Recipe
 
 BASE_ROWS = "base_vocab_size"
-"""The config field, written by `rewarm model extend`, that tells where the appended rows begin."""
+"""The config field with the number of rows before the appended ones; `rewarm model extend` writes it."""
 
 
 def parameter_groups(model: CausalLM, phase: Phase, weight_decay: float) -> list[dict[str, Any]]:
-    """Freezes what `phase` does not train, and groups the rest for an AdamW optimizer.
+    """Freeze what `phase` does not train, and group the rest for an AdamW optimizer.
 
-    Call it before `deepspeed.initialize`, at the start of each phase, on a model whose engine (if it had
-    one) is gone. A group holds `params`, `weight_decay` and, for the engine, `name` and `lr_scale`: each
-    step sets `group["lr"] = lr * group["lr_scale"]`. Matrices decay; norms and biases do not. Where
-    `lr_scale.new_rows` differs from the rest of the embeddings, their group holds `rows`: the appended
-    rows, and the factor by which their steps are stretched.
+    Call it at the start of each phase, before `deepspeed.initialize`. A group holds `params`,
+    `weight_decay` and, for the engine, `name` and `lr_scale`: each step sets
+    `group["lr"] = lr * group["lr_scale"]`. Matrices decay; norms and biases do not. If `lr_scale.new_rows`
+    is set, the group of the embeddings holds `first_new_row`, and `new_row_factor`, by which the updates of
+    the appended rows are scaled.
 
-    `new_rows` must leave every other row of the embeddings as it is, to the bit. Rows share a tensor, so
-    their gradient is zeroed before DeepSpeed sees it, and the group does not decay: AdamW moves a weight
-    whose gradients and moments are zero by exactly 0, at every ZeRO stage. The moments must start at
-    zero, so such a phase resets the optimizer.
+    `train: new_rows` must not change any bit of the other rows of the embeddings. All rows share a tensor,
+    so the gradient of the old rows is zeroed before DeepSpeed sees it, and the group does not decay: AdamW
+    moves a weight whose gradients and moments are zero by exactly 0, at every ZeRO stage. The moments must
+    start at zero, so such a phase resets the optimizer.
 
     Raises:
-        UserError: patterns that match no parameter, no appended rows to train, or a factor on the LR of
-            what the phase does not train.
+        UserError: a pattern matches no parameter, there are no appended rows to train, or `lr_scale` names
+            parameters that the phase does not train.
     """
     embeddings = {id(parameter) for parameter in _embeddings(model)}
     trained = _trained(model, phase, embeddings)
     scales = phase.schedule.lr_scale
-    _hold_old_rows(model, base_rows(model) if phase.train == "new_rows" else 0)
+    _freeze_old_rows(model, base_rows(model) if phase.train == "new_rows" else 0)
     groups: dict[tuple[str, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
@@ -54,16 +53,17 @@ def parameter_groups(model: CausalLM, phase: Phase, weight_decay: float) -> list
     made = list(groups.values())
     holders = [group for group in made if group["name"] != "body"]
     if scales and not holders:
-        field, fix = f"phases.{phase.name}.schedule.lr_scale", "leave it out, or train them"
+        field, fix = f"phases.{phase.name}.schedule.lr_scale", "remove it, or train them"
         raise UserError("scales the LR of embeddings that the phase does not train", field=field, fix=fix)
     if "new_rows" in scales and phase.train != "new_rows":
         for group in holders:
-            group["rows"] = Rows(base_rows(model), scales["new_rows"] / group["lr_scale"])
+            group["first_new_row"] = base_rows(model)
+            group["new_row_factor"] = scales["new_rows"] / group["lr_scale"]
     return made
 
 
 def base_rows(model: CausalLM) -> int:
-    """Rows of the embeddings that were there before `rewarm model extend`.
+    """Return how many rows the embeddings had before `rewarm model extend`.
 
     Raises:
         UserError: the model was not extended.
@@ -75,38 +75,39 @@ def base_rows(model: CausalLM) -> int:
 
 
 def phase_problems(recipe: Recipe, config: Mapping[str, Any]) -> list[UserError]:
-    """What is wrong with the phases' `train` and `lr_scale`, as far as config.json tells."""
+    """Find what is wrong with the phases' `train` and `lr_scale`, as far as config.json shows it."""
     problems = []
     for number, phase in enumerate(recipe.phases):
         where = f"phases.{number}"
         if config.get(BASE_ROWS) is None:
             if "new_rows" in phase.schedule.lr_scale:
-                problems.append(_not_extended(f"{where}.schedule.lr_scale", "scale embeddings"))
+                problems.append(_not_extended(f"{where}.schedule.lr_scale", "embeddings"))
             if phase.train == "new_rows":
                 problems.append(_not_extended(f"{where}.train"))
         if phase.train == "new_rows" and phase.keep_optimizer:
-            what = "would move old rows by the moments of the phase before, which new_rows forbids"
-            problems.append(UserError(what, field=f"{where}.keep_optimizer", fix="leave it out"))
+            what = "would update old embedding rows with the previous phase's optimizer moments"
+            fix = "remove it; new_rows must leave the old rows unchanged"
+            problems.append(UserError(what, field=f"{where}.keep_optimizer", fix=fix))
         if isinstance(phase.train, tuple):
-            problems += [found for pattern in phase.train if (found := _unreadable(pattern, where))]
+            problems += [found for pattern in phase.train if (found := _pattern_problem(pattern, where))]
     return problems
 
 
 def _not_extended(field: str, instead: str = "train: embeddings") -> UserError:
-    what = "asks for appended rows, but the model was not grown by `rewarm model extend`"
-    return UserError(what, field=field, value="new_rows", fix=f"extend it, or {instead}")
+    what = "needs appended rows, but the model was not extended with `rewarm model extend`"
+    return UserError(what, field=field, value="new_rows", fix=f"extend it, or use {instead}")
 
 
-def _unreadable(pattern: str, where: str) -> UserError | None:
+def _pattern_problem(pattern: str, where: str) -> UserError | None:
     try:
         re.compile(pattern)
     except re.error as error:
-        return UserError(f"is no regular expression ({error})", field=f"{where}.train", value=pattern)
+        return UserError(f"is not a regular expression ({error})", field=f"{where}.train", value=pattern)
     return None
 
 
 def _trained(model: CausalLM, phase: Phase, embeddings: set[int]) -> set[str]:
-    """Names of the parameters that `phase` trains."""
+    """Return the names of the parameters that `phase` trains."""
     named = dict(model.named_parameters())
     if phase.train == "all":
         return set(named)
@@ -114,28 +115,25 @@ def _trained(model: CausalLM, phase: Phase, embeddings: set[int]) -> set[str]:
         return {name for name, parameter in named.items() if id(parameter) in embeddings}
     for pattern in phase.train:
         if not any(re.search(pattern, name) for name in named):
-            some = ", ".join(list(named)[:3])
-            fix = f"names are like {some}, …"
-            raise UserError(
-                "matches no parameter", field=f"phases.{phase.name}.train", value=pattern, fix=fix
-            )
+            field, fix = f"phases.{phase.name}.train", f"names are like {', '.join(list(named)[:3])}, …"
+            raise UserError("matches no parameter", field=field, value=pattern, fix=fix)
     return {name for name in named if any(re.search(pattern, name) for pattern in phase.train)}
 
 
 def _embeddings(model: CausalLM) -> list[nn.Parameter]:
-    """Input and output embedding; one and the same when they are tied."""
+    """Return input and output embedding; only one if they are tied."""
     both = [model.hf.get_input_embeddings().weight, model.hf.get_output_embeddings().weight]
     return both[:1] if both[0] is both[1] else both
 
 
-def _hold_old_rows(model: CausalLM, rows: int) -> None:
-    """Zeroes the gradients of the first `rows` rows of the embeddings from now on; 0 lets all train."""
+def _freeze_old_rows(model: CausalLM, rows: int) -> None:
+    """Zero the gradients of the first `rows` rows of the embeddings from now on; with 0 all rows train."""
     for handle in model.row_hooks:
         handle.remove()
     model.row_hooks = []
 
     def new_rows_only(gradient: Tensor) -> Tensor:
-        # Not a product with zero: that would keep an infinity as NaN.
+        # A product with zero would turn an infinity into NaN.
         kept = gradient.clone()
         kept[:rows] = 0
         return kept
@@ -147,5 +145,5 @@ def _hold_old_rows(model: CausalLM, rows: int) -> None:
 
 
 def _dimensions(parameter: nn.Parameter) -> int:
-    """Dimensions of the whole parameter; under ZeRO-3 its own tensor is empty and flat."""
+    """Count the dimensions of the whole parameter; under ZeRO-3 its own tensor is empty and flat."""
     return len(getattr(parameter, "ds_shape", parameter.shape))

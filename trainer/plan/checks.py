@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
@@ -14,11 +14,7 @@ from tokenization.shards.store import TokenStore
 from trainer.checkpoint import history, manifest
 from trainer.evaluation.held_out import Baseline, measured_on
 from trainer.recipe.schema import Recipe
-from trainer.storage.run_directory import LOCK, RESOLVED, checkpoints_of
-
-_LEFT_AT_START = {LOCK, f"{RESOLVED}.tmp"}
-"""What a start that was killed before it began leaves in a run directory."""
-
+from trainer.storage.run_directory import RunDirectory
 
 T = TypeVar("T")
 
@@ -42,13 +38,13 @@ class ErrorCollector:
 def refuse_another_run(recipe: Recipe) -> None:
     """A run directory belongs to one run, by name."""
     directory = recipe.directory
-    resolved = directory / RESOLVED
-    if resolved.exists():
-        name = yaml.safe_load(resolved.read_text(encoding="utf-8")).get("name")
+    run = RunDirectory(directory)
+    if run.recipe.exists():
+        name = yaml.safe_load(run.recipe.read_text(encoding="utf-8")).get("name")
         if name == recipe.name:
             return
         what = f"holds another run, {name!r}, and this recipe is {recipe.name!r}"
-    elif directory.exists() and (not directory.is_dir() or set(os.listdir(directory)) - _LEFT_AT_START):
+    elif directory.exists() and (not directory.is_dir() or set(os.listdir(directory)) - run.left_at_start):
         what = "is not empty and holds no run"
     elif any(above.is_file() for above in directory.parents):
         what = "lies below a file"
@@ -59,12 +55,13 @@ def refuse_another_run(recipe: Recipe) -> None:
 
 def newest_checkpoint(recipe: Recipe, skip: Collection[Path]) -> tuple[manifest.Checkpoint | None, list[str]]:
     """The newest good checkpoint, and a line for each that is not good."""
-    good, broken = history.scan_checkpoints(checkpoints_of(recipe))
+    directory = RunDirectory(recipe.directory).checkpoints
+    good, broken = history.scan_checkpoints(directory)
     good = [checkpoint for checkpoint in good if checkpoint.path not in skip]
-    if not good and (skip or history.has_committed(checkpoints_of(recipe))):
+    if not good and (skip or history.has_committed(directory)):
         listed = "; ".join([*broken, *(f"{path}: damaged" for path in skip)])
         raise InfrastructureError(
-            f"{checkpoints_of(recipe)}: no checkpoint is good ({listed}); restore one, or give another run_dir "
+            f"{directory}: no checkpoint is good ({listed}); restore one, or give another run_dir "
             "to begin again from the base"
         )
     return (good[-1] if good else None), broken
@@ -92,11 +89,11 @@ def unmeasured(
         yield f"{where} scored on another set ({changed}); put that back, or start a new run directory"
 
 
-def check_trained_patterns(recipe: Recipe, vocab_size: int) -> None:
+def check_trained_patterns(config: Mapping[str, Any], recipe: Recipe, vocab_size: int) -> None:
     """Patterns that match no parameter, in the model that will be trained."""
     if all(isinstance(phase.train, str) for phase in recipe.phases):
         return  # nothing that needs the model, whose library takes seconds to import
     from trainer.model.build import check_trained
 
-    if problems := check_trained(recipe, vocab_size):
+    if problems := check_trained(config, recipe, vocab_size):
         raise UserErrors(problems)

@@ -91,12 +91,12 @@ def make_plan(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> P
     together(lambda: check_services(recipe.logging))
     if stores is not None and validation is not None and vocab_size is not None:
         together(lambda: check_one_tokenizer(recipe, stores, validation))
-    if vocab_size is not None:
-        together.problems += architecture.check_model(recipe, vocab_size)
-    if preset is None or stores is None or validation is None or vocab_size is None or together.problems:
+    config = vocab_size and together(lambda: _checked_config(recipe, vocab_size))
+    if preset is None or stores is None or validation is None or not vocab_size or not config:
         raise UserErrors(together.problems)
-    config = architecture.resolve_config(recipe, vocab_size)
-    together(lambda: check_trained_patterns(recipe, vocab_size))
+    if together.problems:
+        raise UserErrors(together.problems)
+    together(lambda: check_trained_patterns(config, recipe, vocab_size))
     memory = _memory(recipe, preset, config, world_size)
     layout = together(lambda: _layout(recipe, memory, world_size))
     mixture = together(lambda: _mixture(recipe, stores, state))
@@ -126,6 +126,13 @@ def make_plan(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> P
         base=base,
         decision=decide(recipe, data, state, base),
     )
+
+
+def _checked_config(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
+    config = architecture.resolve_config(recipe, vocab_size)
+    if problems := architecture.check_config(config, recipe, vocab_size):
+        raise UserErrors(problems)
+    return config
 
 
 def _memory(recipe: Recipe, preset: dict[str, Any], config: dict[str, Any], world_size: int) -> Memory:

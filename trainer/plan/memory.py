@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.model.size import parameters
-
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-
+from trainer.storage.safetensors import DTYPES
 
 LOGITS_BYTES = 3 * 2**27
 """A chunk of fp32 logits, its gradient and a temporary (see `loss.CHUNK_LOGITS`)."""
@@ -54,7 +52,7 @@ def estimate(
     """The model states after Rajbhandari et al. 2020 (arXiv 1910.02054), activations after Korthikanti
     et al. 2022 (arXiv 2205.05198), both without the parts that memory-efficient attention does away with.
     """
-    count, width = parameters(config), BYTES[dtype]
+    count, width = parameters(config), DTYPES[dtype].itemsize
     weights = count * width // (world_size if stage >= 3 else 1)
     gradients = count * width // (world_size if stage >= 2 else 1)
     # Without sharding, fp32 weights are their own master copy.

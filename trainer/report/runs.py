@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from trainer.metrics import names
 from trainer.metrics.jsonl import Attempt, Record, read_attempts, read_metrics, trained_twice
 from trainer.recipe import load
 from trainer.recipe.schema import Recipe
+from trainer.storage.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -140,23 +140,11 @@ def gather_runs(runs: Sequence[str | Path]) -> list[RunHistory]:
             records=read_metrics(path),
             attempts=read_attempts(path),
             repeated=trained_twice(path),
-            lineage=_lineage(path / "lineage.jsonl"),
-            recipe=_recipe(path / "recipe.resolved.yaml"),
+            lineage=RunDirectory(path).read_lineage(),
+            recipe=_recipe(RunDirectory(path).recipe),
         )
         for number, (name, path) in enumerate(zip(short_names, paths, strict=True))
     ]
-
-
-def _lineage(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            entries.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise UserError("is not a record", file=f"{path}:{number}", fix="remove the line") from error
-    return entries
 
 
 def _recipe(path: Path) -> Recipe | None:

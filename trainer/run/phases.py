@@ -35,7 +35,7 @@ from trainer.run.saving import Saves
 from trainer.run.session import Session
 from trainer.run.step_log import StepLog
 from trainer.run.validation import ValidationSets
-from trainer.storage.run_directory import LINEAGE, RESOLVED, checkpoints_of
+from trainer.storage.run_directory import RunDirectory
 
 PACKAGES = ("rewarm", "torch", "deepspeed", "transformers", "sentencepiece", "numpy")
 
@@ -74,7 +74,7 @@ class PhaseRunner:
             config=json.loads(self.recipe.model_dump_json()),
         )
         self.saver = Saver(
-            checkpoints_of(self.recipe),
+            RunDirectory(self.recipe.directory).checkpoints,
             rank=world.rank,
             world_size=world.world_size,
             gather=collectives.background_gather(),
@@ -147,8 +147,14 @@ class PhaseRunner:
             raise InfrastructureError("; ".join(found))
         weights = plan.checkpoint or own_base
         clear_swapped(config)
-        with sharded_loading(config):
-            model = build_model(recipe, plan.vocab_size, weights=weights is None)
+        with sharded_loading(config) as initialize:
+            model = build_model(
+                plan.model_config,
+                recipe,
+                plan.vocab_size,
+                weights=weights is None,
+                initialize=initialize,
+            )
         phase = recipe.phases[decision.state.phase]
         groups = parameter_groups(model, phase, recipe.optimizer.weight_decay)
         engine = Engine(model, groups, config, recipe.optimizer)
@@ -182,9 +188,9 @@ class PhaseRunner:
         """Write the resolved recipe, and a line of lineage: what was decided at this start, and why."""
         if self.world.rank != 0:
             return
-        directory = self.recipe.directory
-        directory.mkdir(parents=True, exist_ok=True)
-        disk.write_atomically(directory / RESOLVED, dump_recipe(self.recipe))
+        directory = RunDirectory(self.recipe.directory)
+        directory.path.mkdir(parents=True, exist_ok=True)
+        disk.write_atomically(directory.recipe, dump_recipe(self.recipe))
         checkpoint = self.plan.checkpoint
         line = {
             "time": time.time(),
@@ -195,7 +201,7 @@ class PhaseRunner:
             "deepspeed": self.recipe.deepspeed,
             "versions": self.versions,
         }
-        with open(directory / LINEAGE, "a", encoding="utf-8") as file:
+        with open(directory.lineage, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tokenization.errors import InfrastructureError
 from trainer.checkpoint.history import name_of
-from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.manifest import Position
 from trainer.checkpoint.save import Saver
 from trainer.machine.log_lines import logger
 from trainer.metrics import names
@@ -39,16 +39,16 @@ class Saves:
         self.blocked_s = 0.0
         """How long the last save has kept the training waiting."""
 
-    def save(self, manifest: Manifest, shares: Iterable[Sequence[Fragment]], needed: int) -> None:
+    def save(self, position: Position, shares: Iterable[Sequence[Fragment]], needed: int) -> None:
         """Begin the save of a step unless that step is saved; the save before it is waited for.
 
-        `manifest` needs no files and weights yet. Of `shares`, of which each becomes a file, the fragments
+        Of `shares`, of which each becomes a file, the fragments
         that this rank owns are written. All ranks together need `needed` bytes of the disk.
 
         Raises:
             InfrastructureError: this save or the one before it failed, and `on_failure` is `stop`.
         """
-        step = manifest.step
+        step = position.step
         if self.saved_step == step:
             return
         self.finish_save()
@@ -57,7 +57,7 @@ class Saves:
             failure = self._open_directory(step, needed)
             if failure is None:
                 self.saved_step = step
-                self._saver.save(manifest, ([own for own in share if own.owned] for share in shares))
+                self._saver.save(position, ([own for own in share if own.owned] for share in shares))
         self.blocked_s = time.perf_counter() - started
         if failure is not None:
             self._on_save_failure(step, failure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from trainer.checkpoint.manifest import MANIFEST_VERSION, Manifest
+from trainer.checkpoint.manifest import Position
 from trainer.engine.engine import Engine, StepResult
 from trainer.machine.signals import Signals
 from trainer.machine.watchdog import Watchdog
@@ -70,7 +70,7 @@ class Session:
             InfrastructureError: a save failed and `checkpoint.on_failure` is `stop`.
         """
         self.watchdog.beat(f"saving step {self.state.step}")
-        self.saves.save(self._manifest(), self.engine.shares(), self.engine.saved_bytes)
+        self.saves.save(self._position(), self.engine.shares(), self.engine.saved_bytes)
 
     def close(self) -> None:
         """End the phase: its last step is committed, and the memory is free for the next phase.
@@ -83,16 +83,13 @@ class Session:
         self.loader.close()
         self.engine.close()
 
-    def _manifest(self) -> Manifest:
-        """What the checkpoint records, but for its files, which only the save knows."""
-        return Manifest(
-            version=MANIFEST_VERSION,
+    def _position(self) -> Position:
+        """What the checkpoint records of the run."""
+        return Position(
             step=self.state.step,
             tokens=self.state.tokens,
             world_size=self.engine.world_size,
             stage=self.engine.stage,
-            files={},
-            weights={},
             adam_step=self.engine.adam_step,
             loss_scale=self.engine.loss_scale,
             state=self.state.to_json(),

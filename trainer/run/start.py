@@ -18,7 +18,7 @@ from trainer.machine.signals import Signals
 from trainer.machine.watchdog import Watchdog
 from trainer.plan.make import Plan, make_plan
 from trainer.run.phases import PhaseRunner, check_ranks_agree
-from trainer.storage.run_directory import checkpoints_of
+from trainer.storage.run_directory import RunDirectory
 
 
 def start(plan: Plan, world: World) -> int:
@@ -103,7 +103,9 @@ def _train_verified(plan: Plan, world: World) -> int:
     if plan.decision.kind == "refuse":
         return ExitCode.USER
     if world.rank == 0 and plan.checkpoint is not None:
-        for line in history.quarantine(checkpoints_of(plan.recipe), plan.checkpoint.manifest.step):
+        for line in history.quarantine(
+            RunDirectory(plan.recipe.directory).checkpoints, plan.checkpoint.manifest.step
+        ):
             logger.warning(line)
     with Signals() as signals, Watchdog() as watchdog:
         runner = PhaseRunner(plan, world, signals, watchdog)

@@ -1,4 +1,4 @@
-"""Write files that survive a power cut, at the disk's own speed."""
+"""Write files and directories that survive a power cut, at the speed of the disk."""
 
 from __future__ import annotations
 
@@ -15,23 +15,19 @@ from pathlib import Path
 import torch
 import xxhash
 
-from tokenization.disk import checksum
+from tokenization.disk import BLOCK, checksum, sync_directory
 from tokenization.errors import InfrastructureError, UserError
 
-BLOCK = 1 << 23
-"""Bytes that are copied, hashed and handed to the disk at once."""
-
-
 PAGE = 4096
-"""What direct writes are aligned to."""
+"""Alignment of direct writes, in bytes."""
 
 
 def write_direct(path: Path, parts: Iterable[torch.Tensor]) -> tuple[int, str]:
-    """Writes `parts` (bytes, on any device) one after another and syncs them; size and xxh3-128.
+    """Write and sync `parts` (bytes, on any device) one after another; return the size and the xxh3-128.
 
-    The page cache is gone round where the file system allows it: a checkpoint is not read again
+    The write bypasses the page cache if the file system allows it: a checkpoint is not read again
     soon, and a copy in memory that must be flushed anyway makes a synced write several times slower.
-    One block is filled and hashed while the one before is written.
+    One block is filled and hashed while the one before it is written.
 
     Raises:
         OSError: the disk is full or fails.
@@ -41,16 +37,16 @@ def write_direct(path: Path, parts: Iterable[torch.Tensor]) -> tuple[int, str]:
     file = _open(path)
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="write") as pool:
-            under_way: Future[None] | None = None
+            pending: Future[None] | None = None
             for number, filled in enumerate(_fill(blocks, parts)):
                 view = blocks[number % 2].numpy().data[:filled]
                 hasher.update(view)
-                if under_way is not None:
-                    under_way.result()
-                under_way = pool.submit(_write_all, file, view)
+                if pending is not None:
+                    pending.result()
+                pending = pool.submit(_write_all, file, view)
                 size += filled
-            if under_way is not None:
-                under_way.result()
+            if pending is not None:
+                pending.result()
         os.fsync(file)
     finally:
         os.close(file)
@@ -58,7 +54,7 @@ def write_direct(path: Path, parts: Iterable[torch.Tensor]) -> tuple[int, str]:
 
 
 def _fill(blocks: list[torch.Tensor], parts: Iterable[torch.Tensor]) -> Iterator[int]:
-    """Copies `parts` into one block after the other; how many bytes each one holds."""
+    """Copy `parts` into the two blocks in turn; yield how many bytes each one holds."""
     number = used = 0
     for part in parts:
         done = 0
@@ -80,58 +76,57 @@ def _open(path: Path) -> int:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        return os.open(path, flags, 0o644)  # this file system has no direct writes
+        return os.open(path, flags, 0o644)  # this file system does not support direct writes
 
 
 def _write_all(file: int, view: memoryview) -> None:
-    """All of `view`; what is not aligned, the last bytes of a file, goes through the page cache."""
+    """Write all of `view`; the last bytes of a file, which are not aligned, go through the page cache."""
     done = 0
     while done < len(view):
         rest = len(view) - done
         whole = rest - rest % PAGE or rest
         if whole % PAGE:
-            _through_the_cache(file)
+            _use_page_cache(file)
         try:
             done += os.write(file, view[done : done + whole])
         except OSError as error:
-            if error.errno != errno.EINVAL or not _through_the_cache(file):
+            if error.errno != errno.EINVAL or not _use_page_cache(file):
                 raise
 
 
-def _through_the_cache(file: int) -> bool:
-    """Ends direct writing to `file`; whether it was direct."""
+def _use_page_cache(file: int) -> bool:
+    """Stop direct writing to `file`; return whether it was direct."""
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     fcntl.fcntl(file, fcntl.F_SETFL, flags & ~os.O_DIRECT)
     return bool(flags & os.O_DIRECT)
 
 
 def sync_and_checksum(path: Path) -> tuple[int, str]:
-    """Size and xxh3-128 of a file that was written by other means; it is synced here."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    """Sync a file that was written by other means; return its size and xxh3-128."""
+    _sync(path)
     return path.stat().st_size, checksum(path)
 
 
 class PinnedBuffer:
-    """Host memory that is used again and again; with a GPU it is pinned, so that copies to it are fast."""
+    """Host memory that every snapshot reuses; with a GPU it is pinned, so that copies to it are fast."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
 
-    def room(self, size: int) -> torch.Tensor:
-        """`size` bytes; they are those of the last call, so that one must be done with."""
+    def reserve(self, size: int) -> torch.Tensor:
+        """Return `size` bytes; they overwrite those of the last call."""
         if self._memory.numel() < size:
             self.release()
             pages = mmap.mmap(-1, size)
             pages.madvise(mmap.MADV_HUGEPAGE)  # fewer and cheaper first touches
             self._memory = torch.frombuffer(pages, dtype=torch.uint8)
             if torch.cuda.is_available():
-                # Where the system pins no more, copies are as right and slower.
+                # If the system refuses to pin more, copies are still correct, and slower.
                 torch.cuda.cudart().cudaHostRegister(self._memory.data_ptr(), size, 0)
         return self._memory[:size]
 
     def release(self) -> None:
-        """Gives the memory back."""
+        """Free the memory."""
         if self._memory.numel() and self._memory.is_pinned():
             torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())
         self._memory = torch.empty(0, dtype=torch.uint8)
@@ -139,7 +134,7 @@ class PinnedBuffer:
 
 @contextmanager
 def whole_directory(out: str | Path, field: str = "--out") -> Iterator[Path]:
-    """A directory to fill that becomes `out` once the block has ended well, and vanishes if it has not.
+    """Yield a directory to fill; it becomes `out` when the block ends, or is removed if the block fails.
 
     Raises:
         UserError: `out` exists and is not an empty directory.
@@ -152,10 +147,11 @@ def whole_directory(out: str | Path, field: str = "--out") -> Iterator[Path]:
     try:
         draft.mkdir(parents=True)
         yield draft
-        for path in [*draft.iterdir(), draft]:
+        for path in draft.iterdir():
             _sync(path)
+        sync_directory(draft)
         draft.rename(out)
-        _sync(out.parent)
+        sync_directory(out.parent)
     except OSError as error:
         raise InfrastructureError(f"{out}: cannot be written ({error}); nothing was left there") from error
     finally:
@@ -163,8 +159,5 @@ def whole_directory(out: str | Path, field: str = "--out") -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""A fragment: the part of a parameter, its fp32 weight and its optimizer moments that one rank holds."""
+"""A fragment: the part of a parameter, with its fp32 weight and optimizer moments, that one rank holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass
 class Fragment:
-    """A stretch of a parameter that this rank owns, with live tensors that may be read and overwritten."""
+    """A range of a flattened parameter, with tensors that may be read and overwritten."""
 
     name: str
     start: int
@@ -21,10 +21,10 @@ class Fragment:
     """The whole parameter's shape."""
     trained: bool
     owned: bool
-    """Whether this rank saves it; where several ranks hold a whole parameter, one of them does."""
+    """Whether this rank saves it: if several ranks hold a whole parameter, one of them does."""
     tensors: dict[str, torch.Tensor]
     """`weight` and, if trained, the moments: one-dimensional, fp32 (frozen weights: any dtype)."""
     owner: torch.Tensor
-    """The tensor that the optimizer steps and `weight` is a part of; frozen: the weight itself."""
+    """The tensor that the optimizer steps, of which `weight` is a part; if frozen, the weight itself."""
     offset: int = 0
-    """Where in `owner`."""
+    """Place of `weight` in `owner`, in elements."""

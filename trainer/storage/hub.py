@@ -1,4 +1,4 @@
-"""Find model directories, on this disk or on the Hugging Face hub, and copy their small files."""
+"""Find model directories, on disk or on the Hugging Face hub, and copy their small files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenization.disk import write_atomically
 from tokenization.errors import InfrastructureError, UserError
-from trainer.storage.disk import _sync
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -21,14 +21,14 @@ TOKENIZER_FILES = (
     "merges.txt",
     "extension.json",
 )
-"""All that a tokenizer directory may consist of."""
+"""Every file that a tokenizer directory may hold."""
 
 
 def local_directory(model: str | Path, field: str) -> Path:
-    """The directory of a model: itself, or where the whole of a hub id has been fetched to.
+    """Return the directory of a model: `model` itself, or the download of a hub id.
 
     Raises:
-        UserError, InfrastructureError: as `fetch`.
+        UserError, InfrastructureError: as `fetch_from_hub`.
     """
     if Path(model).is_dir():
         return Path(model)
@@ -36,16 +36,16 @@ def local_directory(model: str | Path, field: str) -> Path:
 
 
 def fetch_from_hub(model: str | Path, files: list[str], field: str | None) -> Path:
-    """The directory to which `files` (patterns) of a hub id have been fetched, or lay already.
+    """Fetch `files` (patterns) of a hub id, unless they are cached, and return their directory.
 
     Raises:
-        UserError: `model` is a path and lacks them, or the hub does not have it.
+        UserError: `model` is a path without config.json, or the hub does not have it.
         InfrastructureError: the hub cannot be reached.
     """
     name = str(model)
     if Path(name).exists():
         fix = "give a directory with config.json and the weights, such as `rewarm export` writes"
-        raise UserError("is no model directory: it has no config.json", field=field, value=name, fix=fix)
+        raise UserError("is not a model directory: it has no config.json", field=field, value=name, fix=fix)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         fix = "give a model directory or a hub id, org/name"
         raise UserError("does not exist", field=field, value=name, fix=fix)
@@ -55,31 +55,30 @@ def fetch_from_hub(model: str | Path, files: list[str], field: str | None) -> Pa
     try:
         return Path(snapshot_download(name, allow_patterns=files))
     except LocalEntryNotFoundError as error:
-        what = f"{field}: {name!r} is no directory here, and the hub cannot be reached to fetch it"
+        what = f"{field}: {name!r} is not a directory, and the hub cannot be reached to fetch it"
         raise InfrastructureError(what) from error
     except (HfHubHTTPError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"is no directory here and not on the hub ({reason})", field=field, value=name
+            f"is neither a directory nor a model on the hub ({reason})", field=field, value=name
         ) from error
 
 
 def write_model_config(config: Mapping[str, Any], directory: str | Path) -> None:
-    """Writes and syncs config.json, by which transformers knows a model.
+    """Write and sync config.json, which tells transformers what the model is.
 
     Raises:
         OSError: the disk is full or fails.
     """
-    path = Path(directory) / "config.json"
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _sync(path)
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    write_atomically(Path(directory) / "config.json", text)
 
 
 def copy_tokenizer(tokenizer: str | Path, directory: str | Path) -> None:
-    """Copies the files of a tokenizer (a directory, or a single `.model` file) byte for byte.
+    """Copy the files of a tokenizer (a directory, or a single `.model` file) byte for byte.
 
     Raises:
-        UserError: there are none.
+        UserError: it has none.
     """
     source = Path(tokenizer)
     if source.is_file():
@@ -88,6 +87,6 @@ def copy_tokenizer(tokenizer: str | Path, directory: str | Path) -> None:
         found = {source / name: name for name in TOKENIZER_FILES if (source / name).is_file()}
     if not found:
         fix = "give a tokenizer directory or a SentencePiece .model file"
-        raise UserError("holds no tokenizer", field="tokenizer", value=str(tokenizer), fix=fix)
+        raise UserError("does not hold a tokenizer", field="tokenizer", value=str(tokenizer), fix=fix)
     for path, name in found.items():
         shutil.copyfile(path, Path(directory) / name)

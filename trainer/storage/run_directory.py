@@ -1,36 +1,54 @@
-"""The names of the files in a run directory."""
+"""The files of a run directory: every name, and the reader of the lineage."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from trainer.recipe.schema import Recipe
-
-LAST_COMMITTED = "last_committed.json"
-"""Beside the checkpoints' directory: the newest committed step, by which a loss of all is noticed."""
-
-
-LOCK = ".lock"
-"""File in the run directory; it is the lock on it that counts, which ends with the process that holds it."""
-
-
-METRICS = "metrics.jsonl"
-"""One JSON object a line: a start of the run (`number`, `restored_step`), or the metrics of a step."""
-
-
-RESOLVED = "recipe.resolved.yaml"
-"""File in the run directory: the recipe with every default filled in."""
-
-
-def checkpoints_of(recipe: Recipe) -> Path:
-    """Where the run's checkpoints are."""
-    return recipe.directory / "checkpoints"
-
-
-LINEAGE = "lineage.jsonl"
-"""File in the run directory: every start, what was decided, and why."""
-
+from tokenization.errors import UserError
 
 EXPORTED = "rewarm.json"
-"""File in an exported model: the `RunState` that it was taken at, for a run that has it as its base; and
-`new_rows`, where `rewarm model extend` has appended some since."""
+"""File in an exported model: the `RunState` at its step, for a run that has the model as its base; and
+`new_rows`, if `rewarm model extend` has appended rows since."""
+
+
+class RunDirectory:
+    """A run directory; see `docs/run-directory.md` for what each file holds."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.last_committed = self.path / "last_committed.json"
+        """The newest committed step: it reveals the loss of the whole checkpoints directory."""
+        self.lineage = self.path / "lineage.jsonl"
+        """One JSON object per start of the run: the decision, and the reason for it."""
+        self.lock = self.path / ".lock"
+        """Held with `flock` by the job that trains; the lock ends with the process that holds it."""
+        self.metrics = self.path / "metrics.jsonl"
+        """One JSON object per line: a start of the run (`number`, `restored_step`), or a step's metrics."""
+        self.recipe = self.path / "recipe.resolved.yaml"
+        """The recipe with every default filled in."""
+        self.tensorboard = self.path / "tensorboard"
+
+    @property
+    def left_at_start(self) -> set[str]:
+        """Names of the files that a start leaves here if it is killed before it has begun."""
+        return {self.lock.name, f"{self.recipe.name}.partial", f"{self.recipe.name}.tmp"}
+
+    def read_lineage(self) -> list[dict[str, Any]]:
+        """Read the record of each start; a last line that a kill cut short is ignored.
+
+        Raises:
+            UserError: a line is damaged.
+        """
+        if not self.lineage.exists():
+            return []
+        records = []
+        for number, line in enumerate(self.lineage.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+            try:
+                records.append(dict(json.loads(line)))
+            except (ValueError, TypeError) as error:
+                place = f"{self.lineage}:{number}"
+                raise UserError("is not a record", file=place, fix="remove the line") from error
+        return records

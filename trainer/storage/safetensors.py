@@ -1,10 +1,11 @@
-"""Read and write model directories in the safetensors format, one tensor at a time."""
+"""The safetensors format: its number formats, its header, and model directories read and written in it."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -19,33 +20,58 @@ from tokenization.errors import UserError
 from trainer.storage import disk
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
+"""Number formats by the names that recipes and commands use."""
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
-
 MAX_SHARD_BYTES = 2 * 2**30
 
-
-_SAFETENSORS_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+_FORMATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
+"""Number formats by the names that safetensors uses."""
+
+_FORMAT_NAMES = {dtype: name for name, dtype in _FORMATS.items()}
+
+
+def encode_header(
+    tensors: Iterable[tuple[str, torch.dtype, Sequence[int]]], metadata: Mapping[str, str]
+) -> Tensor:
+    """Make the bytes before the data of a safetensors file, for (name, dtype, shape) in the data's order."""
+    entries: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name, dtype, shape in tensors:
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": _FORMAT_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return torch.frombuffer(bytearray(len(text).to_bytes(8, "little") + text), dtype=torch.uint8)
+
+
+def decode_file(mapped: mmap.mmap) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the metadata of a mapped safetensors file, and its tensors, flat, as views of the file."""
+    length = int.from_bytes(mapped[:8], "little")
+    entries = json.loads(mapped[8 : 8 + length])
+    data = torch.frombuffer(mapped, dtype=torch.uint8)[8 + length :]
+    metadata = entries.pop("__metadata__", {})
+    places = {name: (entry["data_offsets"], _FORMATS[entry["dtype"]]) for name, entry in entries.items()}
+    return metadata, {name: data[begin:end].view(dtype) for name, ((begin, end), dtype) in places.items()}
 
 
 class WeightsReader:
-    """The tensors of a directory of safetensors files, mapped, in the order of the files."""
+    """The tensors of a directory of safetensors files, memory-mapped, in the order of the files."""
 
     def __init__(self, directory: str | Path) -> None:
-        """Opens every file of `directory`.
+        """Open every file of `directory`.
 
         Raises:
             UserError: no safetensors weights, a file of the index missing, or one that is damaged.
@@ -81,21 +107,20 @@ class WeightsReader:
         return list(self._files)
 
     def shape(self, name: str) -> list[int]:
-        """The shape of a tensor, without reading it."""
+        """Return the shape of a tensor, without reading it."""
         shape: list[int] = self._files[name].get_slice(name).get_shape()
         return shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """The number format of a tensor, without reading it.
+        """Return the number format of a tensor, without reading it.
 
         Raises:
-            UserError: it is one that torch's plain formats do not include, as of quantized weights.
+            UserError: torch has no plain format for it, as for quantized weights.
         """
-        told = self._files[name].get_slice(name).get_dtype()
-        for dtype, known in _SAFETENSORS_NAMES.items():
-            if known == told:
-                return dtype
-        raise UserError("has an unsupported number format", file=self.directory, field=name, value=told)
+        named = self._files[name].get_slice(name).get_dtype()
+        if named not in _FORMATS:
+            raise UserError("has an unsupported number format", file=self.directory, field=name, value=named)
+        return _FORMATS[named]
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._files[name].get_tensor(name)
@@ -113,7 +138,7 @@ class WeightsReader:
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor that is made only while it is written."""
+    """A tensor that is made only when it is written."""
 
     name: str
     shape: tuple[int, ...]
@@ -122,7 +147,7 @@ class Weight:
 
     @classmethod
     def of(cls, name: str, tensor: Tensor) -> Weight:
-        """One that is there already."""
+        """Wrap a tensor that exists already."""
         return cls(name, tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
     @property
@@ -132,9 +157,9 @@ class Weight:
 
 
 class WeightsWriter:
-    """Writes weights as safetensors shards of a bounded size, with the index that transformers reads.
+    """Writer of safetensors shards of bounded size, with the index that transformers reads.
 
-    Each weight is made when its turn comes, so that one is in memory at a time, whatever a shard holds.
+    Each weight is made just before it is written, so that only one is in memory at a time.
     """
 
     def __init__(self, directory: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
@@ -145,7 +170,7 @@ class WeightsWriter:
         self.total_bytes = 0
 
     def add(self, weight: Weight) -> None:
-        """Takes the next weight; a shard is written when this one would not fit into it.
+        """Add the next weight; the shard before it is written if this weight does not fit into it.
 
         Raises:
             OSError: the disk is full or fails; so does `close`.
@@ -156,16 +181,17 @@ class WeightsWriter:
         self.total_bytes += weight.size
 
     def _flush(self) -> None:
-        # The number of shards, a part of their names, is known only at the end.
-        # Wide types come first, which keeps all of them aligned.
+        # The number of shards, which is a part of their names, is known only at the end.
+        # Wide types come first, so that all tensors are aligned.
         weights = sorted(self._next, key=lambda weight: -weight.dtype.itemsize)
         path = self.directory / f"shard-{len(self._shards)}"
-        disk.write_direct(path, chain([_header(weights)], map(_bytes, weights)))
+        header = encode_header(((one.name, one.dtype, one.shape) for one in weights), {"format": "pt"})
+        disk.write_direct(path, chain([header], map(_bytes, weights)))
         self._shards.append([weight.name for weight in self._next])
         self._next = []
 
     def close(self) -> None:
-        """Writes the last shard, and the index if there is more than one."""
+        """Write the last shard, and the index if there is more than one shard."""
         self._flush()
         many = len(self._shards)
         weight_map = {}
@@ -178,21 +204,10 @@ class WeightsWriter:
             (self.directory / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _header(weights: Sequence[Weight]) -> Tensor:
-    """The beginning of a safetensors file of `weights`, as bytes."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for weight in weights:
-        begin, end = end, end + weight.size
-        dtype = _SAFETENSORS_NAMES[weight.dtype]
-        entries[weight.name] = {"dtype": dtype, "shape": weight.shape, "data_offsets": [begin, end]}
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
-    return torch.frombuffer(bytearray(len(text).to_bytes(8, "little") + text), dtype=torch.uint8)
-
-
 def _bytes(weight: Weight) -> Tensor:
     made = weight.make().detach()
     if tuple(made.shape) != weight.shape or made.dtype != weight.dtype:
-        raise AssertionError(f"{weight.name} is {made.dtype} {tuple(made.shape)}, not as it was announced")
+        raise AssertionError(
+            f"{weight.name} is {made.dtype} {tuple(made.shape)}, not {weight.dtype} {weight.shape}"
+        )
     return made.contiguous().view(-1).view(torch.uint8)

@@ -1,20 +1,19 @@
 """What a start makes of damaged checkpoints: the newest good one, named reasons, never the base unasked."""
 
 import os
-from dataclasses import replace
 
 import pytest
 import yaml
 
 from tests.helpers import runs
-from tests.helpers.checkpoints import fragments, manifest, savers
+from tests.helpers.checkpoints import fragments, position, savers
 from tokenization.errors import InfrastructureError
 from trainer.checkpoint import history
 from trainer.checkpoint.manifest import MANIFEST, MARKER
 from trainer.cli.main import main
 from trainer.plan.make import make_plan
 from trainer.recipe import load
-from trainer.storage.run_directory import checkpoints_of
+from trainer.storage.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +27,12 @@ def recipe(data, tmp_path):
     file = runs.write(runs.recipe(data, tmp_path / "run"), tmp_path / "recipe.yaml")
     recipe = load.load_recipe(file, [])
     state = make_plan(recipe, 1).decision.state
-    (one,) = savers(checkpoints_of(recipe))
+    (one,) = savers(RunDirectory(recipe.directory).checkpoints)
     for step in range(1, 9):
         state = state.after_step(8, lr=1e-3, trained=True)
         if step % 4 == 0:
             one.open_directory(step, needed=1)
-            one.save(replace(manifest(step), tokens=state.tokens, state=state.to_json()), [fragments()])
+            one.save(position(step, tokens=state.tokens, state=state.to_json()), [fragments()])
             assert one.wait() is None
     (recipe.directory / "recipe.resolved.yaml").write_text(yaml.safe_dump({"name": recipe.name}))
     return recipe
@@ -58,7 +57,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_newest_good_one_is_used_and_the_damaged_one_named(recipe, damage):
-    folder = checkpoints_of(recipe)
+    folder = RunDirectory(recipe.directory).checkpoints
     DAMAGES[damage](folder / "step-00000008")
     plan = make_plan(recipe, 1)
     assert plan.decision.kind == "restore"
@@ -71,7 +70,7 @@ def test_the_newest_good_one_is_used_and_the_damaged_one_named(recipe, damage):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_with_no_good_one_left_the_run_stops_with_the_reasons(recipe, damage, tmp_path, capsys, monkeypatch):
-    folder = checkpoints_of(recipe)
+    folder = RunDirectory(recipe.directory).checkpoints
     for step in (4, 8):
         DAMAGES[damage](folder / history.name_of(step))
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
@@ -85,7 +84,7 @@ def test_with_no_good_one_left_the_run_stops_with_the_reasons(recipe, damage, tm
 
 
 def test_those_that_turned_out_to_be_damaged_are_not_tried_again(recipe):
-    folder = checkpoints_of(recipe)
+    folder = RunDirectory(recipe.directory).checkpoints
     plan = make_plan(recipe, 1, skip={folder / "step-00000008"})
     assert plan.decision.state.step == 4
     with pytest.raises(InfrastructureError, match="no checkpoint is good"):
@@ -94,7 +93,7 @@ def test_those_that_turned_out_to_be_damaged_are_not_tried_again(recipe):
 
 @pytest.mark.parametrize("loss", ["gone", "not mounted", "a file"])
 def test_checkpoints_that_are_lost_together_are_not_taken_for_a_fresh_start(recipe, loss):
-    folder = checkpoints_of(recipe)
+    folder = RunDirectory(recipe.directory).checkpoints
     folder.rename(folder.with_name("elsewhere"))
     if loss == "not mounted":
         folder.symlink_to(folder.with_name("nowhere"))

@@ -10,11 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.model_tiny import CHINESE, ENGLISH, INIT, from_base, recipe, tokenizer, tokens
+from tests.helpers.model_tiny import CHINESE, ENGLISH, INIT, build, from_base, recipe, tokenizer, tokens
 from tokenization.errors import UserError
 from trainer.checkpoint.card import Card, render_card
 from trainer.checkpoint.export import export_model
-from trainer.model.build import build_model
 from trainer.storage.safetensors import Weight
 
 PIECES = 3 + 256 + len(ENGLISH) + len(CHINESE)
@@ -33,7 +32,7 @@ def exported(tmp_path, causal, dtype="fp32", **changes):
 @pytest.mark.parametrize("kind", INIT)
 @pytest.mark.parametrize("tied", ["false", "true"])
 def test_logits_equal_the_trained_models(kind, tied, tmp_path):
-    causal = build_model(recipe(**INIT[kind], tie_word_embeddings=tied, vocab_size=320), PIECES).eval()
+    causal = build(recipe(**INIT[kind], tie_word_embeddings=tied, vocab_size=320), PIECES).eval()
     out = exported(tmp_path, causal, max_shard_bytes=20_000)
     loaded = AutoModelForCausalLM.from_pretrained(out)
     assert type(loaded) is type(causal.hf)
@@ -42,13 +41,13 @@ def test_logits_equal_the_trained_models(kind, tied, tmp_path):
     assert logits.shape[-1] == PIECES, "padding must not be exported: it could be sampled"
     assert torch.equal(logits, causal.hf(input_ids).logits[..., :PIECES])
     assert len(list(out.glob("model-*.safetensors"))) > 1
-    again = build_model(from_base(out), PIECES)
+    again = build(from_base(out), PIECES)
     assert torch.equal(again.hf(input_ids).logits, logits)
 
 
 @pytest.mark.parametrize(("dtype", "wanted"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_weights_are_rounded_to_the_dtype_asked_for(dtype, wanted, tmp_path):
-    causal = build_model(recipe(), PIECES)
+    causal = build(recipe(), PIECES)
     loaded = AutoModelForCausalLM.from_pretrained(exported(tmp_path, causal, dtype), dtype="auto")
     trained = dict(causal.hf.named_parameters())
     for name, value in loaded.named_parameters():
@@ -57,7 +56,7 @@ def test_weights_are_rounded_to_the_dtype_asked_for(dtype, wanted, tmp_path):
 
 
 def test_config_serves_those_who_use_the_model(tmp_path):
-    out = exported(tmp_path, build_model(recipe(), PIECES), "bf16")
+    out = exported(tmp_path, build(recipe(), PIECES), "bf16")
     config = json.loads((out / "config.json").read_text())
     assert config["vocab_size"] == PIECES
     assert config["use_cache"] is True
@@ -67,7 +66,7 @@ def test_config_serves_those_who_use_the_model(tmp_path):
 
 
 def test_gpt_neox_keeps_the_names_that_others_read(tmp_path):
-    causal = build_model(recipe(**INIT["gpt_neox"]), PIECES)
+    causal = build(recipe(**INIT["gpt_neox"]), PIECES)
     out = exported(tmp_path, causal)
     causal.hf.save_pretrained(tmp_path / "reference")
     from trainer.storage.safetensors import WeightsReader
@@ -78,13 +77,13 @@ def test_gpt_neox_keeps_the_names_that_others_read(tmp_path):
 
 
 def test_the_tokenizer_is_copied_byte_for_byte(tmp_path):
-    out = exported(tmp_path, build_model(recipe(), PIECES))
+    out = exported(tmp_path, build(recipe(), PIECES))
     for file in (tmp_path / "tok").iterdir():
         assert (out / file.name).read_bytes() == file.read_bytes()
 
 
 def test_names_with_and_without_prefix_are_the_same_and_a_repeat_is_left_out(tmp_path):
-    causal = build_model(recipe(), PIECES)
+    causal = build(recipe(), PIECES)
     named = [*causal.hf.state_dict().items(), *causal.named_parameters()]
     weights = [Weight.of(name, value) for name, value in named]
     loaded = AutoModelForCausalLM.from_pretrained(exported(tmp_path, causal, weights=weights))
@@ -92,18 +91,19 @@ def test_names_with_and_without_prefix_are_the_same_and_a_repeat_is_left_out(tmp
 
 
 def test_a_weight_beyond_fp16_is_refused_and_nothing_is_left(tmp_path):
-    causal = build_model(recipe(), PIECES)
+    causal = build(recipe(), PIECES)
     with torch.no_grad():
         causal.hf.model.layers[1].mlp.up_proj.weight[3, 4] = 70_000
     with pytest.raises(
-        UserError, match=r"'model.layers.1.mlp.up_proj.weight' reaches 7e\+04, beyond fp16; export"
+        UserError,
+        match=r"'model.layers.1.mlp.up_proj.weight' reaches 7e\+04, beyond the range of fp16; export",
     ):
         exported(tmp_path, causal, "fp16")
     assert [path.name for path in tmp_path.iterdir()] == ["tok"]
 
 
 def test_weights_without_an_embedding_are_refused(tmp_path):
-    causal = build_model(recipe(), PIECES)
+    causal = build(recipe(), PIECES)
     rest = [Weight.of(name, value) for name, value in causal.named_parameters() if "embed" not in name]
     with pytest.raises(UserError, match=r"'model.embed_tokens.weight' is not among the weights"):
         exported(tmp_path, causal, weights=rest)
@@ -111,7 +111,7 @@ def test_weights_without_an_embedding_are_refused(tmp_path):
 
 
 def test_weights_are_made_one_at_a_time_whatever_a_shard_holds(tmp_path):
-    causal = build_model(recipe(), PIECES)
+    causal = build(recipe(), PIECES)
     made: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
     held = []
 

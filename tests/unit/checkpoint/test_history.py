@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 import xxhash
@@ -41,11 +41,11 @@ def replaced_by_a_dangling_link(path):
         (lambda path: (path / "COMMITTED").unlink(), "never committed"),
         (lambda path: (path / "COMMITTED").write_text(""), "was committed (COMMITTED) with"),
         (lambda path: (path / "manifest.json").unlink(), "manifest.json: cannot be read"),
-        (lambda path: (path / "manifest.json").write_text("[]"), "manifest.json: checksum"),
+        (lambda path: (path / "manifest.json").write_text("[]"), "manifest.json: has checksum"),
         (lambda path: (path / "rank-00000.safetensors").unlink(), "rank-00000.safetensors: cannot be read"),
         (replaced_by_a_file, "cannot be read (Not a directory)"),
         (replaced_by_a_dangling_link, "never committed"),
-        (lambda path: path.rename(path.with_name("step-00000007")), "holds step 2, is misnamed"),
+        (lambda path: path.rename(path.with_name("step-00000007")), "holds step 2, so its name is wrong"),
     ],
 )
 def test_damage_is_named_and_the_one_before_is_used(folder, damage, said):
@@ -99,7 +99,7 @@ def test_the_newest_one_gone_altogether_is_told(folder):
     (folder / "step-00000002").rename(folder.parent / "elsewhere")
     good, broken = history.scan_checkpoints(folder)
     assert [one.manifest.step for one in good] == [1]
-    assert broken == [f"{folder / 'step-00000002'}: was committed and is gone"]
+    assert broken == [f"{folder / 'step-00000002'}: was committed and is missing"]
 
 
 def test_no_directory_holds_nothing_and_one_that_cannot_be_read_is_not_taken_for_that(folder):
@@ -156,7 +156,7 @@ def test_a_file_that_is_not_what_was_written_is_not_committed(folder):
     path = folder / "step-00000001"
     path.mkdir(parents=True)
     (path / "rank-00000.safetensors").write_bytes(b"half")
-    whole = replace(manifest(1), files={"rank-00000.safetensors": (8, "0")})
-    with pytest.raises(InfrastructureError, match="has 4 bytes, 8 were written"):
+    whole = manifest(1, files={"rank-00000.safetensors": (8, "0")})
+    with pytest.raises(InfrastructureError, match="has 4 bytes, but 8 were written"):
         commit_checkpoint(path, whole)
     assert not (path / MARKER).exists()

@@ -8,17 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from tests.helpers.fragments import Fragment
+from tests.helpers.fragments import fragment
 from tokenization import disk
 from tokenization.errors import InfrastructureError
 from trainer.checkpoint import rank_files
+from trainer.storage.fragment import Fragment
 
 
 def cut(name: str, whole: dict[str, torch.Tensor], bounds: list[int]) -> list[Fragment]:
     """A parameter's fragments, cut at `bounds`."""
     shape = tuple(whole["weight"].shape)
     return [
-        Fragment(
+        fragment(
             name, begin, shape, True, {kind: t.flatten()[begin:end].clone() for kind, t in whole.items()}
         )
         for begin, end in itertools.pairwise(bounds)
@@ -40,17 +41,17 @@ def test_any_cut_is_read_by_any_other_cut(tmp_path_factory, rows, columns, saved
     folder = tmp_path_factory.mktemp("cut")
     whole = {kind: torch.randn(rows, columns) for kind in ("weight", "exp_avg", "exp_avg_sq")}
     files, checksums = [], []
-    for rank, fragment in enumerate(cut("w", whole, bounds_of(rows * columns, saved))):
+    for rank, part in enumerate(cut("w", whole, bounds_of(rows * columns, saved))):
         files.append(folder / f"rank-{rank}.safetensors")
-        checksums.append(rank_files.write_rank_file(files[-1], [fragment]).weights)
+        checksums.append(rank_files.write_rank_file(files[-1], [part]).weights)
     reader = rank_files.Reader(files)
     got = cut(
         "w",
         {kind: torch.full((rows, columns), torch.nan) for kind in whole},
         bounds_of(rows * columns, wanted),
     )
-    for fragment in got:
-        reader.fill(fragment, fragment.tensors)
+    for part in got:
+        reader.fill(part, part.tensors)
     for kind, tensor in whole.items():
         assert torch.equal(torch.cat([f.tensors[kind] for f in got]), tensor.flatten())
         assert torch.equal(reader.whole("w", kind), tensor)
@@ -65,8 +66,8 @@ def test_file_is_read_by_the_safetensors_library(tmp_path):
     written = rank_files.write_rank_file(
         path,
         [
-            Fragment("b", 3, (6,), False, {"weight": frozen}),
-            Fragment("a", 0, (2, 3), True, {"weight": weight}),
+            fragment("b", 3, (6,), False, {"weight": frozen}),
+            fragment("a", 0, (2, 3), True, {"weight": weight}),
         ],
     )
     with safe_open(path, "pt") as file:
@@ -90,23 +91,23 @@ def test_one_changed_or_moved_element_changes_the_weights_checksum():
 
 def test_moments_of_a_parameter_that_was_frozen_start_at_zero(tmp_path):
     path = tmp_path / "r.safetensors"
-    rank_files.write_rank_file(path, [Fragment("w", 0, (2,), False, {"weight": torch.tensor([1.0, 2.0])})])
-    now = Fragment("w", 0, (2,), True, {"weight": torch.zeros(2), "exp_avg": torch.ones(2)})
+    rank_files.write_rank_file(path, [fragment("w", 0, (2,), False, {"weight": torch.tensor([1.0, 2.0])})])
+    now = fragment("w", 0, (2,), True, {"weight": torch.zeros(2), "exp_avg": torch.ones(2)})
     rank_files.Reader([path]).fill(now, now.tensors)
     assert now.tensors["weight"].tolist() == [1.0, 2.0]
     assert now.tensors["exp_avg"].tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
-    ("fragment", "said"),
+    ("wanted", "said"),
     [
-        (Fragment("other", 0, (2,), True, {"weight": torch.zeros(2)}), "other"),
-        (Fragment("w", 0, (1, 2), True, {"weight": torch.zeros(2)}), "shape"),
-        (Fragment("w", 0, (2,), True, {"weight": torch.zeros(3)}), "2 of 3 elements"),
+        (fragment("other", 0, (2,), True, {"weight": torch.zeros(2)}), "other"),
+        (fragment("w", 0, (1, 2), True, {"weight": torch.zeros(2)}), "shape"),
+        (fragment("w", 0, (2,), True, {"weight": torch.zeros(3)}), "2 of 3 elements"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path, fragment, said):
+def test_what_does_not_fit_is_named(tmp_path, wanted, said):
     path = tmp_path / "r.safetensors"
-    rank_files.write_rank_file(path, [Fragment("w", 0, (2,), True, {"weight": torch.tensor([1.0, 2.0])})])
+    rank_files.write_rank_file(path, [fragment("w", 0, (2,), True, {"weight": torch.tensor([1.0, 2.0])})])
     with pytest.raises(InfrastructureError, match=said):
-        rank_files.Reader([path]).fill(fragment, fragment.tensors)
+        rank_files.Reader([path]).fill(wanted, wanted.tensors)

@@ -4,18 +4,16 @@ import errno
 import os
 import subprocess
 import threading
-from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers.checkpoints import fragments, manifest, save, save_with, savers
-from tokenization.disk import checksum
+from tests.helpers.checkpoints import fragments, position, save, save_with, savers
+from tokenization.disk import BLOCK, checksum
 from tokenization.errors import InfrastructureError
 from trainer.checkpoint import history, rank_files
-from trainer.checkpoint import rank_files as portable
 from trainer.checkpoint.manifest import MANIFEST, verify_checkpoint
 from trainer.storage import disk
 
@@ -29,11 +27,11 @@ def folder(tmp_path):
 def test_two_ranks_commit_once_both_have_written(folder, asynchronous):
     ranks = savers(folder, 2, asynchronous=asynchronous)
     ranks[0].open_directory(1, needed=1)
-    first = threading.Thread(target=ranks[0].save, args=(manifest(1, 2), [fragments(0)]))
+    first = threading.Thread(target=ranks[0].save, args=(position(1, 2), [fragments(0)]))
     first.start()
     first.join(0.2)
     assert history.scan_checkpoints(folder)[0] == []  # rank 1 has not written yet
-    ranks[1].save(manifest(1, 2), [fragments(1)])
+    ranks[1].save(position(1, 2), [fragments(1)])
     first.join()
     assert [one.wait() for one in ranks] == [None, None]
     good, broken = history.scan_checkpoints(folder)
@@ -51,11 +49,11 @@ def test_asynchronous_saves_hold_the_weights_of_their_moments_in_the_same_memory
     for step in (1, 2):
         one.open_directory(step, needed=1)
         live[0].tensors["weight"].fill_(step)
-        one.save(manifest(step), [live])
+        one.save(position(step), [live])
         one.wait_for_snapshot()
         live[0].tensors["weight"].fill_(99)  # training goes on
         assert one.wait() is None
-        places.add(one._arena.room(1).data_ptr())
+        places.add(one._buffer.reserve(1).data_ptr())
     assert len(places) == 1
     for checkpoint, step in zip(history.scan_checkpoints(folder)[0], (1, 2), strict=True):
         assert rank_files.Reader(checkpoint.files).whole("w0").tolist() == [step] * 4
@@ -71,7 +69,7 @@ def test_a_rank_that_cannot_write_undoes_the_save_on_all_ranks(folder, asynchron
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(path, mine)
 
-    monkeypatch.setattr(portable, "write_rank_file", failing)
+    monkeypatch.setattr(rank_files, "write_rank_file", failing)
     ranks = savers(folder, 2, asynchronous=asynchronous)
     failures = save_with(ranks, 2)
     assert failures[0] == failures[1]
@@ -85,11 +83,11 @@ def test_a_rank_that_cannot_write_undoes_the_save_on_all_ranks(folder, asynchron
 def test_ranks_at_different_positions_do_not_commit(folder):
     ranks = savers(folder, 2)
     ranks[0].open_directory(1, needed=1)
-    other = threading.Thread(target=ranks[1].save, args=(replace(manifest(1, 2), tokens=7), [fragments(1)]))
+    other = threading.Thread(target=ranks[1].save, args=(position(1, 2, tokens=7), [fragments(1)]))
     other.start()
-    ranks[0].save(manifest(1, 2), [fragments(0)])
+    ranks[0].save(position(1, 2), [fragments(0)])
     other.join()
-    assert ["another position" in (one.wait() or "") for one in ranks] == [True, True]
+    assert ["disagree with rank 0" in (one.wait() or "") for one in ranks] == [True, True]
     assert history.scan_checkpoints(folder)[0] == []
 
 
@@ -98,7 +96,7 @@ def test_shares_with_a_hole_do_not_commit(folder):
     one.open_directory(1, needed=1)
     fragment = fragments()[0]
     fragment.shape = (5,)
-    one.save(manifest(1), [[fragment]])
+    one.save(position(1), [[fragment]])
     assert "w0: 4 of 5 elements" in (one.wait() or "")
     assert history.scan_checkpoints(folder)[0] == []
 
@@ -110,7 +108,7 @@ def test_a_rank_that_is_gone_ends_the_save_of_the_others(folder):
     (one,) = savers(folder)
     one.gather = alone
     one.open_directory(1, needed=1)
-    one.save(manifest(1), [fragments()])
+    one.save(position(1), [fragments()])
     assert one.wait() == "Connection closed by peer"
     assert history.scan_checkpoints(folder)[0] == []
 
@@ -175,7 +173,7 @@ def test_disk_full_in_mid_save_is_one_line_and_the_last_good_one_stays(small_dis
     one.open_directory(2, needed=1)  # someone else fills the disk after the check
     large = fragments()
     large[0].shape, large[0].tensors["weight"] = (1 << 20,), torch.zeros(1 << 20)
-    one.save(manifest(2), [large])
+    one.save(position(2), [large])
     failure = one.wait() or ""
     assert "rank-00000.safetensors: No space left on device" in failure
     assert "\n" not in failure
@@ -232,7 +230,7 @@ def test_the_newest_two_always_stay(tokens, keep_last, keep_every):
 
 
 @pytest.mark.parametrize("direct", [True, False])
-@pytest.mark.parametrize("sizes", [[], [0], [1], [4096], [disk.BLOCK - 1, 1], [3, 2 * disk.BLOCK, 4097]])
+@pytest.mark.parametrize("sizes", [[], [0], [1], [4096], [BLOCK - 1, 1], [3, 2 * BLOCK, 4097]])
 def test_a_file_holds_its_parts_one_after_another_on_any_file_system(tmp_path, monkeypatch, sizes, direct):
     if not direct:
         monkeypatch.setattr(os, "O_DIRECT", 0)
@@ -249,7 +247,7 @@ def test_what_lies_beside_the_ranks_files_is_proved_too(tmp_path):
     one.open_directory(3, needed=1)
     config = tmp_path / "step-00000003" / "config.json"
     config.write_text('{"hidden_size": 32}')
-    one.save(manifest(3), [fragments()])
+    one.save(position(3), [fragments()])
     assert one.wait() is None
     ((checkpoint,), _) = history.scan_checkpoints(tmp_path)
     assert [path.name for path in checkpoint.files] == ["rank-00000.safetensors"]

@@ -159,8 +159,8 @@ def test_a_field_of_the_recipe_in_the_ds_config(train, tmp_path):
     preset = tmp_path / "mine.json"
     preset.write_text('{"zero_optimization": {"stage": 2}, "fp16": {"enabled": true}, "train_batch_size": 8}')
     lines = train(f"deepspeed={preset}")
-    assert any("fp16: belongs into the recipe; set model.dtype there" in line for line in lines)
-    assert any("train_batch_size: belongs into the recipe" in line for line in lines)
+    assert any("fp16: is set by the recipe, not by the ds_config; set model.dtype" in line for line in lines)
+    assert any("train_batch_size: is set by the recipe" in line for line in lines)
 
 
 def test_model_of_another_size_than_the_tokenizer(train):

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.helpers.model_tiny import INIT, from_base, recipe
+from tests.helpers.model_tiny import INIT, config_problems, from_base, recipe
 from tokenization.errors import InfrastructureError, UserError
-from trainer.model.architecture import check_model, resolve_config
+from trainer.model.architecture import resolve_config
 
 CONFIG = {
     "model_type": "llama",
@@ -36,28 +36,28 @@ def base(tmp_path, **changes):
             "model.init.hiden_size: is not a field of the model's config; did you mean 'hid",
         ),
         ({"dtype": "bf16"}, "model.init.dtype: is not a field of the model's config; see LlamaConfig"),
-        ({"hidden_size": 34}, "model.init.hidden_size: 34 is not a multiple of num_attention_heads 4; take"),
-        ({"hidden_size": "wide"}, "model.init.hidden_size: 'wide' is no whole number of at least 1"),
-        ({"num_hidden_layers": 0}, "model.init.num_hidden_layers: 0 is no whole number of at least 1"),
-        ({"num_attention_heads": "4.5"}, "model.init.num_attention_heads: 4.5 is no whole number"),
+        ({"hidden_size": 34}, "model.init.hidden_size: 34 is not a multiple of num_attention_heads 4; use"),
+        ({"hidden_size": "wide"}, "model.init.hidden_size: 'wide' is not a whole number of at least 1"),
+        ({"num_hidden_layers": 0}, "model.init.num_hidden_layers: 0 is not a whole number of at least 1"),
+        ({"num_attention_heads": "4.5"}, "model.init.num_attention_heads: 4.5 is not a whole number"),
         ({"num_key_value_heads": 3}, "model.init.num_key_value_heads: 3 does not divide 4 heads; choose"),
-        ({"hidden_act": "sillu"}, "model.init.hidden_act: 'sillu' is no activation; did you mean 'silu'?"),
-        ({"model_type": "lama"}, "'lama' is no supported model_type; did you mean 'llama'?"),
-        ({"model_type": "bert"}, "'bert' is no supported model_type; supported are llama, mistral"),
-        ({"vocab_size": 80}, "model.init.vocab_size: 80 does not fit the tokenizer's 90 pieces; leave"),
+        ({"hidden_act": "sillu"}, "model.init.hidden_act: 'sillu' is not an activation; did you mean 'silu'"),
+        ({"model_type": "lama"}, "'lama' is not a supported model_type; did you mean 'llama'?"),
+        ({"model_type": "bert"}, "'bert' is not a supported model_type; supported are llama, mistral"),
+        ({"vocab_size": 80}, "model.init.vocab_size: 80 does not fit the tokenizer's 90 pieces; remove"),
         ({"max_position_embeddings": 8}, "seq_len: 16 is above the model's max_position_embeddings 8"),
         ({"rms_norm_eps": "small"}, "model.init: is refused by transformers"),
     ],
 )
 def test_each_mistake_in_init_is_told_in_one_line(init, words):
-    problems = check_model(recipe(**{**INIT["llama"], **init}), 90)
+    problems = config_problems(recipe(**{**INIT["llama"], **init}), 90)
     assert len(problems) == 1
     assert words in str(problems[0])
     assert "\n" not in str(problems[0])
 
 
 def test_all_mistakes_are_told_at_once():
-    problems = check_model(recipe(hiden_size=1, num_hidden_layers=0, hidden_act="x"), 90)
+    problems = config_problems(recipe(hiden_size=1, num_hidden_layers=0, hidden_act="x"), 90)
     assert len(problems) == 3
 
 
@@ -72,7 +72,7 @@ def test_numbers_are_read_as_people_write_them():
 
 @pytest.mark.parametrize("kind", INIT)
 def test_every_architecture_passes(kind):
-    assert check_model(recipe(**INIT[kind]), 90) == []
+    assert config_problems(recipe(**INIT[kind]), 90) == []
 
 
 @pytest.mark.parametrize(
@@ -80,30 +80,30 @@ def test_every_architecture_passes(kind):
     [
         ({"vocab_size": 90}, 120, "rewarm model extend --base {base} --tokenizer tok --out DIR"),
         ({"vocab_size": 1000}, 90, "has 1000 embedding rows and the tokenizer tok has 90 pieces; give"),
-        ({"model_type": "gemma"}, 90, "'gemma' is no supported model_type"),
-        ({"hidden_size": None}, 90, "its config.json has hidden_size: None, which is no size; copy"),
+        ({"model_type": "gemma"}, 90, "'gemma' is not a supported model_type"),
+        ({"hidden_size": None}, 90, "its config.json has hidden_size: None, which is not a size; copy"),
         ({"max_position_embeddings": 8}, 90, "seq_len: 16 is above the model's max_position_embeddings 8"),
     ],
 )
 def test_a_base_that_does_not_fit_is_told_from_its_config_alone(tmp_path, changes, vocab_size, words):
     directory = base(tmp_path, **changes)
-    problems = check_model(from_base(directory), vocab_size)
+    problems = config_problems(from_base(directory), vocab_size)
     assert len(problems) == 1
     assert words.format(base=directory) in str(problems[0])
 
 
 @pytest.mark.parametrize("rows", [90, 91, 128, 601])
 def test_a_base_may_be_padded(tmp_path, rows):
-    assert check_model(from_base(base(tmp_path, vocab_size=rows)), 90) == []
+    assert config_problems(from_base(base(tmp_path, vocab_size=rows)), 90) == []
 
 
 def test_a_base_may_not_be_padded_without_end(tmp_path):
-    assert len(check_model(from_base(base(tmp_path, vocab_size=602)), 90)) == 1
+    assert len(config_problems(from_base(base(tmp_path, vocab_size=602)), 90)) == 1
 
 
 def test_a_base_that_is_nowhere(tmp_path):
     for name in ("nowhere", str(tmp_path / "nowhere"), "./a/b"):
-        (problem,) = check_model(from_base(name), 90)
+        (problem,) = config_problems(from_base(name), 90)
         assert (
             str(problem)
             == f"model.base: {name!r} does not exist; give a model directory or a hub id, org/name"
@@ -111,14 +111,14 @@ def test_a_base_that_is_nowhere(tmp_path):
 
 
 def test_a_base_without_config(tmp_path):
-    (problem,) = check_model(from_base(tmp_path), 90)
-    assert "is no model directory: it has no config.json" in str(problem)
+    (problem,) = config_problems(from_base(tmp_path), 90)
+    assert "is not a model directory: it has no config.json" in str(problem)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\udcff"])
 def test_a_damaged_config(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    (problem,) = check_model(from_base(tmp_path), 90)
+    (problem,) = config_problems(from_base(tmp_path), 90)
     assert str(problem).startswith(f"{tmp_path}/config.json: ")
 
 
@@ -131,21 +131,21 @@ def test_a_hub_that_cannot_be_reached_is_not_the_users_fault(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(
-        InfrastructureError, match="'org/name' is no directory here, and the hub cannot be reached"
+        InfrastructureError, match="'org/name' is not a directory, and the hub cannot be reached"
     ):
-        check_model(from_base("org/name"), 90)
+        config_problems(from_base("org/name"), 90)
 
     def absent(*_, **__):
         raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
-    (problem,) = check_model(from_base("org/name"), 90)
+    (problem,) = config_problems(from_base("org/name"), 90)
     assert isinstance(problem, UserError)
-    assert "'org/name' is no directory here and not on the hub (404)" in str(problem)
+    assert "'org/name' is neither a directory nor a model on the hub (404)" in str(problem)
 
 
 def test_flash_attention_wants_its_package_and_half_precision():
-    problems = check_model(recipe("model.attention=flash_attention_2"), 90)
+    problems = config_problems(recipe("model.attention=flash_attention_2"), 90)
     told = " ".join(map(str, problems))
     assert "model.attention: 'flash_attention_2' computes in bf16 or fp16 only" in told
 
@@ -153,13 +153,13 @@ def test_flash_attention_wants_its_package_and_half_precision():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("schedule.lr_scale={new_rows: 2}", "schedule.lr_scale: 'new_rows' asks for appended rows, but"),
-        ("train=new_rows", "train: 'new_rows' asks for appended rows, but the model was not grown"),
-        ("train=[a(]", "train: 'a(' is no regular expression"),
+        ("schedule.lr_scale={new_rows: 2}", "schedule.lr_scale: 'new_rows' needs appended rows, but"),
+        ("train=new_rows", "train: 'new_rows' needs appended rows, but the model was not extended"),
+        ("train=[a(]", "train: 'a(' is not a regular expression"),
     ],
 )
 def test_what_a_phase_cannot_train(override, words):
-    (problem,) = check_model(recipe(f"phases.0.{override}"), 90)
+    (problem,) = config_problems(recipe(f"phases.0.{override}"), 90)
     assert str(problem).startswith("phases.0.")
     assert words in str(problem)
 
@@ -168,6 +168,6 @@ def test_new_rows_cannot_keep_moments_that_would_move_old_rows(tmp_path):
     grown = from_base(
         base(tmp_path, base_vocab_size=80), "phases.0.train=new_rows", "phases.0.keep_optimizer=true"
     )
-    (problem,) = check_model(grown, 90)
-    assert "phases.0.keep_optimizer: would move old rows" in str(problem)
-    assert check_model(from_base(tmp_path, "phases.0.train=new_rows"), 90) == []
+    (problem,) = config_problems(grown, 90)
+    assert "phases.0.keep_optimizer: would update old embedding rows" in str(problem)
+    assert config_problems(from_base(tmp_path, "phases.0.train=new_rows"), 90) == []

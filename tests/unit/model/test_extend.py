@@ -16,6 +16,7 @@ from tests.helpers.model_tiny import (
     CHINESE,
     ENGLISH,
     INIT,
+    build,
     from_base,
     recipe,
     sentencepiece_model,
@@ -26,10 +27,9 @@ from tokenization.errors import UserError
 from tokenization.tokenizer.files import write_directory
 from trainer.cli.main import main
 from trainer.model.architecture import EMBEDDINGS, resolve_config
-from trainer.model.build import build_model
-from trainer.model.extend import bits_per_byte, compare, extend_model
+from trainer.model.extend import bits_per_byte, compare_tokenizers, extend_model
 from trainer.plan.make import base_lineage
-from trainer.storage import hub as directory
+from trainer.storage import hub
 from trainer.storage.run_directory import EXPORTED
 from trainer.storage.safetensors import WeightsReader
 
@@ -40,7 +40,7 @@ ROWS = 320  # the next multiple of 64
 
 def base(tmp_path, kind="llama", rows=OLD, max_shard_size="20kB", **init):
     """A base checkpoint with its tokenizer."""
-    causal = build_model(recipe(**{**INIT[kind], **init, "vocab_size": rows}), OLD)
+    causal = build(recipe(**{**INIT[kind], **init, "vocab_size": rows}), OLD)
     causal.hf.save_pretrained(tmp_path / "base", max_shard_size=max_shard_size)
     tokenizer(tmp_path / "base", *ENGLISH)
     tokenizer(tmp_path / "new", *ENGLISH, *CHINESE)
@@ -62,7 +62,7 @@ SPLITS = [
 
 def test_new_pieces_are_split_as_the_base_splits_their_text_inside_a_line(tmp_path):
     base(tmp_path)
-    extension = compare(tmp_path / "base", tmp_path / "new", OLD)
+    extension = compare_tokenizers(tmp_path / "base", tmp_path / "new", OLD)
     assert extension.splits == SPLITS
     assert (extension.base_pieces, extension.pieces, extension.rows) == (OLD, NEW, ROWS)
     assert extension.mean_split == pytest.approx(7 / 3)
@@ -142,7 +142,7 @@ def test_a_grown_model_trains_on_from_where_its_base_was(tmp_path):
         tmp_path / "new" / "tokenizer.model"
     ).read_bytes()
     assert (tmp_path / "out" / "generation_config.json").exists()
-    causal = build_model(from_base(tmp_path / "out", "phases.0.train=new_rows"), NEW)
+    causal = build(from_base(tmp_path / "out", "phases.0.train=new_rows"), NEW)
     assert causal.hf.config.base_vocab_size == OLD
     ids = tokens(2, 16, pieces=NEW)
     logits = causal.hf(ids).logits[..., :NEW]
@@ -192,7 +192,7 @@ def test_the_command_tells_the_losses_on_a_text(tmp_path, capsys):
     [
         ("a.jsonl", "has no text; check --text-field"),
         ("gone.jsonl", "is not there"),
-        ("plain.txt", "base/tokenizer.json: is not SentencePiece's"),
+        ("plain.txt", "base/tokenizer.json: is not a SentencePiece model"),
     ],
 )
 def test_a_text_that_cannot_be_read_is_told_before_anything_is_written(tmp_path, capsys, text, said):
@@ -216,7 +216,7 @@ def test_the_base_of_the_losses_may_be_a_hub_id(tmp_path, capsys, monkeypatch):
         fetched.append((model, field))
         return tmp_path / "base"
 
-    monkeypatch.setattr(directory, "fetch_from_hub", fetch)
+    monkeypatch.setattr(hub, "fetch_from_hub", fetch)
     assert command(tmp_path, "a.txt", base="org/name") == 0
     assert fetched == [("org/name", "--base")]
     assert "bits/byte before" in capsys.readouterr().out
@@ -247,13 +247,17 @@ def refused(tmp_path, words, new="new", **changes):
 def test_a_tokenizer_that_is_no_extension_is_refused(tmp_path):
     base(tmp_path)
     tokenizer(tmp_path / "other", "▁", "a", "c", *CHINESE)
-    refused(tmp_path, r"no extension of .*: its piece 261 is 'c' \(score -2\), not 'b' \(score -2\)", "other")
+    refused(
+        tmp_path,
+        r"does not extend the base's: its piece 261 is 'c' \(score -2\), not 'b' \(score -2\)",
+        "other",
+    )
     model = sentencepiece_model(*ENGLISH, *CHINESE)
     model.pieces[OLD - 1].score = -0.5
     (tmp_path / "other" / "tokenizer.model").write_bytes(model.SerializeToString())
-    refused(tmp_path, r"its piece 266 is '国' \(score -0.5\), not '国' \(score -7\); make one", "other")
+    refused(tmp_path, r"its piece 266 is '国' \(score -0.5\), not '国' \(score -7\); make an", "other")
     tokenizer(tmp_path / "same", *ENGLISH)
-    refused(tmp_path, "adds nothing to the base's 267 pieces; train with the base as it is", "same")
+    refused(tmp_path, "adds nothing to the base's 267 pieces; train with the base itself", "same")
     tokenizer(tmp_path / "less", *ENGLISH[:-1])
     refused(tmp_path, "adds nothing to the base's 267 pieces", "less")
     refused(tmp_path, "nowhere: is not there", "nowhere")
@@ -265,11 +269,12 @@ def test_a_base_known_by_tokenizer_json_alone_is_split_all_the_same(tmp_path):
     base(tmp_path)
     write_directory(tmp_path / "base", sentencepiece_model(*ENGLISH))
     (tmp_path / "base" / "tokenizer.model").unlink()
-    assert compare(tmp_path / "base", tmp_path / "new", OLD).splits == SPLITS
+    assert compare_tokenizers(tmp_path / "base", tmp_path / "new", OLD).splits == SPLITS
     write_directory(tmp_path / "new", sentencepiece_model(*ENGLISH, *CHINESE))
     (tmp_path / "new" / "tokenizer.model").unlink()
     refused(
-        tmp_path, r"tokenizer.json: is not SentencePiece's, from whose pieces rows are made; give one with"
+        tmp_path,
+        r"tokenizer.json: is not a SentencePiece model, which new rows need; give",
     )
 
 
@@ -286,7 +291,7 @@ def test_a_base_that_cannot_be_grown_is_refused(tmp_path):
     config.write_text(json.dumps({**written, "vocab_size": 200}))
     refused(tmp_path, "has 200 embedding rows for its tokenizer's 267 pieces")
     config.write_text(json.dumps({**written, "model_type": "mamba"}))
-    refused(tmp_path, "'mamba' is no supported model_type")
+    refused(tmp_path, "'mamba' is not a supported model_type")
     (tmp_path / "base" / "tokenizer.model").unlink()
     config.write_text(json.dumps(written))
     refused(tmp_path, r"base: has neither tokenizer.model nor tokenizer.json")

@@ -6,16 +6,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.helpers.model_tiny import INIT, recipe, tokens
+from tests.helpers.model_tiny import INIT, build, recipe, tokens
 from trainer.model import loss
-from trainer.model.build import build_model
 from trainer.model.loss import IGNORED, CausalLM
 
 PIECES = 90
 
 
 def model(kind: str = "llama", *overrides: str, **init: object) -> CausalLM:
-    return build_model(recipe(*overrides, **{**INIT[kind], **init}), PIECES)
+    return build(recipe(*overrides, **{**INIT[kind], **init}), PIECES)
 
 
 def reference(causal: CausalLM, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

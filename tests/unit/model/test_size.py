@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers.model_tiny import INIT, recipe
+from tests.helpers.model_tiny import INIT, build, recipe
 from trainer.machine.devices import peak_flops
 from trainer.model.architecture import resolve_config
-from trainer.model.build import build_model
 from trainer.model.size import flops_per_token, matmul_parameters, parameters
 
 LLAMA_7B = {
@@ -65,7 +64,7 @@ def test_parameters_of_known_models_are_those_of_their_publishers(config, count)
 @pytest.mark.parametrize("tied", ["false", "true"])
 def test_parameters_are_those_of_the_model(kind, tied):
     plan = recipe(**INIT[kind], tie_word_embeddings=tied)
-    config, causal = resolve_config(plan, 90), build_model(plan, 90)
+    config, causal = resolve_config(plan, 90), build(plan, 90)
     assert parameters(config) == sum(parameter.numel() for parameter in causal.parameters())
     matrices = {n: p.numel() for n, p in causal.named_parameters() if p.ndim == 2 and "embed" not in n}
     head = 0 if tied == "false" else 90 * 32  # a tied output embedding bears the input's name

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers.model_tiny import INIT, recipe, tokens
+from tests.helpers.model_tiny import INIT, build, recipe, tokens
 from tokenization.errors import UserError
-from trainer.engine.row_lr import Rows
-from trainer.model.build import build_model
+from trainer.engine.row_lr import elements_before_row
 from trainer.model.trainable import parameter_groups
 from trainer.recipe.schema import Phase
 
@@ -26,7 +25,7 @@ def phase(**changes: object) -> Phase:
 
 
 def extended(kind: str = "llama", **init: object):
-    causal = build_model(recipe(**{**INIT[kind], **init}), PIECES)
+    causal = build(recipe(**{**INIT[kind], **init}), PIECES)
     causal.hf.config.base_vocab_size = OLD
     return causal
 
@@ -140,8 +139,8 @@ def test_new_rows_beside_the_rest_are_stretched_against_their_group():
     causal = extended()
     groups = parameter_groups(causal, phase(lr_scale={"embeddings": "2", "new_rows": "5"}), 0.1)
     (holder,) = [group for group in groups if group["name"] == "embeddings"]
-    assert (holder["lr_scale"], holder["rows"]) == (2.0, Rows(OLD, 2.5))
-    assert all("rows" not in group for group in groups if group is not holder)
+    assert (holder["lr_scale"], holder["first_new_row"], holder["new_row_factor"]) == (2.0, OLD, 2.5)
+    assert all("first_new_row" not in group for group in groups if group is not holder)
 
 
 def test_a_factor_on_what_is_not_trained_is_refused():
@@ -153,11 +152,11 @@ def test_a_factor_on_what_is_not_trained_is_refused():
 @pytest.mark.parametrize("start", [0, 30, 70 * 4, 71 * 4 + 3, 90 * 4])
 def test_the_part_of_a_fragment_that_belongs_to_the_last_rows(start):
     whole = torch.arange(90 * 4)
-    part = whole[start:][Rows(70, 2.0).before(start, (90, 4)) :]
+    part = whole[start:][elements_before_row(70, start, (90, 4)) :]
     assert part.tolist() == list(range(max(start, 280), 360))
 
 
 def test_new_rows_of_a_model_that_has_none():
-    causal = build_model(recipe(), PIECES)
-    with pytest.raises(UserError, match="the model was not grown by `rewarm model extend`"):
+    causal = build(recipe(), PIECES)
+    with pytest.raises(UserError, match="the model was not extended with `rewarm model extend`"):
         parameter_groups(causal, phase(train="new_rows"), 0.1)

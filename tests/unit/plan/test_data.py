@@ -59,7 +59,6 @@ def test_a_rank_reads_the_stream_of_tokens_and_its_documents(recipe):
         starts = set(store.document_starts(begin, SEQ_LEN).tolist()) - {0}
         zeros = set(np.flatnonzero(batch.positions[row] == 0).tolist())
         assert zeros == starts | {0}
-        assert batch.documents[row, -1] == len(starts)
     loader.close()
 
 

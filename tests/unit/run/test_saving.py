@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers.checkpoints import fragments, manifest, savers
+from tests.helpers.checkpoints import fragments, position, savers
 from tokenization.errors import InfrastructureError
 from trainer.checkpoint import history, rank_files
 from trainer.metrics import names
@@ -19,7 +19,7 @@ class Run:
         self.saves = Saves(self.saver, step_log, Throughput(), on_failure=on_failure, model_config={})
 
     def save(self, step):
-        self.saves.save(manifest(step), [fragments()], needed=1)
+        self.saves.save(position(step), [fragments()], needed=1)
 
     def saved(self):
         return [one.manifest.step for one in history.scan_checkpoints(self.saver.directory)[0]]
@@ -109,7 +109,7 @@ def test_only_what_this_rank_owns_is_written(start):
     run = start()
     ours, others = fragments(0), fragments(1)
     others[0].owned = False
-    run.saves.save(manifest(1), [ours + others], needed=1)
+    run.saves.save(position(1), [ours + others], needed=1)
     run.saves.close(1)
     (checkpoint,) = history.scan_checkpoints(run.saver.directory)[0]
     assert set(checkpoint.manifest.weights) == {"w0"}

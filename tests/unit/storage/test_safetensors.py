@@ -121,5 +121,5 @@ def test_a_tokenizers_files_are_copied_and_no_others(tmp_path):
     (source / "other.model").write_bytes(b"alone")
     copy_tokenizer(source / "other.model", target)
     assert (target / "tokenizer.model").read_bytes() == b"alone"
-    with pytest.raises(UserError, match="holds no tokenizer; give a tokenizer directory"):
+    with pytest.raises(UserError, match="does not hold a tokenizer; give a tokenizer directory"):
         copy_tokenizer(tmp_path, target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,9 @@ def card_of(checkpoint: Checkpoint) -> Card:
             "phase": record.name,
             "tokens": f"{record.tokens:,}",
             "trained": record.train if isinstance(record.train, str) else ", ".join(record.train),
-            "mixture": ", ".join(f"{name} {weight}" for name, weight in _weights(record.data)),
+            "mixture": ", ".join(
+                f"{name} {weight}" for one in record.data.segments for name, weight in one.weights.items()
+            ),
             "schedule": f"{record.schedule['kind']}, max_lr {record.schedule['max_lr']:g}",
         }
         for record in state.phases
@@ -107,12 +109,6 @@ def card_of(checkpoint: Checkpoint) -> Card:
         lineage=_lineage(run / "lineage.jsonl"),
         state=manifest.state,
     )
-
-
-def _weights(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for field, value in data.items():
-        if field.startswith("mixture.") and not field.endswith(".from_sample"):
-            yield field.split(".", 2)[2], value
 
 
 def _evaluation(run: Path, step: int) -> dict[str, float]:

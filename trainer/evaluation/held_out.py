@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from trainer.mixer.batch import MicroBatch
+
 
 class Store(Protocol):
     """Held-out tokens, as `tokenization.shards` opens them."""
@@ -26,19 +28,9 @@ class Store(Protocol):
 class Scorer(Protocol):
     """What can score rows: the engine."""
 
-    def score(self, micro: EvaluationBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Nats and target tokens of each row."""
         ...
-
-
-@dataclass
-class EvaluationBatch:
-    """A micro batch of an evaluation."""
-
-    input_ids: np.ndarray  # [micro, seq]
-    targets: np.ndarray  # [micro, seq], -100 past the end
-    source: np.ndarray
-    positions: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +111,7 @@ def evaluate(
     return Score(float(sums[0]), int(sums[1]), store.utf8_bytes * share)
 
 
-def _rows(store: Store, numbers: range, windows: int, seq_len: int, tokens: int) -> EvaluationBatch:
+def _rows(store: Store, numbers: range, windows: int, seq_len: int, tokens: int) -> MicroBatch:
     """Windows by number; those past the last are padding."""
     inputs = np.zeros((len(numbers), seq_len), dtype=np.int64)
     targets = np.full((len(numbers), seq_len), -100, dtype=np.int64)
@@ -130,4 +122,4 @@ def _rows(store: Store, numbers: range, windows: int, seq_len: int, tokens: int)
         ids = store.read(start, min(seq_len + 1, tokens - start))
         inputs[row, : len(ids) - 1] = ids[:-1]
         targets[row, : len(ids) - 1] = ids[1:]
-    return EvaluationBatch(inputs, targets, np.zeros(len(numbers), dtype=np.int64))
+    return MicroBatch(inputs, targets, np.zeros(len(numbers), dtype=np.int64))

@@ -11,7 +11,8 @@ from tokenization.errors import UserError, UserErrors
 from tokenization.shards.store import TokenStore, open_tokens
 from trainer.checkpoint import manifest, rank_files
 from trainer.checkpoint.history import find_checkpoint
-from trainer.evaluation.held_out import EvaluationBatch, Score, evaluate
+from trainer.evaluation.held_out import Score, evaluate
+from trainer.mixer.batch import MicroBatch
 from trainer.model.build import build_model, load_model
 from trainer.model.loss import CausalLM
 from trainer.recipe.load import parse_recipe
@@ -25,7 +26,7 @@ class _Alone:
         self.model = model.eval().to(self.device)
 
     @torch.no_grad()
-    def score(self, micro: EvaluationBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Nats and target tokens of each row, [micro] each."""
         arrays = (torch.from_numpy(array).to(self.device) for array in (micro.input_ids, micro.targets))
         _, nats, targets = self.model(*arrays)

@@ -95,20 +95,15 @@ class Loader:
         source = batch.source[own]
         tokens = self._tokens(source, batch.index[own])
         inputs, targets = tokens[:, :-1].astype(np.int64), tokens[:, 1:].astype(np.int64)
-        positions = documents = None
+        positions = None
         if self._document_mask == "causal_per_document":
-            positions, documents = document_places(tokens[:, :-1], self._eos_id)
+            positions = document_places(tokens[:, :-1], self._eos_id)
+        parts = (slice(at, at + self._micro_batch_size) for at in range(0, rows, self._micro_batch_size))
         micro_batches = [
             MicroBatch(
-                inputs[part],
-                targets[part],
-                source[part],
-                None if positions is None else positions[part],
-                None if documents is None else documents[part],
+                inputs[part], targets[part], source[part], None if positions is None else positions[part]
             )
-            for part in (
-                slice(at, at + self._micro_batch_size) for at in range(0, rows, self._micro_batch_size)
-            )
+            for part in parts
         ]
         return micro_batches, checksum
 

@@ -1,26 +1,24 @@
 """Which sample is number i: a pure function of the recipe and the sources' sizes.
 
-Sample i of a phase is given by `Mixture.sample(phase, i)`, whatever the batch size, world size or machine.
-Four steps lead to it, each in constant time and with nothing stored per sample:
-segment of the phase → source, and its how-manieth sample this is (`interleave`) → plus what earlier segments
-and phases took → epoch and place in the epoch's order (`permutation`).
+`Mixture.samples(phase, i, i + 1)` gives sample i of a phase, whatever the batch size, world size or machine.
+Four steps lead to it, each in constant time and with nothing stored per sample: the segment of the phase →
+the source, and how many of its samples came before in the segment (`interleave`) → plus those that earlier
+segments and phases used → epoch, and place in the epoch's order (`permutation`).
 """
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from hashlib import blake2b
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from tokenization.errors import UserError, UserErrors
 from tokenization.shards.store import TokenStore
+from trainer.mixer.description import MixtureDescription, PastPhase, SegmentDescription, SourceDescription
 from trainer.mixer.interleave import Period, period
 from trainer.mixer.permutation import Ints, key_of, permute, permute_blocks, subkeys
 from trainer.mixer.weights import weights_of
@@ -42,16 +40,6 @@ class SourceSize:
     def of(cls, store: TokenStore, seq_len: int) -> SourceSize:
         """The size of an opened token store."""
         return cls(store.samples(seq_len), store.fingerprint, store.tokens)
-
-
-@dataclass(frozen=True)
-class SampleRef:
-    """One sample: which one of which source, and for the how-manieth time (from 0)."""
-
-    phase: int
-    source: str
-    index: int
-    epoch: int
 
 
 @dataclass(frozen=True)
@@ -88,8 +76,7 @@ class Mixture:
         recipe: Recipe,
         sizes: Mapping[str, SourceSize],
         spans: Sequence[Sequence[ResolvedSegment]],
-        taken: Mapping[int, Mapping[str, int]],
-        done: Sequence[int],
+        past: Sequence[PastPhase],
     ) -> None:
         self.names: tuple[str, ...] = tuple(recipe.sources)
         self.sources: tuple[Source, ...] = tuple(recipe.sources.values())
@@ -97,8 +84,8 @@ class Mixture:
         self.seed, self.seq_len = recipe.seed, recipe.seq_len
         self.phase_names: tuple[str, ...] = tuple(phase.name for phase in recipe.phases)
         self.spans: tuple[tuple[ResolvedSegment, ...], ...] = tuple(map(tuple, spans))
-        self.phase_samples: tuple[int, ...] = tuple(_lengths(recipe, done))
-        self._taken = {phase: dict(taken[phase]) for phase in taken}
+        self.phase_samples: tuple[int, ...] = tuple(_lengths(recipe, past))
+        self._past = tuple(past)
         self._samples: Ints = np.array([size.samples for size in self.sizes], np.int64)
         self._keys = np.array([key_of("source", self.seed, name) for name in self.names], np.uint64)
         self._blocks: Ints = np.array([source.block for source in self.sources], np.int64)
@@ -116,22 +103,18 @@ class Mixture:
         cls,
         recipe: Recipe,
         sizes: Mapping[str, SourceSize],
-        taken: Mapping[int, Mapping[str, int]] | None = None,
-        done: Sequence[int] = (),
-        begun_with: Mapping[int, Collection[str]] | None = None,
+        past: Sequence[PastPhase] = (),
     ) -> Mixture:
-        """The mixture of a recipe over sources of these sizes.
+        """Make the mixture of a recipe over sources of these sizes.
 
-        `taken[p]` holds the samples of each source that a run had used when its phase p began (the
-        `consumed(p, 0)` of then), as its checkpoint recorded it for every phase that has begun: the past
-        stays as it was, whatever the recipe now says about it. Phases that have not begun go on where the
-        planned ones before them leave each source. `done[p]` holds the samples that phase p has consumed,
-        for every phase that has begun: a batch size that changed on the way moves its end.
-        `begun_with[p]` names the sources that phase p, which has begun, takes from: one that the recipe
-        declares since is none of them.
+        `past` holds the phases that the run has begun, as its checkpoint recorded them. They stay as they were,
+        whatever the recipe now says: what each source had given when they began, the samples they consumed (a
+        batch size that was changed in mid-phase moves its end), and the sources they take from (one that the
+        recipe declares later is not among them). Phases that have not begun go on where the planned ones before
+        them leave each source.
 
         Raises:
-            Problems: everything that is wrong with sources and mixtures, at once.
+            UserErrors: everything that is wrong with sources and mixtures, at once.
         """
         problems = list(_source_problems(recipe, sizes))
         samples = {name: size.samples for name, size in sizes.items()}
@@ -151,19 +134,14 @@ class Mixture:
                     )
                 start = -(-segment.start // recipe.seq_len)  # the first sample with no earlier token
                 try:
-                    known = (begun_with or {}).get(number)
-                    weights = weights_of(segment, recipe.sources, samples, field, known)
+                    begun_with = past[number].data.sources if number < len(past) else None
+                    weights = weights_of(segment, recipe.sources, samples, field, begun_with)
                     spans[number].append(ResolvedSegment(start, weights))
                 except UserError as error:
                     problems.append(error)
         if problems:
             raise UserErrors(problems)
-        return cls(recipe, sizes, spans, taken or {}, done)
-
-    def sample(self, phase: int, i: int) -> SampleRef:
-        """Sample i of a phase."""
-        one = self.samples(phase, i, i + 1)
-        return SampleRef(phase, self.names[one.source[0]], int(one.index[0]), int(one.epoch[0]))
+        return cls(recipe, sizes, spans, past)
 
     def samples(self, phase: int, start: int, stop: int) -> Samples:
         """Samples [start, stop) of a phase.
@@ -191,41 +169,40 @@ class Mixture:
         rows = permute(np.arange(size), np.full(size, size), key)
         return Samples(drawn.source[rows], drawn.index[rows], drawn.epoch[rows])
 
-    def counts(self, phase: int, i: int) -> dict[str, int]:
-        """Samples of each source within the first i of a phase."""
-        return self._named(self._used(phase, i) - self._bases(phase)[0])
-
     def consumed(self, phase: int, i: int) -> dict[str, int]:
         """Samples of each source in the whole run so far, when i samples of a phase are done."""
         return self._named(self._used(phase, i))
 
-    def describe(self, phase: int) -> dict[str, Any]:
-        """All that decides which samples a phase gives, as a flat dictionary to be compared by field."""
-        told: dict[str, Any] = {"mixer": MIXTURE_VERSION, "seed": self.seed, "seq_len": self.seq_len}
-        used: set[int] = set()
-        for place, span in enumerate(self.spans[phase]):
-            told[f"mixture.{place}.from_sample"] = span.start
-            for number, weight in enumerate(span.weights):
-                if weight:
-                    used.add(number)
-                    told[f"mixture.{place}.{self.names[number]}"] = str(weight)
-        for number in sorted(used):
-            field, source, size = f"sources.{self.names[number]}", self.sources[number], self.sizes[number]
-            told[f"{field}.fingerprint"] = size.fingerprint
-            told[f"{field}.samples"] = size.samples
-            told[f"{field}.place"] = sorted(used).index(number)
-            told[f"{field}.order"] = source.order
-            if source.order == "blocks":
-                told[f"{field}.block"] = source.block
-            if source.order == "sequential":
-                told[f"{field}.offset"] = source.offset
-        told |= {f"sources.{name}.taken_before": used for name, used in self._began(phase).items()}
-        return told
+    def describe(self, phase: int) -> MixtureDescription:
+        """Return all that decides which samples a phase gives, to be recorded and compared."""
+        segments = tuple(
+            SegmentDescription(
+                span.start,
+                {name: str(weight) for name, weight in zip(self.names, span.weights, strict=True) if weight},
+            )
+            for span in self.spans[phase]
+        )
+        used = [name for name in self.names if any(name in segment.weights for segment in segments)]
+        return MixtureDescription(
+            MIXTURE_VERSION,
+            self.seed,
+            self.seq_len,
+            segments,
+            {name: self._describe_source(name, place) for place, name in enumerate(used)},
+            self._began(phase),
+        )
 
-    def fingerprint(self, phase: int) -> str:
-        """Hash of `describe`: equal fingerprints give equal samples."""
-        text = json.dumps(self.describe(phase), sort_keys=True)
-        return blake2b(text.encode(), digest_size=16).hexdigest()
+    def _describe_source(self, name: str, place: int) -> SourceDescription:
+        number = self.names.index(name)
+        source, size = self.sources[number], self.sizes[number]
+        return SourceDescription(
+            size.fingerprint,
+            size.samples,
+            place,
+            source.order,
+            source.block if source.order == "blocks" else None,
+            source.offset if source.order == "sequential" else None,
+        )
 
     def limit(self, name: str) -> int | None:
         """How many samples of a source may be used in all; None if repeats are free."""
@@ -239,7 +216,7 @@ class Mixture:
         None when it is not taken as often.
         """
         number = self.names.index(name)
-        running = max(self._taken, default=0)  # what came before is recorded, not planned
+        running = max(len(self._past) - 1, 0)  # what came before is recorded, not planned
         for phase in range(running, len(self.phase_samples)):
             if self._used(phase, self.phase_samples[phase])[number] <= use:
                 continue
@@ -299,15 +276,16 @@ class Mixture:
 
     def _began(self, phase: int) -> dict[str, int]:
         """Samples of each source that was used before a phase; of sources that left the recipe, too."""
-        recorded = self._taken.get(min(phase, max(self._taken, default=0)), {})
+        recorded = self._past[min(phase, len(self._past) - 1)].data.taken_before if self._past else {}
         gone = {name: used for name, used in recorded.items() if name not in self.names}
         return {name: used for name, used in (gone | self.consumed(phase, 0)).items() if used}
 
     def _bases(self, phase: int) -> list[Ints]:
         """Uses of every source in the run before each span of a phase: [spans] of [sources]."""
         if phase not in self._known_bases:
-            if phase in self._taken:
-                before = np.array([self._taken[phase].get(name, 0) for name in self.names], np.int64)
+            if phase < len(self._past):
+                taken = self._past[phase].data.taken_before
+                before = np.array([taken.get(name, 0) for name in self.names], np.int64)
             elif phase == 0:
                 before = np.zeros(len(self.names), np.int64)
             else:
@@ -353,13 +331,11 @@ class Mixture:
         return Samples(source, index, epoch)
 
 
-def _lengths(recipe: Recipe, done: Sequence[int]) -> Iterator[int]:
-    """Samples of each phase: its tokens in whole global batches, counted from where the phase stands."""
-    for number, phase in enumerate(recipe.phases):
-        stands = done[number] if number < len(done) else 0
-        over = number < len(done) - 1
-        left = 0 if over else max(0, -(-phase.length // recipe.seq_len) - stands)
-        yield stands + -(-left // recipe.global_batch_size) * recipe.global_batch_size
+def _lengths(recipe: Recipe, past: Sequence[PastPhase]) -> Iterator[int]:
+    """Samples of each phase: what a phase that is over has consumed, else what it takes from where it stands."""
+    for number in range(len(recipe.phases)):
+        done = past[number].samples if number < len(past) else 0
+        yield done if number < len(past) - 1 else recipe.phase_samples(number, done)
 
 
 def _source_problems(recipe: Recipe, sizes: Mapping[str, SourceSize]) -> Iterator[UserError]:

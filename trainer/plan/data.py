@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from tokenization.errors import UserError, UserErrors
 from tokenization.shards.store import TokenStore, open_tokens
@@ -11,10 +10,10 @@ from tokenization.tokenizer import files
 from trainer.recipe.schema import Recipe
 
 
-def open_sources(recipe: Recipe, described: Mapping[str, Any] | None = None) -> dict[str, TokenStore]:
+def open_sources(recipe: Recipe, begun_with: Mapping[str, str] | None = None) -> dict[str, TokenStore]:
     """The token stores of all sources, memory-mapped, in the recipe's order.
 
-    `described` is what `Mixture.describe` said when the run began, from its checkpoint. Sizes and
+    `begun_with` holds the fingerprint of each source that the run has recorded in its checkpoint. Sizes and
     fingerprints are compared, which takes no reading of tokens; `rewarm data inspect` reads them all.
 
     Raises:
@@ -28,7 +27,7 @@ def open_sources(recipe: Recipe, described: Mapping[str, Any] | None = None) -> 
             stores[name] = open_tokens(source.path)
         except UserError as error:
             problems.append(UserError(f"sources.{name}.path: {error}"))
-    problems += _changed(recipe, stores, described or {})
+    problems += _changed(recipe, stores, begun_with or {})
     problems += _mixed_tokenizers(recipe, stores)
     if problems:
         raise UserErrors(problems)
@@ -36,10 +35,10 @@ def open_sources(recipe: Recipe, described: Mapping[str, Any] | None = None) -> 
 
 
 def _changed(
-    recipe: Recipe, stores: Mapping[str, TokenStore], described: Mapping[str, Any]
+    recipe: Recipe, stores: Mapping[str, TokenStore], begun_with: Mapping[str, str]
 ) -> Iterator[UserError]:
     for name, store in stores.items():
-        known = described.get(f"sources.{name}.fingerprint", store.fingerprint)
+        known = begun_with.get(name, store.fingerprint)
         if known != store.fingerprint:
             yield UserError(
                 f"does not hold what the run began with: fingerprint {store.fingerprint}, not {known}",

@@ -17,6 +17,7 @@ from trainer.engine import layout as layout_
 from trainer.engine.layout import Layout
 from trainer.machine.devices import available_bytes
 from trainer.metrics.services import check_services
+from trainer.mixer.description import MixtureDescription
 from trainer.mixer.mixture import Mixture, SourceSize
 from trainer.model import architecture
 from trainer.plan.checks import (
@@ -60,8 +61,8 @@ class Plan:
     """A line for each checkpoint that is not good."""
     notes: tuple[str, ...]
     """A line for each thing that the run will not measure."""
-    data: list[dict[str, Any]]
-    """Per phase what the mixer takes its samples from."""
+    data: list[MixtureDescription]
+    """Per phase all that decides which samples it takes."""
     base: BaseLineage | None
     decision: Decision
 
@@ -81,10 +82,7 @@ def make_plan(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> P
     together = ErrorCollector()
     preset = together(lambda: ds_config.read_preset(recipe.deepspeed))
     vocab_size = together(lambda: files.open_tokenizer(recipe.model.tokenizer).size)
-    described = {
-        field: value for record in (state.phases if state else ()) for field, value in record.data.items()
-    }
-    stores = together(lambda: open_sources(recipe, described))
+    stores = together(lambda: open_sources(recipe, state.fingerprints() if state else {}))
     validation = together(lambda: open_validation(recipe))
     if preset is not None:
         together(lambda: ds_config.check_saved(preset, recipe))
@@ -148,12 +146,7 @@ def _layout(recipe: Recipe, memory: Memory, world_size: int) -> Layout:
 def _mixture(recipe: Recipe, stores: Mapping[str, TokenStore], state: RunState | None) -> Mixture:
     """The mixture, whose past is what the checkpoint recorded and not what the recipe now says of it."""
     sizes = {name: SourceSize.of(store, recipe.seq_len) for name, store in stores.items()}
-    if state is None:
-        return Mixture.from_recipe(recipe, sizes)
-    done = [*(record.samples for record in state.phases[:-1]), state.samples]
-    return Mixture.from_recipe(
-        recipe, sizes, taken=state.samples_before(), done=done, begun_with=state.sources()
-    )
+    return Mixture.from_recipe(recipe, sizes, state.past() if state else ())
 
 
 def base_lineage(recipe: Recipe, config: Mapping[str, Any]) -> BaseLineage | None:

@@ -87,7 +87,7 @@ def _phases(plan: Plan) -> list[dict[str, Any]]:
         {
             "phase": phase.name,
             "tokens": phase.length,
-            "steps": recipe.phase_steps(number),
+            "steps": -(-plan.mixture.phase_samples[number] // recipe.global_batch_size),
             "schedule": phase.schedule.kind,
             "max_lr": phase.schedule.max_lr,
             "trained": phase.train if isinstance(phase.train, str) else ", ".join(phase.train),
@@ -122,8 +122,8 @@ def _sources(plan: Plan) -> str:
 
 
 def _flops(plan: Plan) -> int:
-    tokens = sum(plan.recipe.phase_steps(number) for number in range(len(plan.recipe.phases)))
-    return tokens * plan.recipe.tokens_per_step * flops_per_token(plan.model_config, plan.recipe.seq_len)
+    tokens = sum(plan.mixture.phase_samples) * plan.recipe.seq_len
+    return tokens * flops_per_token(plan.model_config, plan.recipe.seq_len)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -221,9 +221,13 @@ class Recipe(Section):
         """Tokens in an optimizer step."""
         return self.seq_len * self.global_batch_size
 
-    def phase_steps(self, phase: int) -> int:
-        """Optimizer steps of a phase: its length, rounded up to whole global batches."""
-        return -(-self.phases[phase].length // self.tokens_per_step)
+    def phase_samples(self, phase: int, done: int = 0) -> int:
+        """Return the samples of a phase: its length in whole global batches, counted from `done` samples on.
+
+        A phase that consumed `done` samples in batches of another size ends a whole number of batches later.
+        """
+        left = max(0, -(-self.phases[phase].length // self.seq_len) - done)
+        return done + -(-left // self.global_batch_size) * self.global_batch_size
 
     @model_validator(mode="after")
     def _cross_field(self) -> Recipe:

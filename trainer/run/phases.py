@@ -66,10 +66,7 @@ class PhaseRunner:
             self.recipe.logging,
             rank=world.rank,
             name=self.recipe.name,
-            total_tokens=sum(
-                self.recipe.phase_steps(number) * self.recipe.tokens_per_step
-                for number in range(len(self.recipe.phases))
-            ),
+            total_tokens=sum(plan.mixture.phase_samples) * self.recipe.seq_len,
             tokens=checkpoint.manifest.tokens if checkpoint else 0,
             restored_step=checkpoint.manifest.step if checkpoint else None,
             config=json.loads(self.recipe.model_dump_json()),

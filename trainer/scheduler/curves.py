@@ -93,7 +93,7 @@ class Curve:
     schedule: Schedule
     tokens: int
     """The phase's budget: the horizon of the schedule."""
-    reached: float = 0.0
+    incoming_lr: float = 0.0
     """The LR that the phase before, or the base, ended with."""
     horizon: int | None = None
     """The budget that warm-up and cooldown take their shares of, where it is not `tokens`: the one that the
@@ -140,7 +140,7 @@ class Curve:
         """The stretches of the curve, in order; none is empty."""
         pieces: list[CurvePiece] = []
         room = Fraction(self.tokens, self.schedule.cycles)
-        reached = self.reached
+        reached = self.incoming_lr
         for cycle in range(self.schedule.cycles):
             laid = list(self._cycle(cycle * room, room, reached))
             pieces += laid
@@ -209,25 +209,3 @@ class Curve:
             yield CurvePiece("cosine", "cosine_clamped", warm, stop, top, low, origin=start)
         else:
             yield CurvePiece(schedule.kind, schedule.kind, warm, stop, top, low)
-
-
-def lr(
-    schedule: Schedule,
-    tokens: Any,
-    phase_tokens: int,
-    reached: float = 0.0,
-    horizon: int | None = None,
-) -> Any:
-    """The LR of the step that starts after `tokens` trained tokens of a phase of `phase_tokens`.
-
-    Args:
-        schedule: what the recipe says.
-        tokens: a number, or an array (any shape) of trained tokens.
-        phase_tokens: the phase's budget, which is the curve's horizon; an `anneal` does not change it.
-        reached: the LR that `start_lr: reached` begins with.
-        horizon: see `Curve`.
-
-    Returns:
-        A float for a number, a float64 array for an array.
-    """
-    return Curve(schedule, phase_tokens, reached, horizon)(tokens)

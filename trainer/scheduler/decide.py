@@ -7,10 +7,10 @@ flag to flip. The LR after a resume follows from it, so nothing of a schedule is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from trainer.mixer.description import MixtureDescription
 from trainer.recipe.numbers import at_most
 from trainer.recipe.schema import Recipe
 from trainer.scheduler import guards
@@ -22,7 +22,7 @@ from trainer.scheduler.state import BaseLineage, PhaseRecord, RunState, settings
 
 def decide(
     recipe: Recipe,
-    data: Sequence[Mapping[str, Any]],
+    data: Sequence[MixtureDescription],
     state: RunState | None,
     base: BaseLineage | None = None,
 ) -> Decision:
@@ -30,7 +30,7 @@ def decide(
 
     Args:
         recipe: the whole run.
-        data: per phase the mixer's flat description, `[mixture.describe(p) for p in …]`.
+        data: the mixture's description of each phase, `[mixture.describe(p) for p in …]`.
         state: what the newest good checkpoint in the run directory says; None if there is none.
         base: what is known about `model.base`, if the run has one.
 
@@ -106,7 +106,7 @@ def _same(going: Decision) -> str:
     return reason
 
 
-def _start(recipe: Recipe, data: Sequence[Mapping[str, Any]], base: BaseLineage) -> Decision:
+def _start(recipe: Recipe, data: Sequence[MixtureDescription], base: BaseLineage) -> Decision:
     """The run directory is empty: phase 0, step 0."""
     known = base.peak if base.peak is not None else guards.published_peak(recipe.model.base)
     reached = base.lr or 0.0
@@ -141,7 +141,7 @@ class _Ahead:
 
 
 def _review_coming_phases(
-    recipe: Recipe, data: Sequence[Mapping[str, Any]], state: RunState | None, base: BaseLineage | None
+    recipe: Recipe, data: Sequence[MixtureDescription], state: RunState | None, base: BaseLineage | None
 ) -> _Ahead:
     """Judges every phase that has not begun now, not when the run gets there in a week."""
     begun = 0 if state is None else len(state.phases)

@@ -24,6 +24,8 @@ class Difference:
     field: str
     saved: Any
     asked: Any
+    part: str = ""
+    """The part of a phase that the field belongs to, such as `schedule`; empty outside the phases."""
 
     def __str__(self) -> str:
         return f"{self.field}: {_shown(self.saved)} → {_shown(self.asked)}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from trainer.mixer.description import truncated
+from trainer.mixer.description import MixtureDescription
 from trainer.recipe.numbers import at_most
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.curves import Curve
@@ -26,6 +26,13 @@ _FREE = frozenset({"global_batch_size"})
 """Settings that may change at any checkpoint: positions are counted in samples, LRs in tokens."""
 
 
+_WEIGHTS = frozenset({"model.base", "model.init"})
+
+
+_KEPT = _WEIGHTS | {"seq_len", "seed", "document_mask"}
+"""Settings that a run keeps from beginning to end; of the others, numbers alone depend on them."""
+
+
 @dataclass(frozen=True)
 class Edits:
     """What the recipe changed about the run, whether it may, and the run as it then is."""
@@ -37,10 +44,10 @@ class Edits:
     """The next LR that the edited schedule would have used; None if the schedule was not edited."""
 
 
-def find_edits(recipe: Recipe, data: Sequence[Mapping[str, Any]], state: RunState) -> Edits:
+def find_edits(recipe: Recipe, data: Sequence[MixtureDescription], state: RunState) -> Edits:
     """Compares the phases that have begun, and the settings; phases that lie ahead may be edited freely."""
     settings = settings_of(recipe)
-    diff = list(_differences(state.settings, settings, ""))
+    diff = list(_differences(state.settings, settings))
     refusals = list(_refuse_settings(diff))
     known = min(len(state.phases), len(recipe.phases))
     for number in range(known - (known == len(state.phases))):
@@ -61,7 +68,7 @@ def find_edits(recipe: Recipe, data: Sequence[Mapping[str, Any]], state: RunStat
     here = list(_record_differences(recipe, data, state, state.phase))
     diff += here
     refusals += _refuse_running(recipe, data, state, here)
-    edited_schedule = any(_part(d) in ("schedule", "tokens") for d in here)
+    edited_schedule = any(d.part in ("schedule", "tokens") for d in here)
     asked = _as_written(recipe, state)(state.phase_trained_tokens) if edited_schedule else None
     if not any(refusal.name is None for refusal in refusals):
         state = _as_in_recipe(recipe, data, state, settings)
@@ -69,37 +76,33 @@ def find_edits(recipe: Recipe, data: Sequence[Mapping[str, Any]], state: RunStat
 
 
 def _as_in_recipe(
-    recipe: Recipe, data: Sequence[Mapping[str, Any]], state: RunState, settings: dict[str, Any]
+    recipe: Recipe, data: Sequence[MixtureDescription], state: RunState, settings: dict[str, Any]
 ) -> RunState:
     """The run with what the recipe changed: the same place, another meaning of what is to come."""
     running = state.running
-    asked = PhaseRecord.from_recipe(recipe, data, state.phase, running.reached, running.horizon)
-    wanted = -(-recipe.phases[state.phase].length // recipe.seq_len)
-    batch = recipe.global_batch_size
-    steps_left = max(0, -(-(wanted - state.samples) // batch))
-    asked = replace(asked, samples=state.samples + steps_left * batch)
+    asked = PhaseRecord.from_recipe(
+        recipe, data, state.phase, running.incoming_lr, running.horizon, state.samples
+    )
     return replace(state, settings=settings, phases=(*state.phases[:-1], asked))
 
 
 def _as_written(recipe: Recipe, state: RunState) -> Curve:
     """The running phase's curve, had the recipe been taken at its word."""
     phase = recipe.phases[state.phase]
-    return Curve(phase.schedule, phase.tokens, state.running.reached)
+    return Curve(phase.schedule, phase.tokens, state.running.incoming_lr)
 
 
 def _refuse_settings(diff: Sequence[Difference]) -> Iterator[Refusal]:
     """Settings outside the phases that a run keeps from beginning to end."""
     fields = [d.field for d in diff if d.field not in _FREE]
-    numeric = [field for field in fields if field.startswith("optimizer.") or field == "model.dtype"]
-    for field in fields:
-        if field in numeric:
-            continue
+    numeric = [field for field in fields if field not in _KEPT]
+    for field in (field for field in fields if field in _KEPT):
         if field == "seq_len":
             yield Refusal(
                 "seq_len was changed: samples, and so the data position, would be others",
                 (UNDO, OTHER_RUN),
             )
-        elif field.startswith("model."):
+        elif field in _WEIGHTS:
             yield Refusal(
                 f"{field} was changed, but the weights of this run come from its own checkpoint",
                 (UNDO, "start another run: give it a run_dir of its own"),
@@ -126,10 +129,10 @@ def _whereabouts(state: RunState) -> str:
 
 
 def _refuse_running(
-    recipe: Recipe, data: Sequence[Mapping[str, Any]], state: RunState, diff: Sequence[Difference]
+    recipe: Recipe, data: Sequence[MixtureDescription], state: RunState, diff: Sequence[Difference]
 ) -> Iterator[Refusal]:
     """Edits of the phase that runs, by the part that they concern."""
-    parts = {_part(d) for d in diff}
+    parts = {d.part for d in diff}
     where = _whereabouts(state)
     cut = f"end it here (phases.{state.phase}.schedule.anneal), and write what you want as a phase after it"
     if "data" in parts and recipe.seq_len == state.settings["seq_len"]:
@@ -140,12 +143,12 @@ def _refuse_running(
             SHIFT,
         )
     if parts & {"schedule", "tokens"}:
-        yield from _refuse_curve(recipe, state, diff, cut)
+        yield from _refuse_curve(recipe, state, cut)
     for part in sorted(parts & {"name", "train", "keep_optimizer"}):
         yield Refusal(f"{where}, and its {part} was edited", (UNDO, cut))
 
 
-def _refuse_curve(recipe: Recipe, state: RunState, diff: Sequence[Difference], cut: str) -> Iterator[Refusal]:
+def _refuse_curve(recipe: Recipe, state: RunState, cut: str) -> Iterator[Refusal]:
     """Edits of the running phase's budget and schedule that would move the LR that is already trained."""
     where, now = _whereabouts(state), state.phase_trained_tokens
     saved = state.running.curve
@@ -154,7 +157,9 @@ def _refuse_curve(recipe: Recipe, state: RunState, diff: Sequence[Difference], c
     if asked.pieces == saved.pieces and asked.schedule.lr_scale == saved.schedule.lr_scale:
         return  # the same curve in other words
     old, new = saved.schedule, asked.schedule
-    fields = [d.field for d in diff if _part(d) == "schedule" and ".schedule.anneal" not in d.field]
+    written = (state.running.schedule, new.model_dump(mode="json"))
+    then, now_ = ({key: value for key, value in one.items() if key != "anneal"} for one in written)
+    fields = [d.field for d in _differences(then, now_, f"phases.{state.phase}.schedule.")]
     if fields and not _same_but_for_anneal(saved, asked):
         yield Refusal(
             f"{where}, and its schedule was edited ({', '.join(fields)}): the LR would leave its curve at "
@@ -247,36 +252,28 @@ def _decay_begins(curve: Curve) -> float | None:
 
 
 def _record_differences(
-    recipe: Recipe, data: Sequence[Mapping[str, Any]], state: RunState, number: int
+    recipe: Recipe, data: Sequence[MixtureDescription], state: RunState, number: int
 ) -> Iterator[Difference]:
-    """Where a phase that has begun and the recipe's do not agree."""
+    """Compare a phase that has begun with the recipe's."""
     saved = state.phases[number]
-    asked = PhaseRecord.from_recipe(recipe, data, number, saved.reached, saved.horizon)
-    same_samples = recipe.seq_len == state.settings["seq_len"]
-    stands = state.samples if number == state.phase else saved.samples
-    shared = max(stands, min(saved.samples, asked.samples))  # beyond it there is nothing to differ from
-    for field in ("name", "tokens", "train", "keep_optimizer", "schedule", "data"):
-        if field == "data" and not same_samples:
-            continue  # every number of samples differs; seq_len is the difference
-        old, new = getattr(saved, field), getattr(asked, field)
-        if field == "data":
-            old, new = (
-                {k: v for k, v in truncated(told, shared).items() if k not in ("seed", "seq_len")}
-                for told in (old, new)
-            )
-        yield from _differences({field: old}, {field: new}, f"phases.{number}.")
+    done = state.samples if number == state.phase else saved.samples
+    asked = PhaseRecord.from_recipe(recipe, data, number, saved.incoming_lr, saved.horizon, done)
+    for part in ("name", "tokens", "train", "keep_optimizer", "schedule"):
+        old, new = {part: getattr(saved, part)}, {part: getattr(asked, part)}
+        yield from _differences(old, new, f"phases.{number}.", part)
+    if recipe.seq_len == state.settings["seq_len"]:  # else every number of samples differs
+        shared = min(saved.samples, asked.samples)  # beyond it there is nothing to differ from
+        old, new = (replace(one.data.truncated(shared), seed=0).to_json() for one in (saved, asked))
+        yield from _differences(old, new, f"phases.{number}.data.", "data")
 
 
-def _part(difference: Difference) -> str:
-    """The part of a phase that a difference belongs to: phases.0.PART.…"""
-    return difference.field.split(".")[2]
-
-
-def _differences(saved: Mapping[str, Any], asked: Mapping[str, Any], prefix: str) -> Iterator[Difference]:
-    """Field by field, into what is nested."""
+def _differences(
+    saved: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "", part: str = ""
+) -> Iterator[Difference]:
+    """Compare field by field, into what is nested."""
     for key in [*saved, *(key for key in asked if key not in saved)]:
         old, new = saved.get(key), asked.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _differences(old, new, f"{prefix}{key}.")
+            yield from _differences(old, new, f"{prefix}{key}.", part)
         elif old != new:
-            yield Difference(f"{prefix}{key}", old, new)
+            yield Difference(f"{prefix}{key}", old, new, part)

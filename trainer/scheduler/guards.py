@@ -14,7 +14,6 @@ from itertools import pairwise
 import numpy as np
 
 from tokenization.errors import UserError, UserErrors, did_you_mean
-from trainer.mixer.description import fingerprint_of, sources_of, weights_in
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.state import PhaseRecord
 
@@ -131,8 +130,8 @@ def overlap(record: PhaseRecord, seen: Collection[str], among: Collection[str] |
     """Share of the phase's mixture whose sources' fingerprints were seen, counting only sources `among`."""
     return sum(
         share
-        for source, share in weights_in(record.data, record.samples).items()
-        if fingerprint_of(record.data, source) in seen and (among is None or source in among)
+        for source, share in record.data.shares(record.samples).items()
+        if record.data.sources[source].fingerprint in seen and (among is None or source in among)
     )
 
 
@@ -175,7 +174,7 @@ def advice(
         )
     if recipe.model.base is None and number == 0:
         return  # random weights have nothing to forget
-    held = weights_in(record.data, record.samples)
+    held = record.data.shares(record.samples)
     replayed = sum(share for source, share in held.items() if source not in fresh) + undeclared
     if replayed == 0 and phase.train != "new_rows":
         yield Advice("no_replay", f"{where}: no replay. {SHIFT}")
@@ -209,7 +208,7 @@ def samples_again(
     names: dict[str, str] = {}
     planned: Counter[str] = Counter()
     for record in records:
-        held = {fingerprint_of(record.data, name): name for name in sources_of(record.data)}
+        held = {source.fingerprint: name for name, source in record.data.sources.items()}
         names |= {key: name for key, name in held.items() if recipe.sources[name].role == "new"}
         planned.update(record.tokens_seen(record.samples, recipe.seq_len))
     told = []

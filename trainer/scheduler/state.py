@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
 from tokenization.errors import UserError
-from trainer.mixer.description import fingerprint_of, sources_of, weights_in
+from trainer.mixer.description import MixtureDescription, PastPhase
 from trainer.recipe.schedule import Schedule
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.curves import Curve
@@ -30,50 +30,65 @@ class PhaseRecord:
     keep_optimizer: bool
     schedule: dict[str, Any]
     """Resolved, as JSON."""
-    data: dict[str, Any]
-    """The mixer's flat description of the phase."""
+    data: MixtureDescription
+    """All that decides which samples it takes."""
     horizon: int
     """Budget that the phase began with (see `curves.Curve.horizon`)."""
-    reached: float
+    incoming_lr: float
     """LR that the phase before, or the base, ended with."""
 
     @classmethod
     def from_recipe(
         cls,
         recipe: Recipe,
-        data: Sequence[Mapping[str, Any]],
+        data: Sequence[MixtureDescription],
         number: int,
-        reached: float,
+        incoming_lr: float,
         horizon: int | None = None,
+        done: int = 0,
     ) -> PhaseRecord:
-        """Phase `number` as this recipe and the mixer's descriptions have it."""
+        """Make the record of phase `number` of this recipe, of which `done` samples are consumed."""
         phase = recipe.phases[number]
         return cls(
             name=phase.name,
             tokens=phase.tokens,
-            samples=recipe.phase_steps(number) * recipe.global_batch_size,
+            samples=recipe.phase_samples(number, done),
             train=phase.train if isinstance(phase.train, str) else list(phase.train),
             keep_optimizer=phase.keep_optimizer,
             schedule=phase.schedule.model_dump(mode="json"),
-            data=dict(data[number]),
+            data=data[number],
             horizon=phase.tokens if horizon is None else horizon,
-            reached=reached,
+            incoming_lr=incoming_lr,
         )
 
     @cached_property
     def curve(self) -> Curve:
         """The learning rate of the phase."""
-        return Curve(Schedule.model_validate(self.schedule), self.tokens, self.reached, self.horizon)
+        return Curve(Schedule.model_validate(self.schedule), self.tokens, self.incoming_lr, self.horizon)
 
     def tokens_seen(self, samples: int, seq_len: int) -> dict[str, int]:
         """Tokens by source fingerprint in the first `samples` samples of the phase."""
         found: dict[str, int] = {}
-        for source, share in weights_in(self.data, samples).items():
+        for source, share in self.data.shares(samples).items():
             tokens = round(share * samples * seq_len)
             if tokens:
-                fingerprint = fingerprint_of(self.data, source)
+                fingerprint = self.data.sources[source].fingerprint
                 found[fingerprint] = found.get(fingerprint, 0) + tokens
         return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a tree of plain values that `from_json` reads back to an equal record."""
+        tree = {**vars(self), "data": self.data.to_json()}
+        tree.pop("curve", None)  # cached
+        tree["reached"] = tree.pop("incoming_lr")
+        return tree
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> PhaseRecord:
+        """Read what `to_json` wrote."""
+        tree = dict(tree)
+        data, incoming_lr = MixtureDescription.from_json(tree.pop("data")), tree.pop("reached")
+        return cls(**tree, data=data, incoming_lr=incoming_lr)
 
 
 @dataclass(frozen=True)
@@ -123,11 +138,6 @@ class RunState:
         return self.samples >= self.running.samples
 
     @property
-    def start_of_phase_lr(self) -> float:
-        """LR that was reached when the phase began."""
-        return self.running.reached
-
-    @property
     def next_lr(self) -> float:
         """LR of the next step of this phase; once the phase is done, the LR that it has reached."""
         return float(self.running.curve(self.phase_trained_tokens))
@@ -164,25 +174,20 @@ class RunState:
                     found[fingerprint] = found.get(fingerprint, 0) + tokens
         return found
 
-    def samples_before(self) -> dict[int, dict[str, int]]:
-        """By phase, the samples of each source that the run had used when it began, for the mixer."""
-        end = ".taken_before"
+    def fingerprints(self) -> dict[str, str]:
+        """Return the fingerprint of every source that a phase so far takes from, by its name."""
         return {
-            number: {
-                key.removeprefix("sources.").removesuffix(end): int(used)
-                for key, used in record.data.items()
-                if key.endswith(end)
-            }
-            for number, record in enumerate(self.phases)
+            name: source.fingerprint for record in self.phases for name, source in record.data.sources.items()
         }
 
-    def sources(self) -> dict[int, set[str]]:
-        """By phase, the names of the sources that it takes from, for the mixer."""
-        return {number: sources_of(record.data) for number, record in enumerate(self.phases)}
+    def past(self) -> tuple[PastPhase, ...]:
+        """Return the phases that have begun and what they have consumed, for the mixer."""
+        done = [*(record.samples for record in self.phases[:-1]), self.samples]
+        return tuple(PastPhase(n, record.data) for n, record in zip(done, self.phases, strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """A tree of plain values that `from_json` reads back to an equal state."""
-        return asdict(self)
+        return {**vars(self), "phases": [record.to_json() for record in self.phases]}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> RunState:
@@ -199,9 +204,9 @@ class RunState:
                 fix=f"use the release that wrote it; this one reads version {STATE_VERSION}",
             )
         try:
-            phases = tuple(PhaseRecord(**record) for record in tree["phases"])
+            phases = tuple(map(PhaseRecord.from_json, tree["phases"]))
             return cls(**{**tree, "phases": phases})
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"the run state is damaged ({error})") from error
 
 

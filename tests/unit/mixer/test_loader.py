@@ -61,7 +61,6 @@ def test_rows_are_the_tokens_that_the_mixture_names(mixture):
     assert first.input_ids.shape == first.targets.shape == (4, SEQ_LEN)
     assert first.input_ids.dtype == first.targets.dtype == np.int64
     assert first.positions is None
-    assert first.documents is None
     loader.close()
 
 
@@ -138,7 +137,7 @@ def test_a_disk_that_fails_is_named_by_source_and_worth_a_requeue(mixture):
     loader.close()
 
 
-def test_documents_are_numbered_and_positions_start_again_after_eos():
+def test_positions_start_again_after_eos():
     rows = np.array(
         [
             [5, 6, 2, 7, 2, 2, 8, 9],  # ends of documents at 2, 4 and 5
@@ -146,9 +145,8 @@ def test_documents_are_numbered_and_positions_start_again_after_eos():
         ],
         np.int32,
     )
-    positions, documents = document_places(rows, EOS)
+    positions = document_places(rows, EOS)
     assert positions.tolist() == [[0, 1, 2, 0, 1, 0, 0, 1], [0, 0, 1, 2, 3, 4, 5, 6]]
-    assert documents.tolist() == [[0, 0, 0, 1, 1, 2, 3, 3], [0, 1, 1, 1, 1, 1, 1, 1]]
 
 
 def test_the_mask_is_made_on_request(mixture):
@@ -160,7 +158,6 @@ def test_the_mask_is_made_on_request(mixture):
     loader = loader_of(mixture, document_mask="causal_per_document", stores=stores, micro_batch_size=3)
     batch = loader.step(0, 0, 3)[0]
     assert batch.positions.tolist() == [[0, 1, 0, 1, 2, 3, 0, 1]] * 3
-    assert batch.documents.tolist() == [[0, 0, 1, 1, 1, 1, 2, 2]] * 3
     assert (batch.targets >= 0).all()  # a packed stream has no padding
     loader.close()
 

@@ -141,3 +141,15 @@ def test_another_seq_len_is_told_before_what_follows_from_it(file):
     assert "seq_len was changed" in doubled.decision.reason
     with pytest.raises(UserErrors, match="max_epochs: '1/40' is not enough"):
         plan(file, *cap, "phases.1.tokens=4000")
+
+
+def test_a_batch_size_that_changes_in_mid_run_counts_in_all_that_is_told_of_the_run(file):
+    before = plan(file)
+    saved(
+        file, steps=5
+    )  # 40 of 96 samples; 56 are left, which are two batches of 32, and the next phase has three
+    after = plan(file, "global_batch_size=32", "micro_batch_size=8")
+    assert before.mixture.phase_samples == (96, 96)
+    assert after.mixture.phase_samples == (104, 96)
+    assert after.decision.spans[-1].stop == 200 * 32
+    assert plan_to_json(after)["flops"] * 192 == plan_to_json(before)["flops"] * 200

@@ -177,12 +177,12 @@ def test_the_resolved_recipe_says_the_defaults_that_depend_on_others():
 def test_a_phase_ends_with_its_anneal():
     plain = recipe(phase("x", "{kind: constant, max_lr: 1e-4}", tokens=10_050))
     assert plain.phases[0].length == 10_050
-    assert plain.phase_steps(0) == 101  # of 100 tokens, rounded up
+    assert plain.phase_samples(0) == 1010  # 101 batches of 100 tokens, rounded up
     for start, tokens, steps in ((2_000, 500, 25), (10_050, 950, 110)):
         anneal = f"{{from_tokens: {start}, tokens: {tokens}, end_lr: 0}}"
         branch = recipe(phase("x", f"{{kind: constant, max_lr: 1e-4, anneal: {anneal}}}", tokens=10_050))
         assert branch.phases[0].length == start + tokens
-        assert branch.phase_steps(0) == steps
+        assert branch.phase_samples(0) == 10 * steps
 
 
 def test_a_stages_lr_is_absolute_or_a_share_of_max_lr():

@@ -61,9 +61,7 @@ class Machine:
         cut = layout(self.run, world_size, largest_micro_batch=2)
         batch = cut.micro_batch_size * cut.gradient_accumulation_steps * cut.world_size
         saved = RunState.from_json(json.loads(self.saved)) if self.saved else None
-        done = [*(record.samples for record in saved.phases[:-1]), saved.samples] if saved else []
-        taken = saved.samples_before() if saved else {}
-        mixture = Mixture.from_recipe(self.run, SIZES, taken, done)
+        mixture = Mixture.from_recipe(self.run, SIZES, saved.past() if saved else ())
         told = [mixture.describe(number) for number in range(len(self.run.phases))]
         decision = decide(self.run, told, saved)
         while decision.kind in ("start", "restore", "new_phase"):
@@ -179,7 +177,7 @@ def test_a_new_phase_starts_its_own_clock_and_keeps_the_runs():
     assert decision.keep_optimizer
     assert (state.samples, state.phase_trained_tokens) == (0, 0)
     assert (state.tokens, state.trained_tokens, state.step) == (10_000, 9_900, 100)
-    assert state.start_of_phase_lr == state.next_lr == run_lr_at(run, 9_900)
+    assert state.running.incoming_lr == state.next_lr == run_lr_at(run, 9_900)
     assert state.phase_name == "two"
 
 

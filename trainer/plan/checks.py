@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import yaml
 
@@ -23,20 +23,40 @@ _LEFT_AT_START = {LOCK, f"{RESOLVED}.tmp"}
 T = TypeVar("T")
 
 
+class _FailedBefore(Exception):
+    """A check needs the result of one that failed."""
+
+
+def _no_result() -> NoReturn:
+    raise _FailedBefore
+
+
 class ErrorCollector:
-    """Calls checks one after another and keeps what they complain of, to be told at once."""
+    """Calls checks one after another and keeps their errors, to raise all of them at once."""
 
     def __init__(self) -> None:
         self.problems: list[UserError] = []
 
-    def __call__(self, check: Callable[[], T]) -> T | None:
+    def __call__(self, check: Callable[[], T]) -> Callable[[], T]:
+        """Call a check; return a function that gives its result.
+
+        A later check that asks for the result of one that failed is skipped: that error is kept already.
+        """
         try:
-            return check()
+            result = check()
+            return lambda: result
         except UserErrors as several:
             self.problems += several.problems
         except UserError as problem:
             self.problems.append(problem)
-        return None
+        except _FailedBefore:
+            pass
+        return _no_result
+
+    def raise_problems(self) -> None:
+        """Raise what the checks found, if they found anything."""
+        if self.problems:
+            raise UserErrors(self.problems)
 
 
 def refuse_another_run(recipe: Recipe) -> None:

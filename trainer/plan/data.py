@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 from tokenization.errors import UserError, UserErrors
 from tokenization.shards.store import TokenStore, open_tokens
-from tokenization.tokenizer import files
 from trainer.recipe.schema import Recipe
 
 
@@ -61,6 +60,11 @@ def _mixed_tokenizers(recipe: Recipe, stores: Mapping[str, TokenStore]) -> Itera
 
 
 def open_validation(recipe: Recipe) -> dict[str, TokenStore]:
+    """Open the validation sets that the recipe names: `upstream`, `downstream`.
+
+    Raises:
+        UserErrors: a set is missing, damaged or too short.
+    """
     sets = {"upstream": recipe.validation.upstream, "downstream": recipe.validation.downstream}
     stores = {}
     problems = []
@@ -79,22 +83,28 @@ def open_validation(recipe: Recipe) -> dict[str, TokenStore]:
 
 
 def check_one_tokenizer(
-    recipe: Recipe, stores: Mapping[str, TokenStore], validation: Mapping[str, TokenStore]
+    recipe: Recipe,
+    stores: Mapping[str, TokenStore],
+    validation: Mapping[str, TokenStore],
+    fingerprint: str,
 ) -> None:
-    """Shards made with another tokenizer than the model's would be noise."""
-    wanted = files.fingerprint(recipe.model.tokenizer)
+    """Refuse shards that were not made with the model's tokenizer, whose fingerprint is given.
+
+    Raises:
+        UserErrors: one for each.
+    """
     places = {f"sources.{name}.path": store for name, store in stores.items()}
     places |= {f"validation.{name}": store for name, store in validation.items()}
     problems = [
         UserError(
-            f"was prepared with tokenizer {store.tokenizer}, and model.tokenizer {recipe.model.tokenizer} "
-            f"is {wanted}",
+            f"was prepared with tokenizer {store.tokenizer}, but model.tokenizer {recipe.model.tokenizer} "
+            f"has the fingerprint {fingerprint}",
             field=field,
             value=str(store.prefix),
             fix="prepare it again with model.tokenizer",
         )
         for field, store in places.items()
-        if store.tokenizer != wanted
+        if store.tokenizer != fingerprint
     ]
     if problems:
         raise UserErrors(problems)

@@ -205,3 +205,29 @@ def test_what_is_trained_is_named_or_matched(train, words):
     with pytest.raises(UserErrors) as raised:
         recipe(phase("x", train=train))
     assert str(raised.value) == f"recipe: phases.0.train: {words}"
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        ("optimizer.beta1=1", "optimizer.beta1: '1' must be less than 1"),
+        ("optimizer.eps=0", "optimizer.eps: '0' must be greater than 0"),
+        ("seq_len=0", "seq_len: '0' must be at least 1"),
+        ("checkpoint.keep_last=1", "checkpoint.keep_last: '1' must be at least 2"),
+        ("sources={}", "sources: must have at least 1 item"),
+        ("sources=[]", "sources: must be a mapping"),
+        ("phases=3", "phases: '3' must be a list"),
+        ("phases.0=3", "phases.0: '3' must be a mapping of fields"),
+        ("name=[a]", "name: must be text"),
+        ("logging.tensorboard=maybe", "logging.tensorboard: 'maybe' must be true or false"),
+        ("logging.tensorboard=[]", "logging.tensorboard: must be true or false"),
+        ("sources.zh.role=old", "sources.zh.role: 'old' must be 'new' or 'replay'"),
+        ("micro_batch_size=0", "micro_batch_size: 0 must be at least 1 or 'auto'"),
+        ("phases.0.schedule.start_lr=-1", "phases.0.schedule.start_lr: -1.0 must be at least 0 or 'reached'"),
+        ("seed='{a}'", "seed: '{a}' is not a number; write it like 1e-4, 20e9, 3/4 or 1%"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_in_our_own_words(edit, words):
+    with pytest.raises(UserErrors) as raised:
+        recipe(edits=[edit])
+    assert str(raised.value) == f"recipe: {words}"

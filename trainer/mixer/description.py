@@ -1,11 +1,12 @@
 """What a checkpoint records of a mixture: which samples a phase takes, and what the run took before it.
 
-The record is written as a flat mapping, so that two of them are compared field by field and a difference has a
-name: `mixture.0.from_sample`, `mixture.0.zh`, `sources.zh.fingerprint`, `sources.zh.taken_before`.
+The record is written as a flat mapping, so that two of them are compared field by field and a difference has
+a name: `mixture.0.from_sample`, `mixture.0.zh`, `sources.zh.fingerprint`, `sources.zh.taken_before`.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -51,7 +52,7 @@ class MixtureDescription:
     sources: Mapping[str, SourceDescription]
     """The sources that the phase takes from, by name."""
     taken_before: Mapping[str, int]
-    """Samples of each source that the run had used when the phase began; sources that gave none are left out."""
+    """Samples of each source that the run had used when the phase began; sources not used are left out."""
 
     def shares(self, samples: int) -> dict[str, float]:
         """Return each source's share of the first `samples` samples of the phase, by name."""
@@ -89,31 +90,30 @@ class MixtureDescription:
         Raises:
             KeyError, TypeError or ValueError: `to_json` did not write it.
         """
-        starts: dict[int, int] = {}
-        weights: dict[int, dict[str, str]] = {}
-        sources: dict[str, dict[str, Any]] = {}
+        segments: dict[int, dict[str, Any]] = defaultdict(dict)
+        sources: dict[str, dict[str, Any]] = defaultdict(dict)
         taken: dict[str, int] = {}
         for key, value in tree.items():
-            room, _, rest = key.partition(".")
-            if room == "mixture":
+            kind, _, rest = key.partition(".")
+            if kind == "mixture":
                 number, _, name = rest.partition(".")
-                if name == _START:
-                    starts[int(number)] = value
-                else:
-                    weights.setdefault(int(number), {})[_unescaped(name)] = value
-            elif room == "sources":
+                segments[int(number)][name] = value
+            elif kind == "sources":
                 name, _, field = rest.rpartition(".")
                 if field == _TAKEN:
                     taken[name] = value
                 else:
-                    sources.setdefault(name, {})[field] = value
+                    sources[name][field] = value
         return cls(
-            tree["mixer"],
-            tree["seed"],
-            tree["seq_len"],
-            tuple(SegmentDescription(starts[at], weights.get(at, {})) for at in sorted(starts)),
-            {name: SourceDescription(**fields) for name, fields in sources.items()},
-            taken,
+            mixer=tree["mixer"],
+            seed=tree["seed"],
+            seq_len=tree["seq_len"],
+            segments=tuple(
+                SegmentDescription(one.pop(_START), {_unescaped(name): share for name, share in one.items()})
+                for _, one in sorted(segments.items())
+            ),
+            sources={name: SourceDescription(**one) for name, one in sources.items()},
+            taken_before=taken,
         )
 
 

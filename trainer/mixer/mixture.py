@@ -25,12 +25,12 @@ from trainer.mixer.weights import weights_of
 from trainer.recipe.schema import Recipe, Source
 
 MIXTURE_VERSION = 1
-"""Of the rules in this room; another number means other samples, and is part of the fingerprint."""
+"""Version of the rules in this room: another number means other samples."""
 
 
 @dataclass(frozen=True)
 class SourceSize:
-    """How much a source holds, and the hash of it."""
+    """How much a source holds, and the fingerprint of its tokens."""
 
     samples: int
     fingerprint: str
@@ -38,13 +38,13 @@ class SourceSize:
 
     @classmethod
     def of(cls, store: TokenStore, seq_len: int) -> SourceSize:
-        """The size of an opened token store."""
+        """Return the size of an opened token store."""
         return cls(store.samples(seq_len), store.fingerprint, store.tokens)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Several samples, as columns."""
+    """Several samples, in columns."""
 
     source: Ints
     """[n] number of the source in `Mixture.names`."""
@@ -64,12 +64,12 @@ class ResolvedSegment:
 
     @property
     def period(self) -> Period:
-        """The arrangement of the sources in this stretch."""
+        """The order of the sources in this stretch."""
         return period(self.weights)
 
 
 class Mixture:
-    """The whole run's samples; made by `from_recipe`."""
+    """The samples of the whole run; made by `from_recipe`."""
 
     def __init__(
         self,
@@ -100,18 +100,15 @@ class Mixture:
 
     @classmethod
     def from_recipe(
-        cls,
-        recipe: Recipe,
-        sizes: Mapping[str, SourceSize],
-        past: Sequence[PastPhase] = (),
+        cls, recipe: Recipe, sizes: Mapping[str, SourceSize], past: Sequence[PastPhase] = ()
     ) -> Mixture:
         """Make the mixture of a recipe over sources of these sizes.
 
-        `past` holds the phases that the run has begun, as its checkpoint recorded them. They stay as they were,
-        whatever the recipe now says: what each source had given when they began, the samples they consumed (a
-        batch size that was changed in mid-phase moves its end), and the sources they take from (one that the
-        recipe declares later is not among them). Phases that have not begun go on where the planned ones before
-        them leave each source.
+        `past` holds the phases that the run has begun, as its checkpoint recorded them. They stay as they
+        were, whatever the recipe now says: what each source had given when they began, the samples they
+        consumed (a batch size that was changed in mid-phase moves its end), and the sources they take from
+        (one that the recipe declares later is not among them). Phases that have not begun go on where the
+        planned ones before them leave each source.
 
         Raises:
             UserErrors: everything that is wrong with sources and mixtures, at once.
@@ -122,17 +119,17 @@ class Mixture:
         for number, phase in enumerate(recipe.phases if not problems else ()):
             for place, segment in enumerate(phase.mixture):
                 field = f"phases.{number}.mixture.{place}"
-                # One that an anneal cuts off stays: whoever ends a phase early need not rewrite its mixture.
+                # A segment that an anneal cuts off may stay: ending a phase early needs no new mixture.
                 if segment.start >= (end := max(phase.tokens, phase.length)):
                     problems.append(
                         UserError(
-                            f"is not reached: the phase ends after {end:,} tokens",
+                            f"is beyond the phase's end at {end:,} tokens",
                             field=f"{field}.from",
                             value=segment.start,
-                            fix="lower it or remove the segment",
+                            fix="lower it, or remove the segment",
                         )
                     )
-                start = -(-segment.start // recipe.seq_len)  # the first sample with no earlier token
+                start = -(-segment.start // recipe.seq_len)  # the first sample without a token before it
                 try:
                     begun_with = past[number].data.sources if number < len(past) else None
                     weights = weights_of(segment, recipe.sources, samples, field, begun_with)
@@ -144,7 +141,7 @@ class Mixture:
         return cls(recipe, sizes, spans, past)
 
     def samples(self, phase: int, start: int, stop: int) -> Samples:
-        """Samples [start, stop) of a phase.
+        """Return samples [start, stop) of a phase.
 
         Raises:
             UserError: a source would be used beyond its `max_epochs`.
@@ -152,17 +149,17 @@ class Mixture:
         source, use = np.empty(stop - start, np.int64), np.empty(stop - start, np.int64)
         for span, base, end in self._stretches(phase):
             begin = max(start, span.start)
-            upto = stop if end is None else min(stop, end)
-            if begin < upto:
-                chosen, ordinal = span.period.at(np.arange(begin, upto) - span.start)
-                source[begin - start : upto - start] = chosen
-                use[begin - start : upto - start] = base[chosen] + ordinal
+            last = stop if end is None else min(stop, end)
+            if begin < last:
+                chosen, ordinal = span.period.at(np.arange(begin, last) - span.start)
+                source[begin - start : last - start] = chosen
+                use[begin - start : last - start] = base[chosen] + ordinal
         return self._locate(source, use)
 
     def batch(self, phase: int, position: int, size: int) -> Samples:
-        """Rows of the global batch [position, position + size): these samples, in an order of their own.
+        """Return the rows of the global batch [position, position + size): its samples, shuffled.
 
-        The order is keyed by position and size, so that no source keeps to the same rows, and so ranks.
+        The order is keyed by position and size, so that no source stays on the same rows and ranks.
         """
         drawn = self.samples(phase, position, position + size)
         key = np.full(size, key_of("batch", self.seed, phase, position, size), np.uint64)
@@ -170,7 +167,7 @@ class Mixture:
         return Samples(drawn.source[rows], drawn.index[rows], drawn.epoch[rows])
 
     def consumed(self, phase: int, i: int) -> dict[str, int]:
-        """Samples of each source in the whole run so far, when i samples of a phase are done."""
+        """Count the samples of each source that the run has used when i samples of a phase are done."""
         return self._named(self._used(phase, i))
 
     def describe(self, phase: int) -> MixtureDescription:
@@ -205,15 +202,15 @@ class Mixture:
         )
 
     def limit(self, name: str) -> int | None:
-        """How many samples of a source may be used in all; None if repeats are free."""
+        """Return how many samples of a source may be used in all; None if there is no limit."""
         number = self.names.index(name)
         cap = self.sources[number].max_epochs
         return None if cap is None else int(cap * self.sizes[number].samples)
 
     def find_use(self, name: str, use: int) -> tuple[int, int] | None:
-        """Phase and sample within it at which the run takes a source for the `use`-th time (from 0).
+        """Find the phase, and the sample within it, that is the `use`-th use (from 0) of a source.
 
-        None when it is not taken as often.
+        None if the source is not used that often.
         """
         number = self.names.index(name)
         running = max(len(self._past) - 1, 0)  # what came before is recorded, not planned
@@ -221,18 +218,18 @@ class Mixture:
             if self._used(phase, self.phase_samples[phase])[number] <= use:
                 continue
             for span, base, end in self._stretches(phase):
-                if use < base[number]:  # only if a run's record says that it was used before
+                if use < base[number]:  # the record of the past says that it was used before
                     return phase, span.start
                 if end is None or use < self._used(phase, end)[number]:
                     return phase, span.start + span.period.find(number, use - int(base[number]))
         return None
 
     def token_of(self, phase: int, i: int) -> int:
-        """Tokens that the whole run has consumed before sample i of a phase, as planned."""
+        """Return the tokens that the run has consumed before sample i of a phase, as planned."""
         return (sum(self.phase_samples[:phase]) + i) * self.seq_len
 
     def first_repeat(self) -> tuple[str, int] | None:
-        """The source that first uses a sample again, and the token of the run at which it does."""
+        """Find the first source that repeats a sample, and the token of the run at which it does."""
         found = []
         for name, size in zip(self.names, self.sizes, strict=True):
             if (at := self.find_use(name, size.samples)) is not None:
@@ -241,10 +238,10 @@ class Mixture:
         return (name, token) if found else None
 
     def check_epochs(self) -> None:
-        """Refuses a plan in which a source runs out.
+        """Refuse a plan in which a source runs out.
 
         Raises:
-            Problems: names each source that is used beyond its `max_epochs`, and the token of the run.
+            UserErrors: names each source that is used beyond its `max_epochs`, and the token of the run.
         """
         problems = []
         for name in self.names:
@@ -261,27 +258,27 @@ class Mixture:
         last = len(self.phase_samples) - 1
         wanted = self._used(last, self.phase_samples[last])[number] / samples
         return UserError(
-            f"is not enough: its {samples:,} samples ({samples * self.seq_len:,} tokens) run out at token "
-            f"{self.token_of(*at):,} of the run, in phase {self.phase_names[at[0]]}",
+            f"is not enough: the source's {samples:,} samples ({samples * self.seq_len:,} tokens) run out at "
+            f"token {self.token_of(*at):,} of the run, in phase {self.phase_names[at[0]]}",
             field=f"sources.{name}.max_epochs",
             value=str(self.sources[number].max_epochs),
             fix=f"the plan uses {wanted:.4g} epochs: raise it, lower the source's weight, or train less",
         )
 
     def _stretches(self, phase: int) -> Iterator[tuple[ResolvedSegment, Ints, int | None]]:
-        """Spans of a phase, each with the uses of every source before it, and where it ends (None: open)."""
+        """Yield each span of a phase with the uses of every source before it, and its end (None: open)."""
         spans = self.spans[phase]
         ends = [span.start for span in spans[1:]]
         return zip(spans, self._bases(phase), [*ends, None], strict=True)
 
     def _began(self, phase: int) -> dict[str, int]:
-        """Samples of each source that was used before a phase; of sources that left the recipe, too."""
+        """Count the samples of each source used before a phase, also of sources no longer in the recipe."""
         recorded = self._past[min(phase, len(self._past) - 1)].data.taken_before if self._past else {}
         gone = {name: used for name, used in recorded.items() if name not in self.names}
         return {name: used for name, used in (gone | self.consumed(phase, 0)).items() if used}
 
     def _bases(self, phase: int) -> list[Ints]:
-        """Uses of every source in the run before each span of a phase: [spans] of [sources]."""
+        """Count the uses of every source in the run before each span of a phase: [spans] of [sources]."""
         if phase not in self._known_bases:
             if phase < len(self._past):
                 taken = self._past[phase].data.taken_before
@@ -298,7 +295,7 @@ class Mixture:
         return self._known_bases[phase]
 
     def _used(self, phase: int, i: int) -> Ints:
-        """Uses of every source in the run when i samples of a phase are done: [sources]."""
+        """Count the uses of every source in the run when i samples of a phase are done: [sources]."""
         place = bisect_right([span.start for span in self.spans[phase]], i) - 1
         span = self.spans[phase][place]
         return self._bases(phase)[place] + span.period.counts(i - span.start)
@@ -307,14 +304,14 @@ class Mixture:
         return dict(zip(self.names, counts.tolist(), strict=True))
 
     def _locate(self, source: Ints, use: Ints) -> Samples:
-        """Sample and epoch of the `use`-th use (from 0) of each source: [n] each."""
+        """Find the sample and the epoch of the `use`-th use (from 0) of each source: [n] each."""
         if (over := np.flatnonzero(use >= self._limits[source])).size:
             name = self.names[source[over[0]]]
             raise UserError(
-                "is used up",
+                "is reached: all samples of the source are used",
                 field=f"sources.{name}.max_epochs",
                 value=str(self.sources[source[over[0]]].max_epochs),
-                fix="raise it, or stop the phase earlier",
+                fix="raise it, or end the phase earlier",
             )
         sizes = self._samples[source]
         epoch, place = np.divmod(use, sizes)
@@ -332,22 +329,22 @@ class Mixture:
 
 
 def _lengths(recipe: Recipe, past: Sequence[PastPhase]) -> Iterator[int]:
-    """Samples of each phase: what a phase that is over has consumed, else what it takes from where it stands."""
+    """Yield the samples of each phase: what it has consumed if it is over, else what it will have."""
     for number in range(len(recipe.phases)):
         done = past[number].samples if number < len(past) else 0
         yield done if number < len(past) - 1 else recipe.phase_samples(number, done)
 
 
 def _source_problems(recipe: Recipe, sizes: Mapping[str, SourceSize]) -> Iterator[UserError]:
-    """What is wrong with the sources themselves."""
+    """Find what is wrong with the sources themselves."""
     for name, source in recipe.sources.items():
         size, field = sizes[name], f"sources.{name}"
         if size.samples < 1:
             yield UserError(
-                f"holds {size.tokens:,} tokens, too few for a sample of {recipe.seq_len:,} and its successor",
+                f"holds {size.tokens:,} tokens, too few for a sample of {recipe.seq_len:,} and the next one",
                 field=field,
                 value=source.path,
-                fix="add data, lower seq_len or remove the source",
+                fix="add data, lower seq_len, or remove the source",
             )
         elif source.offset and source.order != "sequential":
             yield UserError(
@@ -358,8 +355,8 @@ def _source_problems(recipe: Recipe, sizes: Mapping[str, SourceSize]) -> Iterato
             )
         elif source.offset >= size.samples:
             yield UserError(
-                f"lies beyond the source's {size.samples:,} samples",
+                f"is beyond the source's {size.samples:,} samples",
                 field=f"{field}.offset",
                 value=source.offset,
-                fix="count it in samples of seq_len tokens",
+                fix="give it in samples of seq_len tokens",
             )

@@ -1,1 +1,1 @@
-"""The run before it runs: everything that is known, checked and decided without a process group."""
+"""Plan a run before it runs: everything that is known, checked and decided without a process group."""

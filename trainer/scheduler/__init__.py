@@ -1,1 +1,1 @@
-"""The learning rate after t tokens, and what a start means: restore, a new phase, or a refusal with the reason."""
+"""The learning rate after t tokens, and what a start means: start, restore, new phase, finished or refuse."""

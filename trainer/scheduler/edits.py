@@ -1,4 +1,4 @@
-"""A checkpoint and a recipe, compared field by field: what may change within a run, and what may not."""
+"""Compare a checkpoint and a recipe field by field: what may change within a run, and what may not."""
 
 from __future__ import annotations
 
@@ -16,36 +16,32 @@ from trainer.scheduler.decision import Difference, Refusal
 from trainer.scheduler.guards import HORIZON, REWARM, SHIFT
 from trainer.scheduler.state import PhaseRecord, RunState, settings_of
 
-OTHER_RUN = "start another run: give it a run_dir of its own, and this run's checkpoint as model.base"
+OTHER_RUN = "start another run: give it another run_dir, and this run's checkpoint as model.base"
 
-
-UNDO = "undo the edit: the run then goes on exactly where it stands"
-
+UNDO = "undo the edit: the run then continues exactly from its checkpoint"
 
 _FREE = frozenset({"global_batch_size"})
 """Settings that may change at any checkpoint: positions are counted in samples, LRs in tokens."""
 
-
 _WEIGHTS = frozenset({"model.base", "model.init"})
 
-
 _KEPT = _WEIGHTS | {"seq_len", "seed", "document_mask"}
-"""Settings that a run keeps from beginning to end; of the others, numbers alone depend on them."""
+"""Settings that never change within a run; a change of the others can be allowed."""
 
 
 @dataclass(frozen=True)
 class Edits:
-    """What the recipe changed about the run, whether it may, and the run as it then is."""
+    """What the recipe changed about the run, whether it may, and the run after the change."""
 
     diff: tuple[Difference, ...]
     refusals: tuple[Refusal, ...]
     state: RunState
     lr_asked: float | None
-    """The next LR that the edited schedule would have used; None if the schedule was not edited."""
+    """The next LR of the edited schedule; None if the schedule was not edited."""
 
 
 def find_edits(recipe: Recipe, data: Sequence[MixtureDescription], state: RunState) -> Edits:
-    """Compares the phases that have begun, and the settings; phases that lie ahead may be edited freely."""
+    """Compare the phases that have begun, and the settings; coming phases may be edited freely."""
     settings = settings_of(recipe)
     diff = list(_differences(state.settings, settings))
     refusals = list(_refuse_settings(diff))
@@ -61,7 +57,10 @@ def find_edits(recipe: Recipe, data: Sequence[MixtureDescription], state: RunSta
         refusals.append(
             Refusal(
                 f"the run has begun {len(state.phases)} phases and the recipe has {known}",
-                (f"put back {', '.join(map(repr, gone))}; stop_after ends a run early", OTHER_RUN),
+                (
+                    f"restore {', '.join(map(repr, gone))} in the recipe; stop_after ends a run early",
+                    OTHER_RUN,
+                ),
             )
         )
         return Edits(tuple(diff), tuple(refusals), state, None)
@@ -78,7 +77,7 @@ def find_edits(recipe: Recipe, data: Sequence[MixtureDescription], state: RunSta
 def _as_in_recipe(
     recipe: Recipe, data: Sequence[MixtureDescription], state: RunState, settings: dict[str, Any]
 ) -> RunState:
-    """The run with what the recipe changed: the same place, another meaning of what is to come."""
+    """Return the run with what the recipe changed: the same position, another future."""
     running = state.running
     asked = PhaseRecord.from_recipe(
         recipe, data, state.phase, running.incoming_lr, running.horizon, state.samples
@@ -87,58 +86,57 @@ def _as_in_recipe(
 
 
 def _as_written(recipe: Recipe, state: RunState) -> Curve:
-    """The running phase's curve, had the recipe been taken at its word."""
+    """Return the running phase's curve as the recipe has it."""
     phase = recipe.phases[state.phase]
     return Curve(phase.schedule, phase.tokens, state.running.incoming_lr)
 
 
 def _refuse_settings(diff: Sequence[Difference]) -> Iterator[Refusal]:
-    """Settings outside the phases that a run keeps from beginning to end."""
+    """Refuse changed settings outside the phases."""
     fields = [d.field for d in diff if d.field not in _FREE]
     numeric = [field for field in fields if field not in _KEPT]
     for field in (field for field in fields if field in _KEPT):
         if field == "seq_len":
             yield Refusal(
-                "seq_len was changed: samples, and so the data position, would be others",
+                "seq_len was changed, which would change all samples and the position in the data",
                 (UNDO, OTHER_RUN),
             )
         elif field in _WEIGHTS:
             yield Refusal(
                 f"{field} was changed, but the weights of this run come from its own checkpoint",
-                (UNDO, "start another run: give it a run_dir of its own"),
+                (UNDO, "start another run: give it another run_dir"),
             )
         else:
             yield Refusal(f"{field} was changed within a run", (UNDO, OTHER_RUN))
     if numeric:
         yield Refusal(
-            f"{', '.join(numeric)} changed within a run: it would no longer be one experiment",
-            (UNDO, "keep the edit, knowing that: allow: [settings_edited]"),
+            f"{', '.join(numeric)} changed within a run, which would no longer be one experiment",
+            (UNDO, "keep the edit nevertheless: allow: [settings_edited]"),
             name="settings_edited",
         )
 
 
 def _past(name: str, number: int) -> Refusal:
     return Refusal(
-        f"phase {name!r} (phases.{number}) is over and was edited: what is trained cannot change",
-        (UNDO, "write what you want as a phase after the last one that has begun"),
+        f"phase {name!r} (phases.{number}) was edited, but it is over: the past cannot change",
+        (UNDO, "add the change as a new phase after the last one that has begun"),
     )
 
 
 def _whereabouts(state: RunState) -> str:
-    return f"phase {state.phase_name!r} {'is done' if state.phase_done else 'runs'}"
+    return f"phase {state.phase_name!r} {'is done' if state.phase_done else 'is running'}"
 
 
 def _refuse_running(
     recipe: Recipe, data: Sequence[MixtureDescription], state: RunState, diff: Sequence[Difference]
 ) -> Iterator[Refusal]:
-    """Edits of the phase that runs, by the part that they concern."""
+    """Refuse edits of the running phase, by the part that they concern."""
     parts = {d.part for d in diff}
     where = _whereabouts(state)
-    cut = f"end it here (phases.{state.phase}.schedule.anneal), and write what you want as a phase after it"
+    cut = f"end this phase now with phases.{state.phase}.schedule.anneal, and add the change as a new phase"
     if "data" in parts and recipe.seq_len == state.settings["seq_len"]:
         yield Refusal(
-            f"{where}, and its data was edited: the samples to come would not be those that are left; "
-            "some would be repeated and some never seen",
+            f"{where}, and its data was edited: some samples would be repeated and some never used",
             (UNDO, cut),
             SHIFT,
         )
@@ -149,20 +147,20 @@ def _refuse_running(
 
 
 def _refuse_curve(recipe: Recipe, state: RunState, cut: str) -> Iterator[Refusal]:
-    """Edits of the running phase's budget and schedule that would move the LR that is already trained."""
+    """Refuse edits of the running phase's budget and schedule that would change the LR of past steps."""
     where, now = _whereabouts(state), state.phase_trained_tokens
     saved = state.running.curve
     phase = recipe.phases[state.phase]
     asked = replace(saved, schedule=phase.schedule, tokens=phase.tokens)
     if asked.pieces == saved.pieces and asked.schedule.lr_scale == saved.schedule.lr_scale:
-        return  # the same curve in other words
+        return  # the same curve, written differently
     old, new = saved.schedule, asked.schedule
     written = (state.running.schedule, new.model_dump(mode="json"))
     then, now_ = ({key: value for key, value in one.items() if key != "anneal"} for one in written)
     fields = [d.field for d in _differences(then, now_, f"phases.{state.phase}.schedule.")]
     if fields and not _same_but_for_anneal(saved, asked):
         yield Refusal(
-            f"{where}, and its schedule was edited ({', '.join(fields)}): the LR would leave its curve at "
+            f"{where}, and its schedule was edited ({', '.join(fields)}): the LR would leave its curve after "
             f"{now:,} tokens",
             (UNDO, cut),
             REWARM,
@@ -177,45 +175,38 @@ def _refuse_curve(recipe: Recipe, state: RunState, cut: str) -> Iterator[Refusal
                     f"{where}, and its anneal at {anneal.from_tokens:,} tokens was "
                     + ("edited after it had begun" if anneal is old.anneal else "added too late")
                     + f": {now:,} tokens of the phase are trained",
-                    (
-                        UNDO,
-                        f"anneal from a token that is not yet reached: anneal.from_tokens of {now} or more",
-                    ),
+                    (UNDO, f"begin the anneal later: anneal.from_tokens of {now} or more"),
                     REWARM,
                 )
                 return
 
 
 def _same_but_for_anneal(saved: Curve, asked: Curve) -> bool:
-    """Whether the schedules say the same, lengths compared in tokens, apart from `anneal`."""
+    """Return whether the schedules agree apart from `anneal`, with lengths compared in tokens."""
     then, now = _unannealed(saved), _unannealed(replace(asked, tokens=saved.tokens))
     return then.pieces == now.pieces and saved.schedule.lr_scale == asked.schedule.lr_scale
 
 
 def _unannealed(curve: Curve) -> Curve:
-    """The curve that an anneal leaves."""
+    """Return the curve without its anneal."""
     return replace(curve, schedule=curve.schedule.model_copy(update={"anneal": None}))
 
 
 def _refuse_budget(saved: Curve, asked: Curve, now: int, number: int) -> Iterator[Refusal]:
-    """Another budget: harmless while the LR has not decayed, another curve otherwise."""
+    """Refuse another budget if it changes the LR of past steps, or of a decay that has begun."""
     kind, field = saved.schedule.kind, f"phases.{number}.tokens"
     change = f"{field} was changed from {saved.tokens:,} to {asked.tokens:,}"
     start_over = (
-        f"start another run with tokens: {asked.tokens} from its first token, or with a schedule that "
-        "needs no horizon (wsd, infinite, constant)"
+        f"start another run with tokens: {asked.tokens} from its first token, or with a schedule without a "
+        "horizon (wsd, infinite, constant)"
     )
     go_on = (
-        f"keep {field}={saved.tokens}, let the run finish, and add a phase after it: at the reached LR "
+        f"keep {field}={saved.tokens}, let the phase finish, and add a phase after it: at the last LR "
         f"{at_most(saved.end)} without a re-warm, or with a re-warm on new data with replay"
     )
     falls = _decay_begins(saved), _decay_begins(asked)
     if falls[0] is None or falls[1] is None:
-        yield Refusal(
-            f"{change}, and every LR of {kind} depends on it",
-            (go_on, start_over),
-            HORIZON,
-        )
+        yield Refusal(f"{change}, and every LR of {kind} depends on it", (go_on, start_over), HORIZON)
     elif now > falls[0]:
         yield Refusal(
             f"{change}, but the LR has decayed since {int(falls[0]):,} tokens, and {now:,} are trained",
@@ -228,19 +219,19 @@ def _refuse_budget(saved: Curve, asked: Curve, now: int, number: int) -> Iterato
         )
     elif any(one.stop != two.start for one, two in pairwise(_unannealed(asked).pieces)):
         yield Refusal(
-            f"{change}, which leaves no room for the warm-up and the cooldown that have begun",
-            (UNDO, f"end earlier by an anneal: anneal.from_tokens of {now} or more"),
+            f"{change}, which is too short for the warm-up and the cooldown that have begun",
+            (UNDO, f"end the phase earlier with an anneal: anneal.from_tokens of {now} or more"),
         )
     elif now > falls[1]:
         yield Refusal(
             f"{change}, but the decay would then have begun at {int(falls[1]):,} tokens, and {now:,} are "
             "trained: the LR would jump",
-            (UNDO, f"end earlier by an anneal: anneal.from_tokens of {now} or more"),
+            (UNDO, f"end the phase earlier with an anneal: anneal.from_tokens of {now} or more"),
         )
 
 
 def _decay_begins(curve: Curve) -> float | None:
-    """Tokens up to which a schedule does not depend on its budget; None if it always does."""
+    """Return the tokens up to which a schedule does not depend on its budget; None if it always does."""
     if curve.schedule.cycles > 1:
         return None
     if curve.schedule.kind == "constant":

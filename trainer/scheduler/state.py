@@ -1,4 +1,4 @@
-"""What a checkpoint says about its run: a few integers, and what the run meant by them."""
+"""The state of a run, as a checkpoint keeps it: a few counters, and the meaning of the run so far."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True)
 class PhaseRecord:
-    """A phase that has begun, as the recipe had it."""
+    """A phase, as the recipe had it when it began."""
 
     name: str
     tokens: int
@@ -29,11 +29,11 @@ class PhaseRecord:
     train: str | list[str]
     keep_optimizer: bool
     schedule: dict[str, Any]
-    """Resolved, as JSON."""
+    """With every default filled in, as JSON."""
     data: MixtureDescription
     """All that decides which samples it takes."""
     horizon: int
-    """Budget that the phase began with (see `curves.Curve.horizon`)."""
+    """Budget that the phase began with; see `Curve.horizon`."""
     incoming_lr: float
     """LR that the phase before, or the base, ended with."""
 
@@ -67,7 +67,7 @@ class PhaseRecord:
         return Curve(Schedule.model_validate(self.schedule), self.tokens, self.incoming_lr, self.horizon)
 
     def tokens_seen(self, samples: int, seq_len: int) -> dict[str, int]:
-        """Tokens by source fingerprint in the first `samples` samples of the phase."""
+        """Count the tokens by source fingerprint in the first `samples` samples of the phase."""
         found: dict[str, int] = {}
         for source, share in self.data.shares(samples).items():
             tokens = round(share * samples * seq_len)
@@ -93,16 +93,16 @@ class PhaseRecord:
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands, and which run it is."""
+    """The position of a run, and which run it is."""
 
     phases: tuple[PhaseRecord, ...]
     """The phases that have begun; the last one runs."""
     settings: dict[str, Any]
-    """Recipe fields outside the phases that make the run what it is; see `settings_of`."""
+    """Recipe fields outside the phases that must not change within a run; see `settings_of`."""
     samples: int = 0
-    """Consumed in this phase: the data position."""
+    """Consumed in this phase: the position in the data."""
     phase_trained_tokens: int = 0
-    """Trained in this phase, skipped steps left out: the schedule's clock."""
+    """Trained in this phase, without skipped steps: the learning rate depends on it."""
     tokens: int = 0
     """Consumed in the whole run."""
     trained_tokens: int = 0
@@ -112,9 +112,9 @@ class RunState:
     lr: float | None = None
     """LR of the last step; None before the first."""
     seen_before: dict[str, int] = field(default_factory=dict)
-    """Tokens by source fingerprint that the base had seen."""
+    """Tokens by source fingerprint that the base was trained on."""
     peak_before: float | None = None
-    """The base's highest LR, where it is known."""
+    """The base's highest LR, if it is known."""
     version: int = STATE_VERSION
 
     @property
@@ -129,7 +129,7 @@ class RunState:
 
     @property
     def phase_name(self) -> str:
-        """Its name."""
+        """Name of the running phase."""
         return self.running.name
 
     @property
@@ -139,7 +139,7 @@ class RunState:
 
     @property
     def next_lr(self) -> float:
-        """LR of the next step of this phase; once the phase is done, the LR that it has reached."""
+        """LR of the next step of this phase; once the phase is done, its last LR."""
         return float(self.running.curve(self.phase_trained_tokens))
 
     @property
@@ -148,9 +148,9 @@ class RunState:
         return max([phase.curve.peak for phase in self.phases] + [self.peak_before or 0.0])
 
     def after_step(self, samples: int, *, lr: float, trained: bool = True) -> RunState:
-        """The state after an optimizer step over so many samples.
+        """Return the state after an optimizer step over so many samples.
 
-        A step that was skipped (`trained=False`: overflow, non-finite) consumes its samples, but does not
+        A skipped step (`trained=False`: overflow, non-finite gradients) consumes its samples, but does not
         advance the schedule.
         """
         tokens = samples * self.settings["seq_len"]
@@ -165,7 +165,7 @@ class RunState:
         )
 
     def tokens_seen(self) -> dict[str, int]:
-        """Tokens by source fingerprint that all weights were trained on, the base's included."""
+        """Count the tokens by source fingerprint that all weights were trained on, in the base too."""
         found = dict(self.seen_before)
         for number, record in enumerate(self.phases):
             if record.train == "all":
@@ -186,22 +186,22 @@ class RunState:
         return tuple(PastPhase(n, record.data) for n, record in zip(done, self.phases, strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """A tree of plain values that `from_json` reads back to an equal state."""
+        """Return a tree of plain values that `from_json` reads back to an equal state."""
         return {**vars(self), "phases": [record.to_json() for record in self.phases]}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> RunState:
-        """Reads what `to_json` wrote.
+        """Read what `to_json` wrote.
 
         Raises:
-            UserError: written by a version that is not known here, or not by `to_json` at all.
+            UserError: another version wrote it, or it is damaged.
         """
         if tree.get("version") != STATE_VERSION:
             raise UserError(
-                "is a version of the run state that is not known here",
+                "is not a version of the run state that this release reads",
                 field="version",
                 value=tree.get("version"),
-                fix=f"use the release that wrote it; this one reads version {STATE_VERSION}",
+                fix=f"use the release that wrote it, or a state of version {STATE_VERSION}",
             )
         try:
             phases = tuple(map(PhaseRecord.from_json, tree["phases"]))
@@ -216,29 +216,29 @@ class BaseLineage:
 
     name: str
     lr: float | None = None
-    """The LR that they had reached; None if they are not ours."""
+    """Their last LR; None if they are not ours."""
     peak: float | None = None
-    """Their highest LR, where it is known."""
+    """Their highest LR, if it is known."""
     seen: dict[str, int] = field(default_factory=dict)
     """Tokens by source fingerprint that they were trained on."""
     new_rows: int = 0
-    """Rows of the embedding that were appended for the recipe's tokenizer."""
+    """Embedding rows appended for the recipe's tokenizer."""
     optimizer: bool = False
-    """Whether the optimizer's moments lie with them."""
+    """Whether the optimizer's moments are stored with them."""
 
     @classmethod
     def of(cls, state: RunState, name: str, new_rows: int = 0, *, optimizer: bool = True) -> BaseLineage:
-        """The lineage of one of our own checkpoints, or of an export of one (`optimizer=False`)."""
+        """Return the lineage of one of our checkpoints, or of an export of one (`optimizer=False`)."""
         return cls(
             name, state.next_lr, state.peak_lr, state.tokens_seen(), new_rows, optimizer and not new_rows
         )
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's fields outside the phases that make a run what it is.
+    """Return the recipe's fields outside the phases that must not change within a run.
 
-    World size, micro batch, ZeRO stage, offload, attention, paths, logging, validation and checkpoint
-    cadence and stop_after are not among them. Of a base's path the last part counts: files may move.
+    World size, micro batch, ZeRO stage, offload, attention, paths, logging, the cadence of validation and
+    checkpoints, and stop_after are not among them. Only the last part of a base's path is: files may move.
     """
     base = recipe.model.base
     return {

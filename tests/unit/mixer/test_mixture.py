@@ -363,11 +363,15 @@ def test_the_plan_is_refused_where_a_source_runs_out():
     with pytest.raises(UserErrors) as caught:
         mixture.check_epochs()
     assert str(caught.value) == (
-        "sources.b.max_epochs: '3/2' is not enough: its 20 samples (320 tokens) run out at token 1,616 of "
-        "the run, in phase phase1; the plan uses 2 epochs: raise it, lower the source's weight, or train less"
+        "sources.b.max_epochs: '3/2' is not enough: the source's 20 samples (320 tokens) run out at token "
+        "1,616 of the run, in phase phase1; the plan uses 2 epochs: raise it, lower the source's weight, or "
+        "train less"
     )
     assert [source for source, _, _ in drawn(mixture, 1, 20, 21)] == ["a"]
-    with pytest.raises(UserError, match=r"^sources\.b\.max_epochs: '3/2' is used up; raise it"):
+    with pytest.raises(
+        UserError,
+        match=r"^sources\.b\.max_epochs: '3/2' is reached: all samples of the source are used; raise it",
+    ):
         mixture.samples(1, 0, 22)
     assert mixture.first_repeat() == ("b", (80 + 1) * 16)
 
@@ -407,28 +411,28 @@ def test_finding_a_use_agrees_with_scanning(size_a, size_b, share, use):
     [
         (
             {"sizes": {"a": 0, "b": 9}},
-            r"sources\.a: 'data/a' holds 1 tokens, too few for a sample of 16 and its successor",
+            r"sources\.a: 'data/a' holds 1 tokens, too few for a sample of 16 and the next one",
         ),
         (
             {"options": {"a": "order: sequential, offset: 90"}},
-            r"sources\.a\.offset: 90 lies beyond the source's 90 samples",
+            r"sources\.a\.offset: 90 is beyond the source's 90 samples",
         ),
         ({"options": {"a": "offset: 9"}}, r"sources\.a\.offset: 9 has no effect with order shuffled"),
         (
             {"mixtures": [PHASES[0], ["a: 1", "from: 1600, b: 1"]]},
-            r"phases\.1\.mixture\.1\.from: 1600 is not reached: the phase ends after 1,600 tokens",
+            r"phases\.1\.mixture\.1\.from: 1600 is beyond the phase's end at 1,600 tokens",
         ),
         (
             {"mixtures": [PHASES[0], "replay_ratio: 0.1"]},
-            r"phases\.1\.mixture\.0\.replay_ratio: gives a share of 1/10 to role replay, which no source has",
+            r"phases\.1\.mixture\.0\.replay_ratio: gives role replay a share of 1/10, but no source",
         ),
         (
             {"mixtures": [PHASES[0], "replay_ratio: 0, a: 0, b: 0"]},
-            r"phases\.1\.mixture\.0: gives no new source a weight, but the role a share of 1",
+            r"phases\.1\.mixture\.0: gives role new a share of 1, but each of its sources a weight of 0",
         ),
         (
             {"mixtures": [PHASES[0], "a: 0.3333333, b: 0.6666667"]},
-            r"phases\.1\.mixture\.0: .* needs a common denominator of 10,000,000, more than 1,048,576; write",
+            r"phases\.1\.mixture\.0: .* common denominator of 10,000,000, above the limit of 1,048,576",
         ),
     ],
 )

@@ -86,14 +86,14 @@ def test_an_altered_source_is_named_with_the_way_on(recipe):
     with pytest.raises(UserErrors) as caught:
         open_sources(recipe, known)
     [problem] = caught.value.problems
-    assert str(problem).startswith("sources.en.path: 'data/en' does not hold what the run began with")
-    assert str(problem).endswith("or name the new ones as another source in a new phase")
+    assert str(problem).startswith("sources.en.path: 'data/en' has changed since the run began")
+    assert str(problem).endswith("or declare the new ones as another source in a new phase")
 
 
 def test_two_tokenizers_do_not_mix(recipe):
     write_shard("data/en", tokenizer="another")
     with pytest.raises(
-        UserErrors, match=r"sources\.en\.path: 'data/en' was made with tokenizer another, but zh"
+        UserErrors, match=r"sources\.en\.path: 'data/en' was made with tokenizer another, but data/zh"
     ):
         open_sources(recipe)
 

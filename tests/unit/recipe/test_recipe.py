@@ -10,7 +10,7 @@ from trainer.recipe.numbers import Level
 WRONG = [
     (
         "{kind: cosine, max_lr: 1e-4, decay: 10%}",
-        "decay has no effect on kind cosine; leave it out (it is read by wsd)",
+        "decay has no effect on kind cosine; remove it, or use kind wsd",
     ),
     ("{kind: constant, max_lr: 1e-4, min_lr: 1e-5}", "min_lr has no effect on kind constant"),
     ("{kind: wsd, max_lr: 1e-4, cooldown: 5%}", "cooldown has no effect on kind wsd"),
@@ -186,9 +186,9 @@ def test_a_phase_ends_with_its_anneal():
 
 
 def test_a_stages_lr_is_absolute_or_a_share_of_max_lr():
-    assert Level.read("10%").of(3e-4) == 3e-5
-    assert Level.read("1/10").of(3e-4) == 3e-5
-    assert Level.read("3e-5").of(3e-4) == 3e-5
+    assert Level.read("10%").lr(3e-4) == 3e-5
+    assert Level.read("1/10").lr(3e-4) == 3e-5
+    assert Level.read("3e-5").lr(3e-4) == 3e-5
     for written in ("10%", "1/3", "3e-5", "0"):
         assert Level.read(str(Level.read(written))) == Level.read(written)
 
@@ -196,9 +196,9 @@ def test_a_stages_lr_is_absolute_or_a_share_of_max_lr():
 @pytest.mark.parametrize(
     ("train", "words"),
     [
-        ("embedings", "'embedings' is nothing to train; did you mean 'embeddings'?"),
-        ("mlp", "'mlp' is nothing to train; write all, embeddings, new_rows, or a list of name patterns"),
-        ("[]", "an empty list trains nothing; write all, or name patterns"),
+        ("embedings", "'embedings' is not a group of parameters; did you mean 'embeddings'?"),
+        ("mlp", "'mlp' is not a group of parameters; write all, embeddings, new_rows, or a list of patterns"),
+        ("[]", "an empty list trains nothing; write all, or patterns of parameter names"),
     ],
 )
 def test_what_is_trained_is_named_or_matched(train, words):

@@ -145,7 +145,7 @@ def test_an_extended_budget_goes_on_at_the_lr_that_it_has_and_stays_extended():
     for _ in range(2):  # and again after a crash: the second start finds nothing that changed
         decision = decide(longer, data(longer), RunState.from_json(state.to_json()))
         assert decision.kind == "restore"
-        assert "stay those of the first budget, 10,000 tokens" in decision.reason
+        assert "stay shares of the first budget, 10,000 tokens" in decision.reason
         state = trained(decision.state, 10)
         assert state.lr == 1.65e-4
     assert decide(longer, data(longer), state).diff == ()
@@ -203,7 +203,7 @@ def test_the_lr_of_the_whole_run_is_known_before_it_starts():
     whole = decision.lr_at()
     assert {0, 100, 10_000, 10_100, 19_000, 20_000} <= {row["tokens"] for row in whole}
     assert [row["tokens"] for row in whole] == sorted({row["tokens"] for row in whole})
-    with pytest.raises(UserError, match="20001 is outside the run; it has 20,000 tokens"):
+    with pytest.raises(UserError, match="20001 is outside the run; use 0 to 20,000 tokens"):
         decision.lr_at([20_001])
 
 
@@ -259,7 +259,9 @@ def test_a_decision_is_plain_json_and_its_record_restores_the_run():
 
 def test_a_state_of_another_version_or_a_damaged_one_is_told_in_a_line():
     good = begun(recipe()).to_json()
-    with pytest.raises(UserError, match="version: 7 is a version of the run state that is not known here"):
+    with pytest.raises(
+        UserError, match="version: 7 is not a version of the run state that this release reads"
+    ):
         RunState.from_json({**good, "version": 7})
     with pytest.raises(UserError, match="damaged"):
         RunState.from_json({key: value for key, value in good.items() if key != "phases"})
@@ -272,9 +274,10 @@ def test_unknown_names_in_allow_are_told_with_the_nearest_one():
     with pytest.raises(UserErrors) as raised:
         decide(run, data(run), None)
     assert str(raised.value.problems[0]) == (
-        "allow: 'rewarm_on_same_date' is no warning or refusal; did you mean 'rewarm_on_same_data'?"
+        "allow: 'rewarm_on_same_date' is not the name of a warning or refusal; "
+        "did you mean 'rewarm_on_same_data'?"
     )
-    assert "'xyz' is no warning or refusal; known are rewarm_on_same_data" in str(raised.value)
+    assert "'xyz' is not the name of a warning or refusal; known are rewarm_on_same_data" in str(raised.value)
 
 
 # ---- this field's bugs, by their symptoms

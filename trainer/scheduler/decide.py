@@ -52,7 +52,7 @@ def decide(
         found,
         "; ".join(refusal.what for refusal in refusals),
         state,
-        _spans(edits.state, ahead),
+        _spans(edits.state, ahead, recipe.seq_len),
         diff=edits.diff,
         refusals=refusals,
         lifted=lifted,
@@ -117,7 +117,7 @@ def _start(recipe: Recipe, data: Sequence[MixtureDescription], base: BaseLineage
         f"no checkpoint in {recipe.directory}; weights from {base.name}",
         f"the run begins: phase {first.name!r}, step 0, LR {first.curve(0):.6g}",
         state,
-        _spans(state, replace(ahead, records=ahead.records[1:])),
+        _spans(state, replace(ahead, records=ahead.records[1:]), recipe.seq_len),
         lifted=lifted,
         warnings=(*(one for one in again if one.name not in recipe.allow), *ahead.warnings),
         keep_optimizer=recipe.phases[0].keep_optimizer,
@@ -243,12 +243,13 @@ def _lift(refusals: Sequence[Refusal], recipe: Recipe) -> tuple[tuple[Refusal, .
     return left, tuple(sorted(name for name in lifted if name is not None))
 
 
-def _spans(state: RunState, ahead: _Ahead) -> tuple[PhaseSpan, ...]:
-    """Place every phase in the run."""
+def _spans(state: RunState, ahead: _Ahead, seq_len: int) -> tuple[PhaseSpan, ...]:
+    """Place every phase in the run; those that have begun were counted in the run's own seq_len."""
     spans: list[PhaseSpan] = []
     start = 0
-    for record in (*state.phases, *ahead.records):
-        stop = start + record.samples * state.settings["seq_len"]
+    begun = [(record, state.settings["seq_len"]) for record in state.phases]
+    for record, length in (*begun, *((record, seq_len) for record in ahead.records)):
+        stop = start + record.samples * length
         spans.append(PhaseSpan(record.name, start, stop, record.curve))
         start = stop
     return tuple(spans)

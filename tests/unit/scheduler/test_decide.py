@@ -214,6 +214,14 @@ def test_the_lr_of_the_whole_run_is_the_same_from_any_checkpoint():
         assert decide(run, data(run), trained(begun(run), steps)).lr_at() == planned
 
 
+def test_a_refused_seq_len_leaves_the_lr_of_the_whole_run_to_be_shown():
+    whole = [phase("one"), phase("two", WSD, mixture=LAW)]
+    asked = recipe(*whole, edits=["seq_len=20"])
+    decision = decide(asked, data(asked), trained(begun(recipe(*whole)), 50))
+    assert decision.kind == "refuse"
+    assert decision.lr_at()[-1]["tokens"] == decision.spans[-1].stop == 20_000
+
+
 def test_after_a_skipped_step_the_lr_to_come_is_shifted_by_it():
     run = recipe(phase("one"), phase("two", CONSTANT, mixture=LAW))
     decision = decide(run, data(run), trained(begun(run), 50, skip={3}))

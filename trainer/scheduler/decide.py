@@ -56,12 +56,12 @@ def decide(
         diff=edits.diff,
         refusals=refusals,
         lifted=lifted,
-        lr_asked=edits.lr_asked,
+        edited_lr=edits.edited_lr,
     )
     if refusals:
         return decision
     state = edits.state
-    going = replace(decision, state=state, warnings=ahead.warnings, lr_asked=None)
+    going = replace(decision, state=state, warnings=ahead.warnings, edited_lr=None)
     return _go_on(recipe, going, ahead)
 
 

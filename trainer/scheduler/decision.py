@@ -23,12 +23,12 @@ class Difference:
 
     field: str
     saved: Any
-    asked: Any
+    edited: Any
     part: str = ""
     """The part of a phase that the field belongs to, such as `schedule`; empty outside the phases."""
 
     def __str__(self) -> str:
-        return f"{self.field}: {_shown(self.saved)} → {_shown(self.asked)}"
+        return f"{self.field}: {_shown(self.saved)} → {_shown(self.edited)}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Decision:
     """Names in `allow` that lifted a refusal."""
     keep_optimizer: bool = False
     """Whether the optimizer's moments are loaded with the weights."""
-    lr_asked: float | None = None
+    edited_lr: float | None = None
     """On refusal: the next LR of the edited recipe."""
 
     @property
@@ -138,14 +138,14 @@ class Decision:
             "tokens": self.state.tokens,
             "found": self.found,
             "reason": self.reason,
-            "diff": [{"field": d.field, "saved": d.saved, "asked": d.asked} for d in self.diff],
+            "diff": [{"field": d.field, "saved": d.saved, "asked": d.edited} for d in self.diff],
             "refusals": [{"name": r.name, "what": r.what, "finding": r.finding} for r in self.refusals],
             "options": list(self.options),
             "warnings": [{"name": w.name, "text": w.text} for w in self.warnings],
             "lifted": list(self.lifted),
             "keep_optimizer": self.keep_optimizer,
             "lr_next": self.state.next_lr,
-            "lr_asked": self.lr_asked,
+            "lr_asked": self.edited_lr,
         }
 
     def lineage(self) -> dict[str, Any]:
@@ -156,9 +156,9 @@ class Decision:
         """Write the decision for people."""
         lines = [f"found    {self.found}", f"decided  {self.kind}: {self.reason}"]
         lines += [f"changed  {difference}" for difference in self.diff]
-        if self.lr_asked is not None:
+        if self.edited_lr is not None:
             lines.append(
-                f"next LR  {self.state.next_lr:.6g} (checkpoint), {self.lr_asked:.6g} (edited recipe)"
+                f"next LR  {self.state.next_lr:.6g} (checkpoint), {self.edited_lr:.6g} (edited recipe)"
             )
         for refusal in self.refusals:
             lines.append(f"refused  {refusal.what}")

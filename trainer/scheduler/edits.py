@@ -36,7 +36,7 @@ class Edits:
     diff: tuple[Difference, ...]
     refusals: tuple[Refusal, ...]
     state: RunState
-    lr_asked: float | None
+    edited_lr: float | None
     """The next LR of the edited schedule; None if the schedule was not edited."""
 
 
@@ -68,10 +68,10 @@ def find_edits(recipe: Recipe, data: Sequence[MixtureDescription], state: RunSta
     diff += here
     refusals += _refuse_running(recipe, data, state, here)
     edited_schedule = any(d.part in ("schedule", "tokens") for d in here)
-    asked = _as_written(recipe, state)(state.phase_trained_tokens) if edited_schedule else None
+    edited = _as_written(recipe, state)(state.phase_trained_tokens) if edited_schedule else None
     if not any(refusal.name is None for refusal in refusals):
         state = _as_in_recipe(recipe, data, state, settings)
-    return Edits(tuple(diff), tuple(refusals), state, asked)
+    return Edits(tuple(diff), tuple(refusals), state, edited)
 
 
 def _as_in_recipe(
@@ -79,10 +79,10 @@ def _as_in_recipe(
 ) -> RunState:
     """Return the run with what the recipe changed: the same position, another future."""
     running = state.running
-    asked = PhaseRecord.from_recipe(
+    edited = PhaseRecord.from_recipe(
         recipe, data, state.phase, running.incoming_lr, running.horizon, state.samples
     )
-    return replace(state, settings=settings, phases=(*state.phases[:-1], asked))
+    return replace(state, settings=settings, phases=(*state.phases[:-1], edited))
 
 
 def _as_written(recipe: Recipe, state: RunState) -> Curve:
@@ -151,14 +151,14 @@ def _refuse_curve(recipe: Recipe, state: RunState, cut: str) -> Iterator[Refusal
     where, now = _whereabouts(state), state.phase_trained_tokens
     saved = state.running.curve
     phase = recipe.phases[state.phase]
-    asked = replace(saved, schedule=phase.schedule, tokens=phase.tokens)
-    if asked.pieces == saved.pieces and asked.schedule.lr_scale == saved.schedule.lr_scale:
+    edited = replace(saved, schedule=phase.schedule, tokens=phase.tokens)
+    if edited.pieces == saved.pieces and edited.schedule.lr_scale == saved.schedule.lr_scale:
         return  # the same curve, written differently
-    old, new = saved.schedule, asked.schedule
+    old, new = saved.schedule, edited.schedule
     written = (state.running.schedule, new.model_dump(mode="json"))
     then, now_ = ({key: value for key, value in one.items() if key != "anneal"} for one in written)
     fields = [d.field for d in _differences(then, now_, f"phases.{state.phase}.schedule.")]
-    if fields and not _same_but_for_anneal(saved, asked):
+    if fields and not _same_but_for_anneal(saved, edited):
         yield Refusal(
             f"{where}, and its schedule was edited ({', '.join(fields)}): the LR would leave its curve after "
             f"{now:,} tokens",
@@ -166,8 +166,8 @@ def _refuse_curve(recipe: Recipe, state: RunState, cut: str) -> Iterator[Refusal
             REWARM,
         )
         return
-    if saved.tokens != asked.tokens:
-        yield from _refuse_budget(saved, asked, now, state.phase)
+    if saved.tokens != edited.tokens:
+        yield from _refuse_budget(saved, edited, now, state.phase)
     if old.anneal != new.anneal:
         for anneal in (old.anneal, new.anneal):
             if anneal is not None and anneal.from_tokens < now:
@@ -181,10 +181,10 @@ def _refuse_curve(recipe: Recipe, state: RunState, cut: str) -> Iterator[Refusal
                 return
 
 
-def _same_but_for_anneal(saved: Curve, asked: Curve) -> bool:
+def _same_but_for_anneal(saved: Curve, edited: Curve) -> bool:
     """Return whether the schedules agree apart from `anneal`, with lengths compared in tokens."""
-    then, now = _unannealed(saved), _unannealed(replace(asked, tokens=saved.tokens))
-    return then.pieces == now.pieces and saved.schedule.lr_scale == asked.schedule.lr_scale
+    then, now = _unannealed(saved), _unannealed(replace(edited, tokens=saved.tokens))
+    return then.pieces == now.pieces and saved.schedule.lr_scale == edited.schedule.lr_scale
 
 
 def _unannealed(curve: Curve) -> Curve:
@@ -192,19 +192,19 @@ def _unannealed(curve: Curve) -> Curve:
     return replace(curve, schedule=curve.schedule.model_copy(update={"anneal": None}))
 
 
-def _refuse_budget(saved: Curve, asked: Curve, now: int, number: int) -> Iterator[Refusal]:
+def _refuse_budget(saved: Curve, edited: Curve, now: int, number: int) -> Iterator[Refusal]:
     """Refuse another budget if it changes the LR of past steps, or of a decay that has begun."""
     kind, field = saved.schedule.kind, f"phases.{number}.tokens"
-    change = f"{field} was changed from {saved.tokens:,} to {asked.tokens:,}"
+    change = f"{field} was changed from {saved.tokens:,} to {edited.tokens:,}"
     start_over = (
-        f"start another run with tokens: {asked.tokens} from its first token, or with a schedule without a "
+        f"start another run with tokens: {edited.tokens} from its first token, or with a schedule without a "
         "horizon (wsd, infinite, constant)"
     )
     go_on = (
         f"keep {field}={saved.tokens}, let the phase finish, and add a phase after it: at the last LR "
         f"{at_most(saved.end)} without a re-warm, or with a re-warm on new data with replay"
     )
-    falls = _decay_begins(saved), _decay_begins(asked)
+    falls = _decay_begins(saved), _decay_begins(edited)
     if falls[0] is None or falls[1] is None:
         yield Refusal(f"{change}, and every LR of {kind} depends on it", (go_on, start_over), HORIZON)
     elif now > falls[0]:
@@ -217,7 +217,7 @@ def _refuse_budget(saved: Curve, asked: Curve, now: int, number: int) -> Iterato
             ),
             REWARM,
         )
-    elif any(one.stop != two.start for one, two in pairwise(_unannealed(asked).pieces)):
+    elif any(one.stop != two.start for one, two in pairwise(_unannealed(edited).pieces)):
         yield Refusal(
             f"{change}, which is too short for the warm-up and the cooldown that have begun",
             (UNDO, f"end the phase earlier with an anneal: anneal.from_tokens of {now} or more"),
@@ -248,22 +248,22 @@ def _record_differences(
     """Compare a phase that has begun with the recipe's."""
     saved = state.phases[number]
     done = state.samples if number == state.phase else saved.samples
-    asked = PhaseRecord.from_recipe(recipe, data, number, saved.incoming_lr, saved.horizon, done)
+    edited = PhaseRecord.from_recipe(recipe, data, number, saved.incoming_lr, saved.horizon, done)
     for part in ("name", "tokens", "train", "keep_optimizer", "schedule"):
-        old, new = {part: getattr(saved, part)}, {part: getattr(asked, part)}
+        old, new = {part: getattr(saved, part)}, {part: getattr(edited, part)}
         yield from _differences(old, new, f"phases.{number}.", part)
     if recipe.seq_len == state.settings["seq_len"]:  # else every number of samples differs
-        shared = min(saved.samples, asked.samples)  # beyond it there is nothing to differ from
-        old, new = (replace(one.data.truncated(shared), seed=0).to_json() for one in (saved, asked))
+        shared = min(saved.samples, edited.samples)  # beyond it there is nothing to differ from
+        old, new = (replace(one.data.truncated(shared), seed=0).to_json() for one in (saved, edited))
         yield from _differences(old, new, f"phases.{number}.data.", "data")
 
 
 def _differences(
-    saved: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "", part: str = ""
+    saved: Mapping[str, Any], edited: Mapping[str, Any], prefix: str = "", part: str = ""
 ) -> Iterator[Difference]:
     """Compare field by field, into what is nested."""
-    for key in [*saved, *(key for key in asked if key not in saved)]:
-        old, new = saved.get(key), asked.get(key)
+    for key in [*saved, *(key for key in edited if key not in saved)]:
+        old, new = saved.get(key), edited.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from _differences(old, new, f"{prefix}{key}.", part)
         elif old != new:

@@ -315,7 +315,7 @@ def test_symptom_new_horizon_is_taken_with_the_old_peak():
     assert {"phases.0.tokens", "phases.0.schedule.max_lr"} <= {
         difference.field for difference in decision.diff
     }
-    assert decision.lr_asked == pytest.approx(asked_lr(asked, 5_000))
+    assert decision.edited_lr == pytest.approx(asked_lr(asked, 5_000))
 
 
 def asked_lr(run, tokens):

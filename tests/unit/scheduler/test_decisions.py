@@ -313,7 +313,7 @@ def test_refused(phases, steps, edits, words, lr):
         assert decision.lr_at([state.tokens])[0]["lr"] == state.next_lr
     assert decision.next_steps() == []
     if lr is not None:
-        assert decision.lr_asked == pytest.approx(lr)
+        assert decision.edited_lr == pytest.approx(lr)
         assert f"{lr:.6g} (edited recipe)" in decision.render()
 
 

@@ -47,9 +47,8 @@ def score_model(
     stores = {prefix: open_tokens(prefix) for prefix in prefixes}
     sizes = {store.vocab_size for store in stores.values()}
     if len(sizes) > 1:
-        raise UserError(
-            f"vocabulary sizes differ: {sorted(sizes)}", field="--data", fix="give shards of one tokenizer"
-        )
+        what = f"vocabulary sizes differ: {sorted(sizes)}"
+        raise UserError(what, field="--data", fix="give shards of one tokenizer")
     causal, trained_seq_len = _open(model, sizes.pop())
     _check_rows(model, causal, stores)
     length = seq_len or trained_seq_len or min(causal.hf.config.max_position_embeddings, 4096)
@@ -77,15 +76,11 @@ def _open(model: str, vocab_size: int) -> tuple[CausalLM, int | None]:
 
 def _check_rows(model: str, causal: CausalLM, stores: dict[str, TokenStore]) -> None:
     rows = causal.hf.get_input_embeddings().weight.shape[0]
-    problems = [
-        UserError(
-            f"has ids up to {store.vocab_size - 1}, but {model} has only {rows} embedding rows",
-            field="--data",
-            value=prefix,
-            fix="prepare it with the model's own tokenizer",
-        )
-        for prefix, store in stores.items()
-        if store.vocab_size > rows
-    ]
+    problems = []
+    for prefix, store in stores.items():
+        if store.vocab_size > rows:
+            what = f"has ids up to {store.vocab_size - 1}, but {model} has only {rows} embedding rows"
+            fix = "prepare it with the model's own tokenizer"
+            problems.append(UserError(what, field="--data", value=prefix, fix=fix))
     if problems:
         raise UserErrors(problems)

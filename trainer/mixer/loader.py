@@ -77,12 +77,11 @@ class Loader:
     def _read(self, phase: int, position: int, size: int) -> tuple[list[MicroBatch], int]:
         rows, left = divmod(size, self._world_size)
         if left or rows % self._micro_batch_size:
-            raise UserError(
-                f"does not divide into {self._world_size} ranks by micro batches of {self._micro_batch_size}",
-                field="global_batch_size",
-                value=size,
-                fix=f"make it a multiple of {self._world_size * self._micro_batch_size}",
+            what = (
+                f"does not divide into {self._world_size} ranks by micro batches of {self._micro_batch_size}"
             )
+            fix = f"make it a multiple of {self._world_size * self._micro_batch_size}"
+            raise UserError(what, field="global_batch_size", value=size, fix=fix)
         own = slice(self._rank * rows, (self._rank + 1) * rows)
         batch = self._mixture.batch(phase, position, size)
         checksum = zlib.crc32(batch.index.tobytes(), zlib.crc32(batch.source.tobytes()))
@@ -110,7 +109,6 @@ class Loader:
             try:
                 tokens[rows] = self._stores[number].read_samples(index[rows], self._seq_len)
             except OSError as error:
-                raise InfrastructureError(
-                    f"sources.{self._mixture.names[number]}: cannot be read ({error})"
-                ) from error
+                where = f"sources.{self._mixture.names[number]}"
+                raise InfrastructureError(f"{where}: cannot be read ({error})") from error
         return tokens

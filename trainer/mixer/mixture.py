@@ -121,14 +121,11 @@ class Mixture:
                 field = f"phases.{number}.mixture.{place}"
                 # A segment that an anneal cuts off may stay: ending a phase early needs no new mixture.
                 if segment.start >= (end := max(phase.tokens, phase.length)):
-                    problems.append(
-                        UserError(
-                            f"is beyond the phase's end at {end:,} tokens",
-                            field=f"{field}.from",
-                            value=segment.start,
-                            fix="lower it, or remove the segment",
-                        )
+                    what, fix = (
+                        f"is beyond the phase's end at {end:,} tokens",
+                        "lower it, or remove the segment",
                     )
+                    problems.append(UserError(what, field=f"{field}.from", value=segment.start, fix=fix))
                 start = -(-segment.start // recipe.seq_len)  # the first sample without a token before it
                 try:
                     begun_with = past[number].data.sources if number < len(past) else None
@@ -172,19 +169,18 @@ class Mixture:
 
     def describe(self, phase: int) -> MixtureDescription:
         """Return all that decides which samples a phase gives, to be recorded and compared."""
-        segments = tuple(
-            SegmentDescription(
-                span.start,
-                {name: str(weight) for name, weight in zip(self.names, span.weights, strict=True) if weight},
+        segments = []
+        for span in self.spans[phase]:
+            weights = zip(self.names, span.weights, strict=True)
+            segments.append(
+                SegmentDescription(span.start, {name: str(weight) for name, weight in weights if weight})
             )
-            for span in self.spans[phase]
-        )
         used = [name for name in self.names if any(name in segment.weights for segment in segments)]
         return MixtureDescription(
             MIXTURE_VERSION,
             self.seed,
             self.seq_len,
-            segments,
+            tuple(segments),
             {name: self._describe_source(name, place) for place, name in enumerate(used)},
             self._began(phase),
         )
@@ -306,13 +302,10 @@ class Mixture:
     def _locate(self, source: Ints, use: Ints) -> Samples:
         """Find the sample and the epoch of the `use`-th use (from 0) of each source: [n] each."""
         if (over := np.flatnonzero(use >= self._limits[source])).size:
-            name = self.names[source[over[0]]]
-            raise UserError(
-                "is reached: all samples of the source are used",
-                field=f"sources.{name}.max_epochs",
-                value=str(self.sources[source[over[0]]].max_epochs),
-                fix="raise it, or end the phase earlier",
-            )
+            number = int(source[over[0]])
+            field, value = f"sources.{self.names[number]}.max_epochs", str(self.sources[number].max_epochs)
+            what, fix = "is reached: all samples of the source are used", "raise it, or end the phase earlier"
+            raise UserError(what, field=field, value=value, fix=fix)
         sizes = self._samples[source]
         epoch, place = np.divmod(use, sizes)
         keys = subkeys(self._keys[source], epoch)
@@ -340,23 +333,17 @@ def _source_problems(recipe: Recipe, sizes: Mapping[str, SourceSize]) -> Iterato
     for name, source in recipe.sources.items():
         size, field = sizes[name], f"sources.{name}"
         if size.samples < 1:
-            yield UserError(
-                f"holds {size.tokens:,} tokens, too few for a sample of {recipe.seq_len:,} and the next one",
-                field=field,
-                value=source.path,
-                fix="add data, lower seq_len, or remove the source",
+            what = (
+                f"holds {size.tokens:,} tokens, too few for a sample of {recipe.seq_len:,} and the next one"
             )
+            fix = "add data, lower seq_len, or remove the source"
+            yield UserError(what, field=field, value=source.path, fix=fix)
         elif source.offset and source.order != "sequential":
-            yield UserError(
-                f"has no effect with order {source.order}",
-                field=f"{field}.offset",
-                value=source.offset,
-                fix="set order: sequential, or remove it",
-            )
+            what, fix = f"has no effect with order {source.order}", "set order: sequential, or remove it"
+            yield UserError(what, field=f"{field}.offset", value=source.offset, fix=fix)
         elif source.offset >= size.samples:
-            yield UserError(
+            what, fix = (
                 f"is beyond the source's {size.samples:,} samples",
-                field=f"{field}.offset",
-                value=source.offset,
-                fix="give it in samples of seq_len tokens",
+                "give it in samples of seq_len tokens",
             )
+            yield UserError(what, field=f"{field}.offset", value=source.offset, fix=fix)

@@ -148,12 +148,8 @@ def _windows(mixture: Mixture, start: int, stop: int) -> Iterator[tuple[int, int
     """Cut a window at the phases' boundaries: phase, begin and end within it."""
     total = sum(mixture.phase_samples)
     if not 0 <= start < stop <= total:
-        raise UserError(
-            "is not a window A:B of the run's samples",
-            field="samples",
-            value=f"{start}:{stop}",
-            fix=f"use 0 <= A < B <= {total}",
-        )
+        what, fix = "is not a window A:B of the run's samples", f"use 0 <= A < B <= {total}"
+        raise UserError(what, field="samples", value=f"{start}:{stop}", fix=fix)
     before = 0
     for phase, samples in enumerate(mixture.phase_samples):
         begin, end = max(start - before, 0), min(stop - before, samples)

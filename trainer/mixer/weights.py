@@ -37,12 +37,10 @@ def weights_of(
         shares = _by_role(segment, segment.replay_ratio, sources, samples, field, begun_with)
     weights = tuple(shares.get(name, Fraction(0)) for name in sources)
     if (needed := denominator(weights)) > LONGEST:
-        raise UserError(
-            f"needs a common denominator of {needed:,}, above the limit of {LONGEST:,}",
-            field=field,
-            value={name: str(share) for name, share in shares.items()},
-            fix="write the weights with fewer digits or a common denominator",
-        )
+        what = f"needs a common denominator of {needed:,}, above the limit of {LONGEST:,}"
+        value = {name: str(share) for name, share in shares.items()}
+        fix = "write the weights with fewer digits or a common denominator"
+        raise UserError(what, field=field, value=value, fix=fix)
     return weights
 
 
@@ -63,20 +61,15 @@ def _by_role(
         if total == 0:
             continue
         if not members:
-            raise UserError(
-                f"gives role {role} a share of {total}, but no source has this role",
-                field=f"{field}.replay_ratio",
-                fix=f"give a source the role {role}, or set replay_ratio to {int(role == 'new')}",
-            )
+            what = f"gives role {role} a share of {total}, but no source has this role"
+            fix = f"give a source the role {role}, or set replay_ratio to {int(role == 'new')}"
+            raise UserError(what, field=f"{field}.replay_ratio", fix=fix)
         if not given:
             known = [name for name in members if begun_with is None or name in begun_with]
             by_size.append((total, known or members))
         elif (sum_given := sum(given.values())) == 0:
-            raise UserError(
-                f"gives role {role} a share of {total}, but each of its sources a weight of 0",
-                field=field,
-                fix="give one of them a weight above 0",
-            )
+            what = f"gives role {role} a share of {total}, but each of its sources a weight of 0"
+            raise UserError(what, field=field, fix="give one of them a weight above 0")
         else:
             shares |= {name: total * weight / sum_given for name, weight in given.items()}
     fixed = lcm(replay_ratio.denominator, *(share.denominator for share in shares.values()))

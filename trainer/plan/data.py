@@ -81,15 +81,11 @@ def check_one_tokenizer(
     places = {f"sources.{name}.path": store for name, store in stores.items()}
     places |= {f"validation.{name}": store for name, store in validation.items()}
     wanted = f"model.tokenizer {recipe.model.tokenizer} has the fingerprint {fingerprint}"
-    problems = [
-        UserError(
-            f"was prepared with tokenizer {store.tokenizer}, but {wanted}",
-            field=field,
-            value=str(store.prefix),
-            fix="prepare it again with model.tokenizer",
-        )
-        for field, store in places.items()
-        if store.tokenizer != fingerprint
-    ]
+    problems = []
+    for field, store in places.items():
+        if store.tokenizer != fingerprint:
+            what = f"was prepared with tokenizer {store.tokenizer}, but {wanted}"
+            fix = "prepare it again with model.tokenizer"
+            problems.append(UserError(what, field=field, value=str(store.prefix), fix=fix))
     if problems:
         raise UserErrors(problems)

@@ -114,9 +114,9 @@ def _sources(plan: Plan) -> str:
     head = ("phase", "source", "role", "share", "tokens", "samples so far", "epochs so far", "max_epochs")
     repeat = plan.mixture.first_repeat()
     note = (
-        "no source repeats"
-        if repeat is None
-        else f"source {repeat[0]} repeats from token {repeat[1]:,} of the run on"
+        f"source {repeat[0]} repeats from token {repeat[1]:,} of the run on"
+        if repeat
+        else "no source repeats"
     )
     return f"{_table(head, rows)}\n{note}"
 

@@ -29,11 +29,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             where = f"line {key.start_mark.line + 1}"
             if not isinstance(key, yaml.ScalarNode):
-                raise UserError(
-                    "has a list or mapping as a field name",
-                    field=where,
-                    fix="field names must be plain strings",
-                )
+                what, fix = "has a list or mapping as a field name", "field names must be plain strings"
+                raise UserError(what, field=where, fix=fix)
             if key.value in seen:
                 raise UserError("appears twice", field=where, value=key.value, fix="keep one of the two")
             seen.add(key.value)
@@ -62,10 +59,8 @@ def apply_override(tree: Any, word: str) -> None:
     try:
         parsed = read_yaml(value)
     except (yaml.YAMLError, UserError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"is not a YAML value ({reason})", field=dotted, value=value, fix="quote it"
-        ) from error
+        what = f"is not a YAML value ({' '.join(str(error).split())})"
+        raise UserError(what, field=dotted, value=value, fix="quote it") from error
     *parents, last = dotted.split(".")
     for step in parents:
         tree = _child(tree, step, dotted)

@@ -197,12 +197,9 @@ class RunState:
             UserError: another version wrote it, or it is damaged.
         """
         if tree.get("version") != STATE_VERSION:
-            raise UserError(
-                "is not a version of the run state that this release reads",
-                field="version",
-                value=tree.get("version"),
-                fix=f"use the release that wrote it, or a state of version {STATE_VERSION}",
-            )
+            what = "is not a version of the run state that this release reads"
+            fix = f"use the release that wrote it, or a state of version {STATE_VERSION}"
+            raise UserError(what, field="version", value=tree.get("version"), fix=fix)
         try:
             phases = tuple(map(PhaseRecord.from_json, tree["phases"]))
             return cls(**{**tree, "phases": phases})

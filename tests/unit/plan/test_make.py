@@ -153,3 +153,15 @@ def test_a_batch_size_that_changes_in_mid_run_counts_in_all_that_is_told_of_the_
     assert after.mixture.phase_samples == (104, 96)
     assert after.decision.spans[-1].stop == 200 * 32
     assert plan_to_json(after)["flops"] * 192 == plan_to_json(before)["flops"] * 200
+
+
+@pytest.mark.parametrize("name", ["from_sample", "train", "skipped"])
+def test_a_source_of_any_name_is_planned_saved_and_restored(file, data, name):
+    edits = f"sources.{name}={{path: {data}/zh, role: new}}", f"phases.0.mixture={{{name}: 3/4, en: 1/4}}"
+    state = saved(file, *edits)
+    again = plan(file, *edits)
+    assert again.decision.kind == "restore", again.decision.render()
+    assert again.decision.diff == ()
+    assert again.data[0] == state.phases[0].data
+    other = plan(file, edits[0], f"phases.0.mixture={{{name}: 1/2, en: 1/2}}").decision
+    assert [difference.part for difference in other.diff] == ["data", "data"]

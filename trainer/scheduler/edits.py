@@ -66,7 +66,7 @@ def find_edits(recipe: Recipe, data: Sequence[MixtureDescription], state: RunSta
         return Edits(tuple(diff), tuple(refusals), state, None)
     here = list(_record_differences(recipe, data, state, state.phase))
     diff += here
-    refusals += _refuse_running(recipe, data, state, here)
+    refusals += _refuse_running(recipe, state, here)
     edited_schedule = any(d.part in ("schedule", "tokens") for d in here)
     edited = _as_written(recipe, state)(state.phase_trained_tokens) if edited_schedule else None
     if not any(refusal.name is None for refusal in refusals):
@@ -127,14 +127,12 @@ def _whereabouts(state: RunState) -> str:
     return f"phase {state.phase_name!r} {'is done' if state.phase_done else 'is running'}"
 
 
-def _refuse_running(
-    recipe: Recipe, data: Sequence[MixtureDescription], state: RunState, diff: Sequence[Difference]
-) -> Iterator[Refusal]:
+def _refuse_running(recipe: Recipe, state: RunState, diff: Sequence[Difference]) -> Iterator[Refusal]:
     """Refuse edits of the running phase, by the part that they concern."""
     parts = {d.part for d in diff}
     where = _whereabouts(state)
     cut = f"end this phase now with phases.{state.phase}.schedule.anneal, and add the change as a new phase"
-    if "data" in parts and recipe.seq_len == state.settings["seq_len"]:
+    if "data" in parts:
         yield Refusal(
             f"{where}, and its data was edited: some samples would be repeated and some never used",
             (UNDO, cut),
@@ -155,9 +153,10 @@ def _refuse_curve(recipe: Recipe, state: RunState, cut: str) -> Iterator[Refusal
     if edited.pieces == saved.pieces and edited.schedule.lr_scale == saved.schedule.lr_scale:
         return  # the same curve, written differently
     old, new = saved.schedule, edited.schedule
-    written = (state.running.schedule, new.model_dump(mode="json"))
-    then, now_ = ({key: value for key, value in one.items() if key != "anneal"} for one in written)
-    fields = [d.field for d in _differences(then, now_, f"phases.{state.phase}.schedule.")]
+    before, after = (
+        {**tree, "anneal": None} for tree in (state.running.schedule, new.model_dump(mode="json"))
+    )
+    fields = [d.field for d in _differences(before, after, f"phases.{state.phase}.schedule.")]
     if fields and not _same_but_for_anneal(saved, edited):
         yield Refusal(
             f"{where}, and its schedule was edited ({', '.join(fields)}): the LR would leave its curve after "

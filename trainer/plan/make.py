@@ -52,14 +52,20 @@ class Inputs:
     """`upstream`, `downstream`."""
 
 
+@dataclass(frozen=True)
+class Fit:
+    """The inputs, fitted to the ranks and to the run's past."""
+
+    memory: Memory
+    layout: Layout
+    mixture: Mixture
+
+
 @dataclass(frozen=True, kw_only=True)
-class Plan(Inputs):
+class Plan(Inputs, Fit):
     """A checked recipe, what it means in its run directory, and all that it was checked with."""
 
     recipe: Recipe
-    layout: Layout
-    mixture: Mixture
-    memory: Memory
     checkpoint: manifest.Checkpoint | None
     """The newest good one in the run directory."""
     broken: tuple[str, ...]
@@ -68,7 +74,6 @@ class Plan(Inputs):
     """A line for each measurement that the run will not make."""
     data: list[MixtureDescription]
     """Per phase all that decides which samples it takes."""
-    base: BaseLineage | None
     decision: Decision
 
 
@@ -88,21 +93,17 @@ def make_plan(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> P
     checkpoint, broken = newest_checkpoint(recipe, skip)
     state = RunState.from_json(checkpoint.manifest.state) if checkpoint else None
     inputs = _read_inputs(recipe, state)
-    memory, layout, mixture = _fit(recipe, inputs, world_size, state)
-    data = [mixture.describe(phase) for phase in range(len(recipe.phases))]
-    base = base_lineage(recipe, inputs.model_config)
+    fit = _fit(recipe, inputs, world_size, state)
+    data = [fit.mixture.describe(phase) for phase in range(len(recipe.phases))]
     return Plan(
         **vars(inputs),
+        **vars(fit),
         recipe=recipe,
-        memory=memory,
-        layout=layout,
-        mixture=mixture,
         checkpoint=checkpoint,
         broken=tuple(broken),
         notes=tuple(unmeasured(recipe, inputs.validation, checkpoint)),
         data=data,
-        base=base,
-        decision=decide(recipe, data, state, base),
+        decision=decide(recipe, data, state, base_lineage(recipe, inputs.model_config)),
     )
 
 
@@ -125,9 +126,7 @@ def _read_inputs(recipe: Recipe, state: RunState | None) -> Inputs:
     return Inputs(preset(), config(), tokenizer().size, stores(), validation())
 
 
-def _fit(
-    recipe: Recipe, inputs: Inputs, world_size: int, state: RunState | None
-) -> tuple[Memory, Layout, Mixture]:
+def _fit(recipe: Recipe, inputs: Inputs, world_size: int, state: RunState | None) -> Fit:
     """Fit the model, the batch and the mixture to the inputs and to the ranks.
 
     Raises:
@@ -146,7 +145,7 @@ def _fit(
     if state is None or state.settings["seq_len"] == recipe.seq_len:
         check(lambda: mixture().check_epochs())  # another seq_len is refused: uses cannot be counted with it
     check.raise_problems()
-    return memory, layout(), mixture()
+    return Fit(memory, layout(), mixture())
 
 
 def _model_config(recipe: Recipe, vocab_size: int) -> dict[str, Any]:

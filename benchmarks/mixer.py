@@ -64,17 +64,17 @@ def ours_start(samples: int) -> dict[str, float]:
     recipe, sizes = twenty_sources(samples * SEQ_LEN)
     started, before = time.perf_counter(), peak_mb()
     mixture = Mixture.from_recipe(recipe, sizes)
-    mixture.sample(0, 0)
+    mixture.samples(0, 0, 1)
     return {"seconds": time.perf_counter() - started, "mb": peak_mb() - before}
 
 
 def ours_seek(sample: int) -> dict[str, float]:
     """One sample far away, on average over neighbours that were never asked for."""
     mixture = Mixture.from_recipe(*twenty_sources(TEN_TRILLION))
-    mixture.sample(0, 0)
+    mixture.samples(0, 0, 1)
     started = time.perf_counter()
     for i in range(100):
-        mixture.sample(0, sample + i)
+        mixture.samples(0, sample + i, sample + i + 1)
     return {"seconds": (time.perf_counter() - started) / 100}
 
 

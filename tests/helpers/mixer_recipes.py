@@ -1,5 +1,6 @@
 """Small recipes for the mixer's tests."""
 
+from trainer.mixer.description import MixtureDescription, PastPhase, SourceDescription
 from trainer.mixer.mixture import Mixture, SourceSize
 from trainer.recipe import load
 
@@ -46,8 +47,14 @@ def sizes_of(sizes, seq_len=16):
     }
 
 
-def mixture_of(sizes, mixtures, *, samples, seq_len=16, roles=None, taken=None, done=(), **others):
+def mixture_of(sizes, mixtures, *, samples, seq_len=16, roles=None, past=(), **others):
     """A mixture over sources {name: samples}; roles are `new` unless given."""
     roles = dict.fromkeys(sizes, "new") | (roles or {})
     recipe = recipe_of(roles, mixtures, samples=samples, seq_len=seq_len, **others)
-    return Mixture.from_recipe(recipe, sizes_of(sizes, seq_len), taken, done)
+    return Mixture.from_recipe(recipe, sizes_of(sizes, seq_len), past)
+
+
+def begun(samples, taken_before=None, sources="ab"):
+    """A phase that has consumed so many samples, after others that had used `taken_before` of each source."""
+    known = {name: SourceDescription(f"hash-of-{name}", 1, 0, "shuffled") for name in sources}
+    return PastPhase(samples, MixtureDescription(1, 0, 16, (), known, taken_before or {}))

@@ -1,5 +1,6 @@
 """Small runs for the scheduler's tests: recipes, what the mixer would say of them, and states."""
 
+from trainer.mixer.description import MixtureDescription, SegmentDescription, SourceDescription
 from trainer.recipe import load
 from trainer.recipe.schedule import Schedule
 from trainer.scheduler.decide import decide
@@ -51,27 +52,21 @@ def recipe(*phases, edits=(), **fields):
 
 def data(run, **fingerprints):
     """What the mixer says of each phase; sources' fingerprints are their names, unless told otherwise."""
-    return [
-        {
-            "mixer": 1,
-            "seed": run.seed,
-            "seq_len": run.seq_len,
-            **{
-                key: value
-                for place, segment in enumerate(phase.mixture)
-                for key, value in [
-                    (f"mixture.{place}.from_sample", segment.start // run.seq_len),
-                    *((f"mixture.{place}.{name}", str(weight)) for name, weight in segment.weights.items()),
-                ]
-            },
-            **{
-                f"sources.{name}.fingerprint": fingerprints.get(name, name)
-                for segment in phase.mixture
-                for name in segment.weights
-            },
+    found = []
+    for phase in run.phases:
+        segments = tuple(
+            SegmentDescription(
+                one.start // run.seq_len, {name: str(weight) for name, weight in one.weights.items()}
+            )
+            for one in phase.mixture
+        )
+        used = dict.fromkeys(name for segment in segments for name in segment.weights)
+        sources = {
+            name: SourceDescription(fingerprints.get(name, name), 10**6, place, "shuffled")
+            for place, name in enumerate(used)
         }
-        for phase in run.phases
-    ]
+        found.append(MixtureDescription(1, run.seed, run.seq_len, segments, sources, {}))
+    return found
 
 
 def begun(run, base=None, **fingerprints):

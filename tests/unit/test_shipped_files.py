@@ -65,7 +65,7 @@ def test_every_recipe_takes_whole_steps_with_a_curve_from_nothing_over_max_lr(pa
     recipe = load_recipe(path)
     for number, phase in enumerate(recipe.phases):
         curve = Curve(phase.schedule, phase.tokens)
-        steps = recipe.phase_steps(number)
+        steps = recipe.phase_samples(number) // recipe.global_batch_size
         rates = [float(curve(tokens)) for tokens in range(0, phase.tokens, -(-phase.tokens // 2000))]
         assert rates[0] == 0
         assert max(rates) == pytest.approx(phase.schedule.max_lr, rel=1e-2)

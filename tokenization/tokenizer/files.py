@@ -122,11 +122,6 @@ def added_tokens(tokenizer: Tokenizer) -> dict[Path, list[str]]:
     return found
 
 
-def fingerprint(path: str | Path) -> str:
-    """The fingerprint of the tokenizer at `path`, a directory or a file."""
-    return open_tokenizer(path).fingerprint
-
-
 def write_directory(out: str | Path, model: spm.ModelProto, extra: Mapping[str, Any] | None = None) -> None:
     """Write `model` as a directory for SentencePiece, `tokenizers` and `transformers`; they all give its ids.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,9 @@ def card_of(checkpoint: Checkpoint) -> Card:
             "phase": record.name,
             "tokens": f"{record.tokens:,}",
             "trained": record.train if isinstance(record.train, str) else ", ".join(record.train),
-            "mixture": ", ".join(f"{name} {weight}" for name, weight in _weights(record.data)),
+            "mixture": ", ".join(
+                f"{name} {weight}" for one in record.data.segments for name, weight in one.weights.items()
+            ),
             "schedule": f"{record.schedule['kind']}, max_lr {record.schedule['max_lr']:g}",
         }
         for record in state.phases
@@ -110,12 +112,6 @@ def card_of(checkpoint: Checkpoint) -> Card:
         lineage=[{name: record.get(name) for name in _TOLD} for record in run.read_lineage()],
         state=manifest.state,
     )
-
-
-def _weights(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for key, value in data.items():
-        if key.startswith("mixture.") and not key.endswith(".from_sample"):
-            yield key.split(".", 2)[2], value
 
 
 def _evaluation(run: RunDirectory, step: int) -> dict[str, float]:

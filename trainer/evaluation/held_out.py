@@ -1,4 +1,4 @@
-"""Upstream and downstream loss, so that forgetting is a number and not a surprise."""
+"""Score held-out text of the old and of the new distribution: what is forgotten, and what is learnt."""
 
 from __future__ import annotations
 
@@ -10,32 +10,21 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from tokenization.shards.store import TokenStore
 from trainer.mixer.batch import MicroBatch
 
 
-class Store(Protocol):
-    """Held-out tokens, as `tokenization.shards` opens them."""
-
-    tokens: int
-    utf8_bytes: int
-    fingerprint: str
-
-    def read(self, start: int, count: int) -> np.ndarray:
-        """Token ids `[start, start + count)`."""
-        ...
-
-
 class Scorer(Protocol):
-    """What can score rows: the engine."""
+    """The engine during a run, or a model alone."""
 
     def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nats and target tokens of each row."""
+        """Return the nats and the target tokens of each row: [micro_batch_size] each."""
         ...
 
 
 @dataclass(frozen=True)
 class Score:
-    """Loss on a validation set."""
+    """The loss on a validation set."""
 
     nats: float
     tokens: int
@@ -44,7 +33,7 @@ class Score:
 
     @property
     def nats_per_token(self) -> float:
-        """Comparable only within one tokenizer."""
+        """Mean loss per token; comparable only for one tokenizer."""
         return self.nats / self.tokens
 
     @property
@@ -55,35 +44,35 @@ class Score:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What the base scored on a validation set before the first step: forgetting is measured against it."""
+    """The base's score on a validation set, before the first step: forgetting is measured against it."""
 
     bits_per_byte: float
     measured_on: dict[str, Any] = field(default_factory=dict)
-    """See `measured_on`; empty in checkpoints of the time before it was kept."""
+    """See the function `measured_on`; empty in old checkpoints, which did not keep it."""
 
     @classmethod
-    def from_json(cls, told: float | Mapping[str, Any]) -> Baseline:
-        """Reads what a checkpoint holds: a mapping, or in older ones the bare score."""
-        return cls(**told) if isinstance(told, Mapping) else cls(told)
+    def from_json(cls, tree: float | Mapping[str, Any]) -> Baseline:
+        """Read what a checkpoint holds: a mapping, or in old ones the bare score."""
+        return cls(**tree) if isinstance(tree, Mapping) else cls(tree)
 
     def unlike(self, now: Mapping[str, Any]) -> list[str]:
-        """What differs between the base's score and one that is measured on `now`; empty: comparable."""
+        """List what differs from a score that is measured on `now`; if nothing does, they are comparable."""
         return [f"{name} {old} → {now[name]}" for name, old in self.measured_on.items() if old != now[name]]
 
 
-def measured_on(store: Store, seq_len: int, max_tokens: int | None) -> dict[str, Any]:
-    """What a score depends on beside the model."""
+def measured_on(store: TokenStore, seq_len: int, max_tokens: int | None) -> dict[str, Any]:
+    """Return what a score depends on, apart from the model."""
     return {"fingerprint": store.fingerprint, "tokens": _tokens(store, max_tokens), "seq_len": seq_len}
 
 
-def _tokens(store: Store, max_tokens: int | None) -> int:
-    """Tokens of `store` that are read."""
+def _tokens(store: TokenStore, max_tokens: int | None) -> int:
+    """Return how many tokens of `store` are read."""
     return min(store.tokens, max_tokens + 1) if max_tokens else store.tokens
 
 
 def evaluate(
     scorer: Scorer,
-    store: Store,
+    store: TokenStore,
     *,
     seq_len: int,
     micro_batch_size: int,
@@ -92,10 +81,10 @@ def evaluate(
     world_size: int = 1,
     total: Callable[[torch.Tensor], torch.Tensor] = lambda alone: alone,
 ) -> Score:
-    """Scores every token of `store` but the first (or the first `max_tokens`, with their share of the bytes).
+    """Score every token of `store` but the first (or `max_tokens` of them, with their share of the bytes).
 
-    The text is cut into windows of `seq_len`, the last one padded; ranks take windows in turn, and all
-    make the same number of forward passes, as sharded weights demand. `total` adds up over the ranks.
+    The text is cut into windows of `seq_len`, the last one padded. Ranks take windows in turn, and all make
+    the same number of forward passes, as sharded weights require. `total` sums over the ranks.
     """
     tokens = _tokens(store, max_tokens)
     windows = -(-(tokens - 1) // seq_len)
@@ -111,8 +100,8 @@ def evaluate(
     return Score(float(sums[0]), int(sums[1]), store.utf8_bytes * share)
 
 
-def _rows(store: Store, numbers: range, windows: int, seq_len: int, tokens: int) -> MicroBatch:
-    """Windows by number; those past the last are padding."""
+def _rows(store: TokenStore, numbers: range, windows: int, seq_len: int, tokens: int) -> MicroBatch:
+    """Read windows by number; those after the last are padding."""
     inputs = np.zeros((len(numbers), seq_len), dtype=np.int64)
     targets = np.full((len(numbers), seq_len), -100, dtype=np.int64)
     for row, window in enumerate(numbers):

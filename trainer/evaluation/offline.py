@@ -1,4 +1,4 @@
-"""Losses of a model that is not being trained: a directory, a hub id, or one of our checkpoints."""
+"""Score a model outside of a run: a directory, a hub id, or one of our checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.storage.run_directory import RunDirectory
 
 
 class _Alone:
-    """Scores rows with a model on one device."""
+    """Score rows with a model on one device."""
 
     def __init__(self, model: CausalLM) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -29,7 +29,7 @@ class _Alone:
 
     @torch.no_grad()
     def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nats and target tokens of each row, [micro] each."""
+        """Return the nats and the target tokens of each row: [micro_batch_size] each."""
         arrays = (torch.from_numpy(array).to(self.device) for array in (micro.input_ids, micro.targets))
         _, nats, targets = self.model(*arrays)
         return nats.double(), targets.double()
@@ -38,20 +38,19 @@ class _Alone:
 def score_model(
     model: str, prefixes: Sequence[str], seq_len: int | None = None, max_tokens: int | None = None
 ) -> dict[str, Score]:
-    """The loss of `model` on each token shard.
+    """Return the loss of `model` on each token shard.
 
-    `seq_len` is the context that every window of the text has; by default what the run was trained with,
-    else the model's own, at most 4,096.
+    `seq_len` is the length of each window of text: by default that of the run, else the model's context, at
+    most 4,096.
 
     Raises:
-        UserError: no such model or shard, or shards of a vocabulary that the model has no rows for.
+        UserError: the model or a shard does not exist, or the model has too few embedding rows for a shard.
     """
     stores = {prefix: open_tokens(prefix) for prefix in prefixes}
     sizes = {store.vocab_size for store in stores.values()}
     if len(sizes) > 1:
-        raise UserError(
-            f"vocabularies differ: {sorted(sizes)}", field="--data", fix="give shards of one tokenizer"
-        )
+        what = f"vocabulary sizes differ: {sorted(sizes)}"
+        raise UserError(what, field="--data", fix="give shards of one tokenizer")
     causal, trained_seq_len = _open(model, sizes.pop())
     _check_rows(model, causal, stores)
     length = seq_len or trained_seq_len or min(causal.hf.config.max_position_embeddings, 4096)
@@ -63,7 +62,7 @@ def score_model(
 
 
 def _open(model: str, vocab_size: int) -> tuple[CausalLM, int | None]:
-    """The model in fp32, and the seq_len that it was trained with where that is known."""
+    """Open the model in fp32; return it and the seq_len of its run, if that is known."""
     path = Path(model)
     if not ((path / manifest.MARKER).exists() or RunDirectory(path).checkpoints.is_dir()):
         return load_model(model, vocab_size), None
@@ -82,15 +81,11 @@ def _open(model: str, vocab_size: int) -> tuple[CausalLM, int | None]:
 
 def _check_rows(model: str, causal: CausalLM, stores: dict[str, TokenStore]) -> None:
     rows = causal.hf.get_input_embeddings().weight.shape[0]
-    problems = [
-        UserError(
-            f"has ids up to {store.vocab_size - 1}, and {model} has {rows} embedding rows",
-            field="--data",
-            value=prefix,
-            fix="prepare it with the model's own tokenizer",
-        )
-        for prefix, store in stores.items()
-        if store.vocab_size > rows
-    ]
+    problems = []
+    for prefix, store in stores.items():
+        if store.vocab_size > rows:
+            what = f"has ids up to {store.vocab_size - 1}, but {model} has only {rows} embedding rows"
+            fix = "prepare it with the model's own tokenizer"
+            problems.append(UserError(what, field="--data", value=prefix, fix=fix))
     if problems:
         raise UserErrors(problems)

@@ -17,7 +17,7 @@ class MicroBatch:
     input_ids: Ints
     """[micro_batch_size, seq_len]"""
     targets: Ints
-    """[micro_batch_size, seq_len]: each position's successor; -100 (padding in evaluations) is ignored."""
+    """[micro_batch_size, seq_len]: each position's successor; -100 (padding) is not scored."""
     source: Ints
     """[micro_batch_size]: number of the row's source in `Mixture.names`."""
     positions: Ints | None = None

@@ -1,12 +1,12 @@
-"""Which source gives sample i: exact shares at every prefix, from a table of one period.
+"""Which source sample i comes from: exact shares at every prefix, from a table of one period.
 
-With weights a_s / D (whole a_s that add up to D) the interleaving repeats every D samples, with nothing left
-over. Within the period it solves Tijdeman's chairman assignment problem (Discrete Mathematics 32, 1980): each
-source's count over the first t samples is *strictly* within one of t * a_s / D, for every t. The j-th sample
-of source s may therefore lie in the slots from floor((j-1) D / a_s) to ceil(j D / a_s) - 1. At most
-floor(t2 a_s / D) - ceil(t1 a_s / D) of these windows lie inside any stretch [t1, t2), which over all sources
-is never more than t2 - t1; so by Hall's theorem all samples fit, and filling each slot with the open window
-that closes first finds the arrangement.
+With weights a_s / D (whole a_s that add up to D) the interleaving repeats every D samples. Within the period
+it solves Tijdeman's chairman assignment problem (Discrete Mathematics 32, 1980): each source's count over the
+first t samples is *strictly* within one of t * a_s / D, for every t. The j-th sample of source s may
+therefore lie in the slots from floor((j-1) D / a_s) to ceil(j D / a_s) - 1. At most floor(t2 a_s / D) -
+ceil(t1 a_s / D) of these windows lie inside any stretch [t1, t2), which over all sources is never more than
+t2 - t1; so by Hall's theorem all samples fit, and filling each slot with the open window that closes first
+finds the arrangement.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import numpy as np
 from trainer.mixer.permutation import Ints
 
 LONGEST = 2**20
-"""Samples in the longest period: ten megabytes, and half a second to arrange."""
+"""Samples in the longest period, which takes ten megabytes and half a second to arrange."""
 
 
 def denominator(weights: Sequence[Fraction]) -> int:
-    """Length of the period that the weights need: their least common denominator."""
+    """Return the length of the period for these weights: their least common denominator."""
     return lcm(*(weight.denominator for weight in weights))
 
 
@@ -45,13 +45,13 @@ class Period:
         self._ordinal[self._slots] = np.arange(self.length) - np.repeat(self._first[:-1], self.shares)
 
     def at(self, samples: Ints) -> tuple[Ints, Ints]:
-        """For each sample: its source, and how many samples of that source came before."""
+        """Return for each sample its source, and how many samples of that source came before."""
         periods, slot = np.divmod(samples, self.length)
         source = self._source[slot].astype(np.int64)
         return source, periods * self.shares[source] + self._ordinal[slot]
 
     def counts(self, samples: int) -> Ints:
-        """Samples of each source within the first `samples`: [sources]."""
+        """Count the samples of each source within the first `samples`: [sources]."""
         periods, slot = divmod(samples, self.length)
         within = [
             np.searchsorted(self._slots[begin:end], slot)
@@ -60,19 +60,19 @@ class Period:
         return periods * self.shares + np.array(within, np.int64)
 
     def find(self, source: int, ordinal: int) -> int:
-        """The sample that is number `ordinal` (from 0) of a source whose weight is not 0."""
+        """Return the sample that is number `ordinal` (from 0) of its source, whose weight is not 0."""
         periods, within = divmod(ordinal, int(self.shares[source]))
         return periods * self.length + int(self._slots[self._first[source] + within])
 
 
 @lru_cache(maxsize=16)
 def period(weights: tuple[Fraction, ...]) -> Period:
-    """The period for these weights, arranged once."""
+    """Return the period for these weights, which is arranged once."""
     return Period(weights)
 
 
 def _arrange(shares: Ints, length: int) -> np.ndarray:
-    """The source of each slot, int16: of all open windows the one that closes first; ties in source order."""
+    """Give each slot a source (int16): of the open windows the first to close; ties in source order."""
     source = np.repeat(np.arange(len(shares)), shares)
     ordinal = np.arange(length) - np.repeat(np.cumsum(shares) - shares, shares)
     opens = ordinal * length // shares[source]
@@ -82,9 +82,9 @@ def _arrange(shares: Ints, length: int) -> np.ndarray:
     opened = np.searchsorted(opens[order], np.arange(length), side="right").tolist()
     waiting: list[int] = []
     taken, known = [], 0
-    for upto in opened:
-        for window in urgency[known:upto]:
+    for last in opened:
+        for window in urgency[known:last]:
             heapq.heappush(waiting, window)
-        known = upto
+        known = last
         taken.append(heapq.heappop(waiting))
     return (np.array(taken) % len(shares)).astype(np.int16)

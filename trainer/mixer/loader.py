@@ -1,4 +1,4 @@
-"""A rank's rows of a global batch, read from memory-mapped shards one step ahead of the training."""
+"""Read a rank's rows of each global batch from memory-mapped shards, one step ahead of the training."""
 
 from __future__ import annotations
 
@@ -6,36 +6,30 @@ import time
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenization.errors import InfrastructureError, UserError
+from tokenization.shards.store import TokenStore
 from trainer.mixer.batch import MicroBatch, document_places
 from trainer.mixer.mixture import Mixture
 from trainer.mixer.permutation import Ints
 
 
-class Tokens(Protocol):
-    """What the loader needs of a token store."""
-
-    def read_samples(self, indices: Ints, seq_len: int) -> NDArray[np.int32]:
-        """Samples with their successors: [n, seq_len + 1]."""
-
-
 class Loader:
-    """The micro batches of one rank. One thread reads a step ahead; nothing else is kept."""
+    """The micro batches of one rank; a thread reads them one step ahead."""
 
     wait_s: float = 0.0
-    """How long the last `step` waited for data."""
+    """How long the last `step` waited for data, in seconds."""
     samples_crc32: int = 0
-    """CRC-32 of the last global batch's sources and samples, in order: equal traces, equal data."""
+    """CRC-32 of the last global batch's sources and samples, in order: equal for equal data."""
 
     def __init__(
         self,
         mixture: Mixture,
-        stores: Mapping[str, Tokens],
+        stores: Mapping[str, TokenStore],
         *,
         seq_len: int,
         micro_batch_size: int,
@@ -52,18 +46,18 @@ class Loader:
         self._ahead: tuple[tuple[int, int, int], Future[tuple[list[MicroBatch], int]]] | None = None
 
     def step(self, phase: int, position: int, size: int) -> list[MicroBatch]:
-        """This rank's micro batches of the global batch [position, position + size) of a phase.
+        """Return this rank's micro batches of the global batch [position, position + size) of a phase.
 
-        The next one is expected to follow on and is read meanwhile; asking for another costs a read.
+        Prefetches the following batch; asking for another one costs a read.
 
         Raises:
-            UserError: the batch does not divide among ranks and micro batches, or a source is used up.
+            UserError: the batch does not divide among ranks and micro batches, or a source runs out.
             InfrastructureError: a source cannot be read.
         """
         started = time.perf_counter()
-        asked = (phase, position, size)
-        if self._ahead is None or self._ahead[0] != asked:
-            self._ahead = (asked, self._reader.submit(self._read, *asked))
+        wanted = (phase, position, size)
+        if self._ahead is None or self._ahead[0] != wanted:
+            self._ahead = (wanted, self._reader.submit(self._read, *wanted))
         step, self.samples_crc32 = self._ahead[1].result()
         self.wait_s = time.perf_counter() - started
         follows = self._following(phase, position + size)
@@ -71,11 +65,11 @@ class Loader:
         return step
 
     def close(self) -> None:
-        """Ends the thread."""
+        """End the thread."""
         self._reader.shutdown(wait=True, cancel_futures=True)
 
     def _following(self, phase: int, position: int) -> tuple[int, int] | None:
-        """Where the next batch begins if all goes to plan; None after the last."""
+        """Return where the next batch begins if none is skipped; None after the last."""
         if position < self._mixture.phase_samples[phase]:
             return phase, position
         return (phase + 1, 0) if phase + 1 < len(self._mixture.phase_samples) else None
@@ -83,12 +77,11 @@ class Loader:
     def _read(self, phase: int, position: int, size: int) -> tuple[list[MicroBatch], int]:
         rows, left = divmod(size, self._world_size)
         if left or rows % self._micro_batch_size:
-            raise UserError(
-                f"does not divide into {self._world_size} ranks by micro batches of {self._micro_batch_size}",
-                field="global_batch_size",
-                value=size,
-                fix=f"make it a multiple of {self._world_size * self._micro_batch_size}",
+            what = (
+                f"does not divide into {self._world_size} ranks by micro batches of {self._micro_batch_size}"
             )
+            fix = f"make it a multiple of {self._world_size * self._micro_batch_size}"
+            raise UserError(what, field="global_batch_size", value=size, fix=fix)
         own = slice(self._rank * rows, (self._rank + 1) * rows)
         batch = self._mixture.batch(phase, position, size)
         checksum = zlib.crc32(batch.index.tobytes(), zlib.crc32(batch.source.tobytes()))
@@ -108,7 +101,7 @@ class Loader:
         return micro_batches, checksum
 
     def _tokens(self, source: Ints, index: Ints) -> NDArray[np.int32]:
-        """The rows' tokens: [rows, seq_len + 1]; each source is read once, from front to back."""
+        """Read the rows' tokens: [rows, seq_len + 1]; each source once, from front to back."""
         tokens = np.empty((len(source), self._seq_len + 1), np.int32)
         for number in np.unique(source):
             rows = np.flatnonzero(source == number)
@@ -116,7 +109,6 @@ class Loader:
             try:
                 tokens[rows] = self._stores[number].read_samples(index[rows], self._seq_len)
             except OSError as error:
-                raise InfrastructureError(
-                    f"sources.{self._mixture.names[number]}: cannot be read ({error})"
-                ) from error
+                where = f"sources.{self._mixture.names[number]}"
+                raise InfrastructureError(f"{where}: cannot be read ({error})") from error
         return tokens

@@ -1,38 +1,36 @@
 """Which sample is number i: a pure function of the recipe and the sources' sizes.
 
-Sample i of a phase is given by `Mixture.sample(phase, i)`, whatever the batch size, world size or machine.
-Four steps lead to it, each in constant time and with nothing stored per sample:
-segment of the phase → source, and its how-manieth sample this is (`interleave`) → plus what earlier segments
-and phases took → epoch and place in the epoch's order (`permutation`).
+`Mixture.samples(phase, i, i + 1)` gives sample i of a phase, whatever the batch size, world size or machine.
+Four steps lead to it, each in constant time and with nothing stored per sample: the segment of the phase →
+the source, and how many of its samples came before in the segment (`interleave`) → plus those that earlier
+segments and phases used → epoch, and place in the epoch's order (`permutation`).
 """
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from hashlib import blake2b
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from tokenization.errors import UserError, UserErrors
 from tokenization.shards.store import TokenStore
+from trainer.mixer.description import MixtureDescription, PastPhase, SegmentDescription, SourceDescription
 from trainer.mixer.interleave import Period, period
 from trainer.mixer.permutation import Ints, key_of, permute, permute_blocks, subkeys
 from trainer.mixer.weights import weights_of
 from trainer.recipe.schema import Recipe, Source
 
 MIXTURE_VERSION = 1
-"""Of the rules in this room; another number means other samples, and is part of the fingerprint."""
+"""Version of the rules in this room: another number means other samples."""
 
 
 @dataclass(frozen=True)
 class SourceSize:
-    """How much a source holds, and the hash of it."""
+    """How much a source holds, and the fingerprint of its tokens."""
 
     samples: int
     fingerprint: str
@@ -40,23 +38,13 @@ class SourceSize:
 
     @classmethod
     def of(cls, store: TokenStore, seq_len: int) -> SourceSize:
-        """The size of an opened token store."""
+        """Return the size of an opened token store."""
         return cls(store.samples(seq_len), store.fingerprint, store.tokens)
 
 
 @dataclass(frozen=True)
-class SampleRef:
-    """One sample: which one of which source, and for the how-manieth time (from 0)."""
-
-    phase: int
-    source: str
-    index: int
-    epoch: int
-
-
-@dataclass(frozen=True)
 class Samples:
-    """Several samples, as columns."""
+    """Several samples, in columns."""
 
     source: Ints
     """[n] number of the source in `Mixture.names`."""
@@ -76,20 +64,19 @@ class ResolvedSegment:
 
     @property
     def period(self) -> Period:
-        """The arrangement of the sources in this stretch."""
+        """The order of the sources in this stretch."""
         return period(self.weights)
 
 
 class Mixture:
-    """The whole run's samples; made by `from_recipe`."""
+    """The samples of the whole run; made by `from_recipe`."""
 
     def __init__(
         self,
         recipe: Recipe,
         sizes: Mapping[str, SourceSize],
         spans: Sequence[Sequence[ResolvedSegment]],
-        taken: Mapping[int, Mapping[str, int]],
-        done: Sequence[int],
+        past: Sequence[PastPhase],
     ) -> None:
         self.names: tuple[str, ...] = tuple(recipe.sources)
         self.sources: tuple[Source, ...] = tuple(recipe.sources.values())
@@ -97,8 +84,8 @@ class Mixture:
         self.seed, self.seq_len = recipe.seed, recipe.seq_len
         self.phase_names: tuple[str, ...] = tuple(phase.name for phase in recipe.phases)
         self.spans: tuple[tuple[ResolvedSegment, ...], ...] = tuple(map(tuple, spans))
-        self.phase_samples: tuple[int, ...] = tuple(_lengths(recipe, done))
-        self._taken = {phase: dict(taken[phase]) for phase in taken}
+        self.phase_samples: tuple[int, ...] = tuple(_lengths(recipe, past))
+        self._past = tuple(past)
         self._samples: Ints = np.array([size.samples for size in self.sizes], np.int64)
         self._keys = np.array([key_of("source", self.seed, name) for name in self.names], np.uint64)
         self._blocks: Ints = np.array([source.block for source in self.sources], np.int64)
@@ -113,25 +100,18 @@ class Mixture:
 
     @classmethod
     def from_recipe(
-        cls,
-        recipe: Recipe,
-        sizes: Mapping[str, SourceSize],
-        taken: Mapping[int, Mapping[str, int]] | None = None,
-        done: Sequence[int] = (),
-        begun_with: Mapping[int, Collection[str]] | None = None,
+        cls, recipe: Recipe, sizes: Mapping[str, SourceSize], past: Sequence[PastPhase] = ()
     ) -> Mixture:
-        """The mixture of a recipe over sources of these sizes.
+        """Make the mixture of a recipe over sources of these sizes.
 
-        `taken[p]` holds the samples of each source that a run had used when its phase p began (the
-        `consumed(p, 0)` of then), as its checkpoint recorded it for every phase that has begun: the past
-        stays as it was, whatever the recipe now says about it. Phases that have not begun go on where the
-        planned ones before them leave each source. `done[p]` holds the samples that phase p has consumed,
-        for every phase that has begun: a batch size that changed on the way moves its end.
-        `begun_with[p]` names the sources that phase p, which has begun, takes from: one that the recipe
-        declares since is none of them.
+        `past` holds the phases that the run has begun, as its checkpoint recorded them. They stay as they
+        were, whatever the recipe now says: what each source had given when they began, the samples they
+        consumed (a batch size that was changed in mid-phase moves its end), and the sources they take from
+        (one that the recipe declares later is not among them). Phases that have not begun go on where the
+        planned ones before them leave each source.
 
         Raises:
-            Problems: everything that is wrong with sources and mixtures, at once.
+            UserErrors: everything that is wrong with sources and mixtures, at once.
         """
         problems = list(_source_problems(recipe, sizes))
         samples = {name: size.samples for name, size in sizes.items()}
@@ -139,34 +119,26 @@ class Mixture:
         for number, phase in enumerate(recipe.phases if not problems else ()):
             for place, segment in enumerate(phase.mixture):
                 field = f"phases.{number}.mixture.{place}"
-                # One that an anneal cuts off stays: whoever ends a phase early need not rewrite its mixture.
+                # A segment that an anneal cuts off may stay: ending a phase early needs no new mixture.
                 if segment.start >= (end := max(phase.tokens, phase.length)):
-                    problems.append(
-                        UserError(
-                            f"is not reached: the phase ends after {end:,} tokens",
-                            field=f"{field}.from",
-                            value=segment.start,
-                            fix="lower it or remove the segment",
-                        )
+                    what, fix = (
+                        f"is beyond the phase's end at {end:,} tokens",
+                        "lower it, or remove the segment",
                     )
-                start = -(-segment.start // recipe.seq_len)  # the first sample with no earlier token
+                    problems.append(UserError(what, field=f"{field}.from", value=segment.start, fix=fix))
+                start = -(-segment.start // recipe.seq_len)  # the first sample without a token before it
                 try:
-                    known = (begun_with or {}).get(number)
-                    weights = weights_of(segment, recipe.sources, samples, field, known)
+                    begun_with = past[number].data.sources if number < len(past) else None
+                    weights = weights_of(segment, recipe.sources, samples, field, begun_with)
                     spans[number].append(ResolvedSegment(start, weights))
                 except UserError as error:
                     problems.append(error)
         if problems:
             raise UserErrors(problems)
-        return cls(recipe, sizes, spans, taken or {}, done)
-
-    def sample(self, phase: int, i: int) -> SampleRef:
-        """Sample i of a phase."""
-        one = self.samples(phase, i, i + 1)
-        return SampleRef(phase, self.names[one.source[0]], int(one.index[0]), int(one.epoch[0]))
+        return cls(recipe, sizes, spans, past)
 
     def samples(self, phase: int, start: int, stop: int) -> Samples:
-        """Samples [start, stop) of a phase.
+        """Return samples [start, stop) of a phase.
 
         Raises:
             UserError: a source would be used beyond its `max_epochs`.
@@ -174,88 +146,86 @@ class Mixture:
         source, use = np.empty(stop - start, np.int64), np.empty(stop - start, np.int64)
         for span, base, end in self._stretches(phase):
             begin = max(start, span.start)
-            upto = stop if end is None else min(stop, end)
-            if begin < upto:
-                chosen, ordinal = span.period.at(np.arange(begin, upto) - span.start)
-                source[begin - start : upto - start] = chosen
-                use[begin - start : upto - start] = base[chosen] + ordinal
+            last = stop if end is None else min(stop, end)
+            if begin < last:
+                chosen, ordinal = span.period.at(np.arange(begin, last) - span.start)
+                source[begin - start : last - start] = chosen
+                use[begin - start : last - start] = base[chosen] + ordinal
         return self._locate(source, use)
 
     def batch(self, phase: int, position: int, size: int) -> Samples:
-        """Rows of the global batch [position, position + size): these samples, in an order of their own.
+        """Return the rows of the global batch [position, position + size): its samples, shuffled.
 
-        The order is keyed by position and size, so that no source keeps to the same rows, and so ranks.
+        The order is keyed by position and size, so that no source stays on the same rows and ranks.
         """
         drawn = self.samples(phase, position, position + size)
         key = np.full(size, key_of("batch", self.seed, phase, position, size), np.uint64)
         rows = permute(np.arange(size), np.full(size, size), key)
         return Samples(drawn.source[rows], drawn.index[rows], drawn.epoch[rows])
 
-    def counts(self, phase: int, i: int) -> dict[str, int]:
-        """Samples of each source within the first i of a phase."""
-        return self._named(self._used(phase, i) - self._bases(phase)[0])
-
     def consumed(self, phase: int, i: int) -> dict[str, int]:
-        """Samples of each source in the whole run so far, when i samples of a phase are done."""
+        """Count the samples of each source that the run has used when i samples of a phase are done."""
         return self._named(self._used(phase, i))
 
-    def describe(self, phase: int) -> dict[str, Any]:
-        """All that decides which samples a phase gives, as a flat dictionary to be compared by field."""
-        told: dict[str, Any] = {"mixer": MIXTURE_VERSION, "seed": self.seed, "seq_len": self.seq_len}
-        used: set[int] = set()
-        for place, span in enumerate(self.spans[phase]):
-            told[f"mixture.{place}.from_sample"] = span.start
-            for number, weight in enumerate(span.weights):
-                if weight:
-                    used.add(number)
-                    told[f"mixture.{place}.{self.names[number]}"] = str(weight)
-        for number in sorted(used):
-            field, source, size = f"sources.{self.names[number]}", self.sources[number], self.sizes[number]
-            told[f"{field}.fingerprint"] = size.fingerprint
-            told[f"{field}.samples"] = size.samples
-            told[f"{field}.place"] = sorted(used).index(number)
-            told[f"{field}.order"] = source.order
-            if source.order == "blocks":
-                told[f"{field}.block"] = source.block
-            if source.order == "sequential":
-                told[f"{field}.offset"] = source.offset
-        told |= {f"sources.{name}.taken_before": used for name, used in self._began(phase).items()}
-        return told
+    def describe(self, phase: int) -> MixtureDescription:
+        """Return all that decides which samples a phase gives, to be recorded and compared."""
+        segments = []
+        for span in self.spans[phase]:
+            weights = zip(self.names, span.weights, strict=True)
+            segments.append(
+                SegmentDescription(span.start, {name: str(weight) for name, weight in weights if weight})
+            )
+        used = [name for name in self.names if any(name in segment.weights for segment in segments)]
+        return MixtureDescription(
+            MIXTURE_VERSION,
+            self.seed,
+            self.seq_len,
+            tuple(segments),
+            {name: self._describe_source(name, place) for place, name in enumerate(used)},
+            self._began(phase),
+        )
 
-    def fingerprint(self, phase: int) -> str:
-        """Hash of `describe`: equal fingerprints give equal samples."""
-        text = json.dumps(self.describe(phase), sort_keys=True)
-        return blake2b(text.encode(), digest_size=16).hexdigest()
+    def _describe_source(self, name: str, place: int) -> SourceDescription:
+        number = self.names.index(name)
+        source, size = self.sources[number], self.sizes[number]
+        return SourceDescription(
+            size.fingerprint,
+            size.samples,
+            place,
+            source.order,
+            source.block if source.order == "blocks" else None,
+            source.offset if source.order == "sequential" else None,
+        )
 
     def limit(self, name: str) -> int | None:
-        """How many samples of a source may be used in all; None if repeats are free."""
+        """Return how many samples of a source may be used in all; None if there is no limit."""
         number = self.names.index(name)
         cap = self.sources[number].max_epochs
         return None if cap is None else int(cap * self.sizes[number].samples)
 
     def find_use(self, name: str, use: int) -> tuple[int, int] | None:
-        """Phase and sample within it at which the run takes a source for the `use`-th time (from 0).
+        """Find the phase, and the sample within it, that is the `use`-th use (from 0) of a source.
 
-        None when it is not taken as often.
+        None if the source is not used that often.
         """
         number = self.names.index(name)
-        running = max(self._taken, default=0)  # what came before is recorded, not planned
+        running = max(len(self._past) - 1, 0)  # what came before is recorded, not planned
         for phase in range(running, len(self.phase_samples)):
             if self._used(phase, self.phase_samples[phase])[number] <= use:
                 continue
             for span, base, end in self._stretches(phase):
-                if use < base[number]:  # only if a run's record says that it was used before
+                if use < base[number]:  # the record of the past says that it was used before
                     return phase, span.start
                 if end is None or use < self._used(phase, end)[number]:
                     return phase, span.start + span.period.find(number, use - int(base[number]))
         return None
 
     def token_of(self, phase: int, i: int) -> int:
-        """Tokens that the whole run has consumed before sample i of a phase, as planned."""
+        """Return the tokens that the run has consumed before sample i of a phase, as planned."""
         return (sum(self.phase_samples[:phase]) + i) * self.seq_len
 
     def first_repeat(self) -> tuple[str, int] | None:
-        """The source that first uses a sample again, and the token of the run at which it does."""
+        """Find the first source that repeats a sample, and the token of the run at which it does."""
         found = []
         for name, size in zip(self.names, self.sizes, strict=True):
             if (at := self.find_use(name, size.samples)) is not None:
@@ -264,10 +234,10 @@ class Mixture:
         return (name, token) if found else None
 
     def check_epochs(self) -> None:
-        """Refuses a plan in which a source runs out.
+        """Refuse a plan in which a source runs out.
 
         Raises:
-            Problems: names each source that is used beyond its `max_epochs`, and the token of the run.
+            UserErrors: names each source that is used beyond its `max_epochs`, and the token of the run.
         """
         problems = []
         for name in self.names:
@@ -284,30 +254,31 @@ class Mixture:
         last = len(self.phase_samples) - 1
         wanted = self._used(last, self.phase_samples[last])[number] / samples
         return UserError(
-            f"is not enough: its {samples:,} samples ({samples * self.seq_len:,} tokens) run out at token "
-            f"{self.token_of(*at):,} of the run, in phase {self.phase_names[at[0]]}",
+            f"is not enough: the source's {samples:,} samples ({samples * self.seq_len:,} tokens) run out at "
+            f"token {self.token_of(*at):,} of the run, in phase {self.phase_names[at[0]]}",
             field=f"sources.{name}.max_epochs",
             value=str(self.sources[number].max_epochs),
             fix=f"the plan uses {wanted:.4g} epochs: raise it, lower the source's weight, or train less",
         )
 
     def _stretches(self, phase: int) -> Iterator[tuple[ResolvedSegment, Ints, int | None]]:
-        """Spans of a phase, each with the uses of every source before it, and where it ends (None: open)."""
+        """Yield each span of a phase with the uses of every source before it, and its end (None: open)."""
         spans = self.spans[phase]
         ends = [span.start for span in spans[1:]]
         return zip(spans, self._bases(phase), [*ends, None], strict=True)
 
     def _began(self, phase: int) -> dict[str, int]:
-        """Samples of each source that was used before a phase; of sources that left the recipe, too."""
-        recorded = self._taken.get(min(phase, max(self._taken, default=0)), {})
+        """Count the samples of each source used before a phase, also of sources no longer in the recipe."""
+        recorded = self._past[min(phase, len(self._past) - 1)].data.taken_before if self._past else {}
         gone = {name: used for name, used in recorded.items() if name not in self.names}
         return {name: used for name, used in (gone | self.consumed(phase, 0)).items() if used}
 
     def _bases(self, phase: int) -> list[Ints]:
-        """Uses of every source in the run before each span of a phase: [spans] of [sources]."""
+        """Count the uses of every source in the run before each span of a phase: [spans] of [sources]."""
         if phase not in self._known_bases:
-            if phase in self._taken:
-                before = np.array([self._taken[phase].get(name, 0) for name in self.names], np.int64)
+            if phase < len(self._past):
+                taken = self._past[phase].data.taken_before
+                before = np.array([taken.get(name, 0) for name in self.names], np.int64)
             elif phase == 0:
                 before = np.zeros(len(self.names), np.int64)
             else:
@@ -320,7 +291,7 @@ class Mixture:
         return self._known_bases[phase]
 
     def _used(self, phase: int, i: int) -> Ints:
-        """Uses of every source in the run when i samples of a phase are done: [sources]."""
+        """Count the uses of every source in the run when i samples of a phase are done: [sources]."""
         place = bisect_right([span.start for span in self.spans[phase]], i) - 1
         span = self.spans[phase][place]
         return self._bases(phase)[place] + span.period.counts(i - span.start)
@@ -329,15 +300,12 @@ class Mixture:
         return dict(zip(self.names, counts.tolist(), strict=True))
 
     def _locate(self, source: Ints, use: Ints) -> Samples:
-        """Sample and epoch of the `use`-th use (from 0) of each source: [n] each."""
+        """Find the sample and the epoch of the `use`-th use (from 0) of each source: [n] each."""
         if (over := np.flatnonzero(use >= self._limits[source])).size:
-            name = self.names[source[over[0]]]
-            raise UserError(
-                "is used up",
-                field=f"sources.{name}.max_epochs",
-                value=str(self.sources[source[over[0]]].max_epochs),
-                fix="raise it, or stop the phase earlier",
-            )
+            number = int(source[over[0]])
+            field, value = f"sources.{self.names[number]}.max_epochs", str(self.sources[number].max_epochs)
+            what, fix = "is reached: all samples of the source are used", "raise it, or end the phase earlier"
+            raise UserError(what, field=field, value=value, fix=fix)
         sizes = self._samples[source]
         epoch, place = np.divmod(use, sizes)
         keys = subkeys(self._keys[source], epoch)
@@ -353,37 +321,29 @@ class Mixture:
         return Samples(source, index, epoch)
 
 
-def _lengths(recipe: Recipe, done: Sequence[int]) -> Iterator[int]:
-    """Samples of each phase: its tokens in whole global batches, counted from where the phase stands."""
-    for number, phase in enumerate(recipe.phases):
-        stands = done[number] if number < len(done) else 0
-        over = number < len(done) - 1
-        left = 0 if over else max(0, -(-phase.length // recipe.seq_len) - stands)
-        yield stands + -(-left // recipe.global_batch_size) * recipe.global_batch_size
+def _lengths(recipe: Recipe, past: Sequence[PastPhase]) -> Iterator[int]:
+    """Yield the samples of each phase: what it has consumed if it is over, else what it will have."""
+    for number in range(len(recipe.phases)):
+        done = past[number].samples if number < len(past) else 0
+        yield done if number < len(past) - 1 else recipe.phase_samples(number, done)
 
 
 def _source_problems(recipe: Recipe, sizes: Mapping[str, SourceSize]) -> Iterator[UserError]:
-    """What is wrong with the sources themselves."""
+    """Find what is wrong with the sources themselves."""
     for name, source in recipe.sources.items():
         size, field = sizes[name], f"sources.{name}"
         if size.samples < 1:
-            yield UserError(
-                f"holds {size.tokens:,} tokens, too few for a sample of {recipe.seq_len:,} and its successor",
-                field=field,
-                value=source.path,
-                fix="add data, lower seq_len or remove the source",
+            what = (
+                f"holds {size.tokens:,} tokens, too few for a sample of {recipe.seq_len:,} and the next one"
             )
+            fix = "add data, lower seq_len, or remove the source"
+            yield UserError(what, field=field, value=source.path, fix=fix)
         elif source.offset and source.order != "sequential":
-            yield UserError(
-                f"has no effect with order {source.order}",
-                field=f"{field}.offset",
-                value=source.offset,
-                fix="set order: sequential, or remove it",
-            )
+            what, fix = f"has no effect with order {source.order}", "set order: sequential, or remove it"
+            yield UserError(what, field=f"{field}.offset", value=source.offset, fix=fix)
         elif source.offset >= size.samples:
-            yield UserError(
-                f"lies beyond the source's {size.samples:,} samples",
-                field=f"{field}.offset",
-                value=source.offset,
-                fix="count it in samples of seq_len tokens",
+            what, fix = (
+                f"is beyond the source's {size.samples:,} samples",
+                "give it in samples of seq_len tokens",
             )
+            yield UserError(what, field=f"{field}.offset", value=source.offset, fix=fix)

@@ -1,4 +1,4 @@
-"""Orders in which the samples of a source are taken, computed point by point: nothing is stored.
+"""Permutations of a source's samples, computed point by point; nothing is stored.
 
 A permutation of [0, n) is a generalised Feistel network (Black and Rogaway 2002, "Ciphers with arbitrary
 finite domains") on pairs (left, right) of Z_a x Z_b with a = ceil(sqrt(n)) and b = ceil(n / a). The domain
@@ -15,43 +15,36 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
-
 Words = NDArray[np.uint64]
-
 
 _ROUNDS = 16
 """Four are enough for large n (Luby and Rackoff 1988); with sixteen even the 120 permutations of five points
 are equally frequent, and a batch may have as few rows."""
 
-
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
 
 _STEPS = [np.uint64(number * int(_GOLDEN) % 2**64) for number in range(_ROUNDS)]
 
-
 _SHIFTS = [np.uint64(shift) for shift in (30, 27, 31)]
 
-
 _FACTORS = [np.uint64(factor) for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)]
-
 
 _HALF, _ONE = np.uint64(32), np.uint64(1)
 
 
 def key_of(*parts: object) -> int:
-    """A 64-bit key from what names a permutation, the same on every machine."""
+    """Make a 64-bit key from what names a permutation; it is the same on every machine."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def subkeys(keys: Words, numbers: Ints) -> Words:
-    """Keys of the `numbers`-th member (epoch, window) of the families that `keys` name."""
+    """Derive the keys of the `numbers`-th member (epoch, window) of the families that `keys` name."""
     return _mix(keys + _words(numbers) * _GOLDEN)
 
 
 def permute(points: Ints, sizes: Ints, keys: Words) -> Ints:
-    """Where each point goes under the permutation of [0, size) with its key; elementwise on equal shapes.
+    """Map each point by the permutation of [0, size) with its key; elementwise on equal shapes.
 
     For a fixed size and key this is a bijection of [0, size).
     """
@@ -63,10 +56,9 @@ def permute(points: Ints, sizes: Ints, keys: Words) -> Ints:
 
 
 def permute_blocks(points: Ints, sizes: Ints, keys: Words, blocks: Ints) -> Ints:
-    """Like `permute`, with reads that stay within a window of `block` samples for as long as it lasts.
+    """Permute the windows of `blocks` samples, and the samples within each: reads stay near each other.
 
-    The order of the whole windows is permuted, and the samples inside each; what is left over after the
-    last whole window is a shorter one and comes last.
+    What is left after the last whole window is a shorter one and comes last.
     """
     window, inside = np.divmod(points, blocks)
     whole = sizes // blocks
@@ -78,7 +70,7 @@ def permute_blocks(points: Ints, sizes: Ints, keys: Words, blocks: Ints) -> Ints
 
 
 def _feistel(points: Words, sizes: Words, keys: Words) -> Words:
-    """One pass of the network over the domain [0, a * b), in place of rounds that swap halves."""
+    """Make one pass of the network over the domain [0, a * b); the halves are updated in turn."""
     a = np.ceil(np.sqrt(sizes.astype(np.float64))).astype(np.uint64)
     a += a * a < sizes  # floating point loses the 1 of k * k + 1
     b = (sizes + a - _ONE) // a
@@ -90,13 +82,13 @@ def _feistel(points: Words, sizes: Words, keys: Words) -> Words:
 
 
 def _add(half: Words, other: Words, keys: Words, modulus: Words) -> Words:
-    """(half + hash(other)) mod modulus, without a division: moduli are below 2**32."""
-    total = half + ((_mix(other + keys) >> _HALF) * modulus >> _HALF)
-    return np.minimum(total, total - modulus)  # below 0 wraps to a huge number
+    """Return (half + hash(other)) mod modulus, without a division: moduli are below 2**32."""
+    sum_ = half + ((_mix(other + keys) >> _HALF) * modulus >> _HALF)
+    return np.minimum(sum_, sum_ - modulus)  # below 0 it wraps to a huge number
 
 
 def _mix(word: Words) -> Words:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every bit depends on every bit."""
+    """Mix by the finaliser of splitmix64 (Steele, Lea and Flood 2014): every bit depends on every bit."""
     word = (word ^ (word >> _SHIFTS[0])) * _FACTORS[0]
     word = (word ^ (word >> _SHIFTS[1])) * _FACTORS[1]
     return word ^ (word >> _SHIFTS[2])

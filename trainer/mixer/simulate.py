@@ -1,4 +1,4 @@
-"""What a plan takes from each source, for `rewarm plan`; exact, and known before the first step."""
+"""What a mixture takes from each source: exact, and known before the first step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Usage:
 
 
 def account(mixture: Mixture) -> list[Usage]:
-    """Every source at the end of every phase, in the recipe's order."""
+    """Return every source at the end of every phase, in the recipe's order."""
     rows = []
     for phase, samples in enumerate(mixture.phase_samples):
         began = mixture.consumed(phase, 0)
@@ -56,7 +56,7 @@ def account(mixture: Mixture) -> list[Usage]:
 
 
 def target_shares(mixture: Mixture, phase: int, start: int, stop: int) -> dict[str, Fraction]:
-    """Each source's weight over samples [start, stop) of a phase: the mean over the segments they lie in."""
+    """Return each source's weight over samples [start, stop) of a phase: the mean over their segments."""
     expected = [Fraction(0)] * len(mixture.names)
     spans = mixture.spans[phase]
     ends = [*(span.start for span in spans[1:]), stop]
@@ -83,16 +83,16 @@ class SampleRow:
 
 @dataclass(frozen=True)
 class SourceShare:
-    """What one source gives to a window."""
+    """What one source gives to a window of the run."""
 
     source: str
     samples: int
     share: float
-    """Realised: samples of the source per sample of the window."""
+    """Realised share: samples of the source per sample of the window."""
     target: Fraction
     """The weight, over the segments that the window lies in."""
     off_by: float
-    """Samples more (or fewer, below 0) than the target asks for."""
+    """Samples above the target; negative if below."""
     coverage: float
     """Share of the source's samples that the run has used at the end of the window."""
     epochs: float
@@ -100,10 +100,10 @@ class SourceShare:
 
 
 def sample_rows(mixture: Mixture, start: int, stop: int) -> Iterator[SampleRow]:
-    """The samples [start, stop) of the run, one after another.
+    """Yield the samples [start, stop) of the run, one after another.
 
     Raises:
-        UserError: the window does not lie in the run, or a source is used beyond its `max_epochs`.
+        UserError: the window is not within the run, or a source is used beyond its `max_epochs`.
     """
     for phase, begin, end in _windows(mixture, start, stop):
         before = sum(mixture.phase_samples[:phase])
@@ -115,10 +115,10 @@ def sample_rows(mixture: Mixture, start: int, stop: int) -> Iterator[SampleRow]:
 
 
 def source_shares(mixture: Mixture, start: int, stop: int) -> list[SourceShare]:
-    """Realised against target shares of a window, for every source; by arithmetic, whatever its length.
+    """Compare realised with target shares of a window, for every source; its length costs no time.
 
     Raises:
-        UserError: the window does not lie in the run.
+        UserError: the window is not within the run.
     """
     taken = dict.fromkeys(mixture.names, 0)
     wanted = dict.fromkeys(mixture.names, Fraction(0))
@@ -145,15 +145,11 @@ def source_shares(mixture: Mixture, start: int, stop: int) -> list[SourceShare]:
 
 
 def _windows(mixture: Mixture, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """The window cut at phase boundaries: phase, begin and end within it."""
+    """Cut a window at the phases' boundaries: phase, begin and end within it."""
     total = sum(mixture.phase_samples)
     if not 0 <= start < stop <= total:
-        raise UserError(
-            "is no window of the run's samples",
-            field="samples",
-            value=f"{start}:{stop}",
-            fix=f"give A:B with 0 <= A < B <= {total}",
-        )
+        what, fix = "is not a window A:B of the run's samples", f"use 0 <= A < B <= {total}"
+        raise UserError(what, field="samples", value=f"{start}:{stop}", fix=fix)
     before = 0
     for phase, samples in enumerate(mixture.phase_samples):
         begin, end = max(start - before, 0), min(stop - before, samples)

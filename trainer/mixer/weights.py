@@ -1,4 +1,4 @@
-"""From a recipe's mixture to one exact weight for each source."""
+"""Compute one exact weight for each source from a segment of the recipe's mixture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.mixer.interleave import LONGEST, denominator
 from trainer.recipe.schema import Segment, Source
 
 SIZE_STEPS = 2**15
-"""A split by size is rounded to about so many steps: far finer than it matters, and a short period."""
+"""A split by size is rounded to about so many steps: finer than matters, and still a short period."""
 
 
 def weights_of(
@@ -21,12 +21,12 @@ def weights_of(
     field: str,
     begun_with: Collection[str] | None = None,
 ) -> tuple[Fraction, ...]:
-    """Exact weights that add up to 1, one for each source in the recipe's order.
+    """Return exact weights that add up to 1, one for each source in the recipe's order.
 
-    Without `replay_ratio` they are the recipe's own. With it the replay sources get that total and the new
-    sources the rest; each role's total is split in proportion to the weights given for sources of the role
-    (the others then get none), or else to the sources' `samples`. A phase that has begun is split by size
-    among the sources that it was `begun_with`: one that is declared later must not change it.
+    Without `replay_ratio` they are those of the recipe. With it the replay sources get that total and the new
+    sources the rest. Each role's total is split in proportion to the weights given for sources of the role
+    (the others get nothing), or else to the sources' `samples`. A phase that has begun is split by size among
+    the sources that it was `begun_with`: a source that is declared later must not change it.
 
     Raises:
         UserError: a role has a share but no sources, or the weights need too long a period; names `field`.
@@ -37,12 +37,10 @@ def weights_of(
         shares = _by_role(segment, segment.replay_ratio, sources, samples, field, begun_with)
     weights = tuple(shares.get(name, Fraction(0)) for name in sources)
     if (needed := denominator(weights)) > LONGEST:
-        raise UserError(
-            f"needs a common denominator of {needed:,}, more than {LONGEST:,}",
-            field=field,
-            value={name: str(share) for name, share in shares.items()},
-            fix="write the weights with fewer digits or a common denominator",
-        )
+        what = f"needs a common denominator of {needed:,}, above the limit of {LONGEST:,}"
+        value = {name: str(share) for name, share in shares.items()}
+        fix = "write the weights with fewer digits or a common denominator"
+        raise UserError(what, field=field, value=value, fix=fix)
     return weights
 
 
@@ -54,7 +52,7 @@ def _by_role(
     field: str,
     begun_with: Collection[str] | None,
 ) -> dict[str, Fraction]:
-    """Shares of the sources when only the replay sources' total is given."""
+    """Split the roles' totals among their sources."""
     shares: dict[str, Fraction] = {}
     by_size: list[tuple[Fraction, list[str]]] = []
     for role, total in (("new", 1 - replay_ratio), ("replay", replay_ratio)):
@@ -63,20 +61,15 @@ def _by_role(
         if total == 0:
             continue
         if not members:
-            raise UserError(
-                f"gives a share of {total} to role {role}, which no source has",
-                field=f"{field}.replay_ratio",
-                fix=f"give a source role {role}, or set replay_ratio to {int(role == 'new')}",
-            )
+            what = f"gives role {role} a share of {total}, but no source has this role"
+            fix = f"give a source the role {role}, or set replay_ratio to {int(role == 'new')}"
+            raise UserError(what, field=f"{field}.replay_ratio", fix=fix)
         if not given:
             known = [name for name in members if begun_with is None or name in begun_with]
             by_size.append((total, known or members))
         elif (sum_given := sum(given.values())) == 0:
-            raise UserError(
-                f"gives no {role} source a weight, but the role a share of {total}",
-                field=field,
-                fix="give one a weight above 0",
-            )
+            what = f"gives role {role} a share of {total}, but each of its sources a weight of 0"
+            raise UserError(what, field=field, fix="give one of them a weight above 0")
         else:
             shares |= {name: total * weight / sum_given for name, weight in given.items()}
     fixed = lcm(replay_ratio.denominator, *(share.denominator for share in shares.values()))
@@ -89,9 +82,9 @@ def _by_role(
 
 
 def apportion(sizes: list[int], steps: int) -> list[int]:
-    """Splits `steps` in proportion to `sizes` by largest remainder, with at least one step for each.
+    """Split `steps` in proportion to `sizes` by largest remainder, with at least one step for each.
 
-    There must be no more sizes than steps.
+    There must be at least as many steps as sizes.
     """
     whole = sum(sizes)
     parts = [max(1, size * steps // whole) for size in sizes]

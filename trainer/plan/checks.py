@@ -1,11 +1,11 @@
-"""The checks of a plan that read the run directory and the checkpoints in it."""
+"""Check the run directory, its checkpoints and the model, and collect the errors of all checks."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 
@@ -19,24 +19,44 @@ from trainer.storage.run_directory import RunDirectory
 T = TypeVar("T")
 
 
+class _FailedBefore(Exception):
+    """A check needs the result of one that failed."""
+
+
+def _no_result() -> NoReturn:
+    raise _FailedBefore
+
+
 class ErrorCollector:
-    """Calls checks one after another and keeps what they complain of, to be told at once."""
+    """Calls checks one after another and keeps their errors, to raise all of them at once."""
 
     def __init__(self) -> None:
         self.problems: list[UserError] = []
 
-    def __call__(self, check: Callable[[], T]) -> T | None:
+    def __call__(self, check: Callable[[], T]) -> Callable[[], T]:
+        """Call a check; return a function that gives its result.
+
+        A later check that asks for the result of one that failed is skipped: that error is kept already.
+        """
         try:
-            return check()
+            result = check()
+            return lambda: result
         except UserErrors as several:
             self.problems += several.problems
         except UserError as problem:
             self.problems.append(problem)
-        return None
+        except _FailedBefore:
+            pass
+        return _no_result
+
+    def raise_problems(self) -> None:
+        """Raise what the checks found, if they found anything."""
+        if self.problems:
+            raise UserErrors(self.problems)
 
 
 def refuse_another_run(recipe: Recipe) -> None:
-    """A run directory belongs to one run, by name."""
+    """Refuse a run directory that belongs to another run, by name, or to something else."""
     directory = recipe.directory
     run = RunDirectory(directory)
     if run.recipe.exists():
@@ -45,54 +65,54 @@ def refuse_another_run(recipe: Recipe) -> None:
             return
         what = f"holds another run, {name!r}, and this recipe is {recipe.name!r}"
     elif directory.exists() and (not directory.is_dir() or set(os.listdir(directory)) - run.left_at_start):
-        what = "is not empty and holds no run"
+        what = "is not empty and does not hold a run"
     elif any(above.is_file() for above in directory.parents):
-        what = "lies below a file"
+        what = "cannot be created: a parent path is a file"
     else:
         return
-    raise UserError(what, field="run_dir", value=str(directory), fix="give another run_dir")
+    raise UserError(what, field="run_dir", value=str(directory), fix="choose another run_dir")
 
 
 def newest_checkpoint(recipe: Recipe, skip: Collection[Path]) -> tuple[manifest.Checkpoint | None, list[str]]:
-    """The newest good checkpoint, and a line for each that is not good."""
+    """Find the newest good checkpoint, and write a line for each damaged one."""
     directory = RunDirectory(recipe.directory).checkpoints
     good, broken = history.scan_checkpoints(directory)
     good = [checkpoint for checkpoint in good if checkpoint.path not in skip]
     if not good and (skip or history.has_committed(directory)):
         listed = "; ".join([*broken, *(f"{path}: damaged" for path in skip)])
         raise InfrastructureError(
-            f"{directory}: no checkpoint is good ({listed}); restore one, or give another run_dir "
-            "to begin again from the base"
+            f"{directory}: no checkpoint is good ({listed}); restore one, or choose another "
+            "run_dir to start again from the base"
         )
     return (good[-1] if good else None), broken
 
 
 def baselines(checkpoint: manifest.Checkpoint | None) -> dict[str, Baseline]:
-    """What the base scored on each validation set, as far as the run has measured it."""
-    told = checkpoint.manifest.baseline if checkpoint else {}
-    return {name: Baseline.from_json(base) for name, base in told.items()}
+    """Read the base's score on each validation set, as far as the run has measured it."""
+    scores = checkpoint.manifest.baseline if checkpoint else {}
+    return {name: Baseline.from_json(score) for name, score in scores.items()}
 
 
 def unmeasured(
     recipe: Recipe, validation: Mapping[str, TokenStore], checkpoint: manifest.Checkpoint | None
 ) -> Iterator[str]:
-    """Forgetting is a difference of two scores on the same text, and is told where the base has none."""
+    """Note that forgetting cannot be measured, if the base has no score on the same text."""
     if checkpoint is None or "upstream" not in validation:
         return
     base = baselines(checkpoint).get("upstream")
     now = measured_on(validation["upstream"], recipe.seq_len, recipe.validation.max_tokens)
     prefix = recipe.validation.upstream
-    where = f"validation.upstream: {prefix!r}: forgetting is not logged, since the base was"
+    where = f"validation.upstream: {prefix!r}: forgetting is not measured, since the base was"
     if base is None:
-        yield f"{where} not scored on it before the first step; start a new run directory to have it"
+        yield f"{where} not scored on it before the first step; start in a new run_dir to measure it"
     elif changed := ", ".join(base.unlike(now)):
-        yield f"{where} scored on another set ({changed}); put that back, or start a new run directory"
+        yield f"{where} scored on another set ({changed}); restore that set, or start in a new run_dir"
 
 
 def check_trained_patterns(config: Mapping[str, Any], recipe: Recipe, vocab_size: int) -> None:
-    """Patterns that match no parameter, in the model that will be trained."""
+    """Refuse patterns of `train` that match no parameter of the model."""
     if all(isinstance(phase.train, str) for phase in recipe.phases):
-        return  # nothing that needs the model, whose library takes seconds to import
+        return  # no patterns: the import of transformers, which takes seconds, is not needed
     from trainer.model.build import check_trained
 
     if problems := check_trained(config, recipe, vocab_size):

@@ -3,99 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from tokenization.errors import UserError, UserErrors
 from tokenization.shards.store import TokenStore, open_tokens
-from tokenization.tokenizer import files
 from trainer.recipe.schema import Recipe
 
 
-def open_sources(recipe: Recipe, described: Mapping[str, Any] | None = None) -> dict[str, TokenStore]:
-    """The token stores of all sources, memory-mapped, in the recipe's order.
+def open_sources(recipe: Recipe, begun_with: Mapping[str, str] | None = None) -> dict[str, TokenStore]:
+    """Open the token stores of all sources, memory-mapped, in the recipe's order.
 
-    `described` is what `Mixture.describe` said when the run began, from its checkpoint. Sizes and
+    `begun_with` holds the fingerprint of each source that the run has recorded in its checkpoint. Sizes and
     fingerprints are compared, which takes no reading of tokens; `rewarm data inspect` reads them all.
 
     Raises:
-        Problems: a source is missing, cut short, changed since, or made with another tokenizer than the
-            first one; all of them at once.
+        UserErrors: sources are missing, truncated, changed since, or made with another tokenizer than the
+            first one.
     """
-    stores: dict[str, TokenStore] = {}
-    problems: list[UserError] = []
-    for name, source in recipe.sources.items():
-        try:
-            stores[name] = open_tokens(source.path)
-        except UserError as error:
-            problems.append(UserError(f"sources.{name}.path: {error}"))
-    problems += _changed(recipe, stores, described or {})
-    problems += _mixed_tokenizers(recipe, stores)
+    stores, problems = _open_all({f"sources.{name}.path": one.path for name, one in recipe.sources.items()})
+    known = {f"sources.{name}.path": fingerprint for name, fingerprint in (begun_with or {}).items()}
+    for field, store in stores.items():
+        if (before := known.get(field, store.fingerprint)) != store.fingerprint:
+            what = f"has changed since the run began: its fingerprint is {store.fingerprint}, not {before}"
+            fix = "restore those shards, or declare the new ones as another source in a new phase"
+            problems.append(UserError(what, field=field, value=str(store.prefix), fix=fix))
+    problems += _mixed_tokenizers(stores)
     if problems:
         raise UserErrors(problems)
-    return stores
-
-
-def _changed(
-    recipe: Recipe, stores: Mapping[str, TokenStore], described: Mapping[str, Any]
-) -> Iterator[UserError]:
-    for name, store in stores.items():
-        known = described.get(f"sources.{name}.fingerprint", store.fingerprint)
-        if known != store.fingerprint:
-            yield UserError(
-                f"does not hold what the run began with: fingerprint {store.fingerprint}, not {known}",
-                field=f"sources.{name}.path",
-                value=recipe.sources[name].path,
-                fix="restore those shards, or name the new ones as another source in a new phase",
-            )
-
-
-def _mixed_tokenizers(recipe: Recipe, stores: Mapping[str, TokenStore]) -> Iterator[UserError]:
-    first = next(iter(stores), None)
-    for name, store in stores.items():
-        if first is not None and store.tokenizer != stores[first].tokenizer:
-            yield UserError(
-                f"was made with tokenizer {store.tokenizer}, but {first} with {stores[first].tokenizer}",
-                field=f"sources.{name}.path",
-                value=recipe.sources[name].path,
-                fix="prepare all sources with one tokenizer",
-            )
+    return dict(zip(recipe.sources, stores.values(), strict=True))
 
 
 def open_validation(recipe: Recipe) -> dict[str, TokenStore]:
+    """Open the validation sets that the recipe names: `upstream`, `downstream`.
+
+    Raises:
+        UserErrors: a set is missing, damaged or too short.
+    """
     sets = {"upstream": recipe.validation.upstream, "downstream": recipe.validation.downstream}
-    stores = {}
-    problems = []
-    for name, prefix in sets.items():
-        if prefix is None:
-            continue
-        try:
-            stores[name] = open_tokens(prefix)
-            if stores[name].tokens < 2:
-                raise UserError("holds fewer than 2 tokens", file=prefix, fix="hold out more text")
-        except UserError as error:
-            problems.append(UserError(f"validation.{name}: {error}"))
+    named = {name: prefix for name, prefix in sets.items() if prefix is not None}
+    stores, problems = _open_all({f"validation.{name}": prefix for name, prefix in named.items()})
+    for field, store in stores.items():
+        if store.tokens < 2:
+            what, fix = "holds fewer than 2 tokens", "prepare more held-out text"
+            problems.append(UserError(what, field=field, value=str(store.prefix), fix=fix))
     if problems:
         raise UserErrors(problems)
-    return stores
+    return dict(zip(named, stores.values(), strict=True))
+
+
+def _open_all(prefixes: Mapping[str, str]) -> tuple[dict[str, TokenStore], list[UserError]]:
+    """Open shards by the field that names them; return those that open, and the errors of the others."""
+    stores, problems = {}, []
+    for field, prefix in prefixes.items():
+        try:
+            stores[field] = open_tokens(prefix)
+        except UserError as error:
+            problems.append(UserError(f"{field}: {error}"))
+    return stores, problems
+
+
+def _mixed_tokenizers(stores: Mapping[str, TokenStore]) -> Iterator[UserError]:
+    first = next(iter(stores.values()), None)
+    for field, store in stores.items():
+        if first is not None and store.tokenizer != first.tokenizer:
+            what = f"was made with tokenizer {store.tokenizer}, but {first.prefix} with {first.tokenizer}"
+            fix = "prepare all sources with one tokenizer"
+            yield UserError(what, field=field, value=str(store.prefix), fix=fix)
 
 
 def check_one_tokenizer(
-    recipe: Recipe, stores: Mapping[str, TokenStore], validation: Mapping[str, TokenStore]
+    recipe: Recipe, stores: Mapping[str, TokenStore], validation: Mapping[str, TokenStore], fingerprint: str
 ) -> None:
-    """Shards made with another tokenizer than the model's would be noise."""
-    wanted = files.fingerprint(recipe.model.tokenizer)
+    """Refuse shards that were not made with the model's tokenizer, whose fingerprint is given.
+
+    Raises:
+        UserErrors: one for each.
+    """
     places = {f"sources.{name}.path": store for name, store in stores.items()}
     places |= {f"validation.{name}": store for name, store in validation.items()}
-    problems = [
-        UserError(
-            f"was prepared with tokenizer {store.tokenizer}, and model.tokenizer {recipe.model.tokenizer} "
-            f"is {wanted}",
-            field=field,
-            value=str(store.prefix),
-            fix="prepare it again with model.tokenizer",
-        )
-        for field, store in places.items()
-        if store.tokenizer != wanted
-    ]
+    wanted = f"model.tokenizer {recipe.model.tokenizer} has the fingerprint {fingerprint}"
+    problems = []
+    for field, store in places.items():
+        if store.tokenizer != fingerprint:
+            what = f"was prepared with tokenizer {store.tokenizer}, but {wanted}"
+            fix = "prepare it again with model.tokenizer"
+            problems.append(UserError(what, field=field, value=str(store.prefix), fix=fix))
     if problems:
         raise UserErrors(problems)

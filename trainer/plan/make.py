@@ -1,4 +1,4 @@
-"""The run before the run: everything that can be known, checked and decided without a process group."""
+"""Plan a run: read, check and decide everything that needs no process group."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 
 from tokenization.errors import UserErrors
 from tokenization.shards.store import TokenStore
-from tokenization.tokenizer import files
+from tokenization.tokenizer.files import open_tokenizer
 from trainer.checkpoint import manifest
 from trainer.engine import ds_config
 from trainer.engine import layout as layout_
 from trainer.engine.layout import Layout
 from trainer.machine.devices import available_bytes
 from trainer.metrics.services import check_services
+from trainer.mixer.description import MixtureDescription
 from trainer.mixer.mixture import Mixture, SourceSize
 from trainer.model import architecture
 from trainer.plan.checks import (
@@ -34,113 +35,133 @@ from trainer.scheduler.decision import Decision
 from trainer.scheduler.state import BaseLineage, RunState
 from trainer.storage.run_directory import EXPORTED
 
-LARGEST_ON_HOST = 16
-"""Samples in a micro batch on the CPU: beyond it nothing gets faster."""
-
 
 @dataclass(frozen=True)
-class Plan:
-    """A checked recipe, what it means in its run directory, and all that it was checked with."""
+class Inputs:
+    """What a recipe names, read and checked."""
 
-    recipe: Recipe
     preset: dict[str, Any]
-    layout: Layout
+    """The ds_config as written: how memory is split."""
     model_config: dict[str, Any]
     """Fields of the Hugging Face config."""
     vocab_size: int
     """Pieces of the tokenizer."""
     stores: dict[str, TokenStore]
+    """The sources, by name."""
     validation: dict[str, TokenStore]
     """`upstream`, `downstream`."""
-    mixture: Mixture
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The inputs, fitted to the ranks and to the run's past."""
+
     memory: Memory
+    layout: Layout
+    mixture: Mixture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Inputs, Fit):
+    """A checked recipe, what it means in its run directory, and all that it was checked with."""
+
+    recipe: Recipe
     checkpoint: manifest.Checkpoint | None
     """The newest good one in the run directory."""
     broken: tuple[str, ...]
     """A line for each checkpoint that is not good."""
     notes: tuple[str, ...]
-    """A line for each thing that the run will not measure."""
-    data: list[dict[str, Any]]
-    """Per phase what the mixer takes its samples from."""
-    base: BaseLineage | None
+    """A line for each measurement that the run will not make."""
+    data: list[MixtureDescription]
+    """Per phase all that decides which samples it takes."""
     decision: Decision
 
 
 def make_plan(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Plan:
-    """Checks everything and decides what starting this recipe means; changes nothing.
+    """Check everything and decide what starting this recipe means; change nothing.
 
-    `skip` holds checkpoints that turned out to be damaged.
+    Args:
+        recipe: the whole run.
+        world_size: number of ranks.
+        skip: checkpoints that turned out to be damaged.
 
     Raises:
-        Problems: all that is wrong, at once.
+        UserErrors: all that is wrong, at once.
         InfrastructureError: there are checkpoints and none of them is good.
     """
     refuse_another_run(recipe)
     checkpoint, broken = newest_checkpoint(recipe, skip)
     state = RunState.from_json(checkpoint.manifest.state) if checkpoint else None
-    together = ErrorCollector()
-    preset = together(lambda: ds_config.read_preset(recipe.deepspeed))
-    vocab_size = together(lambda: files.open_tokenizer(recipe.model.tokenizer).size)
-    described = {
-        field: value for record in (state.phases if state else ()) for field, value in record.data.items()
-    }
-    stores = together(lambda: open_sources(recipe, described))
-    validation = together(lambda: open_validation(recipe))
-    if preset is not None:
-        together(lambda: ds_config.check_saved(preset, recipe))
-    together(lambda: check_services(recipe.logging))
-    if stores is not None and validation is not None and vocab_size is not None:
-        together(lambda: check_one_tokenizer(recipe, stores, validation))
-    config = vocab_size and together(lambda: _checked_config(recipe, vocab_size))
-    if preset is None or stores is None or validation is None or not vocab_size or not config:
-        raise UserErrors(together.problems)
-    if together.problems:
-        raise UserErrors(together.problems)
-    together(lambda: check_trained_patterns(config, recipe, vocab_size))
-    memory = _memory(recipe, preset, config, world_size)
-    layout = together(lambda: _layout(recipe, memory, world_size))
-    mixture = together(lambda: _mixture(recipe, stores, state))
-    if layout is None or mixture is None:
-        raise UserErrors(together.problems)
-    together(lambda: ds_config.complete(preset, recipe, layout, config))
-    if state is None or state.settings["seq_len"] == recipe.seq_len:
-        together(mixture.check_epochs)  # with another seq_len, which is refused, uses cannot be counted
-    if together.problems:
-        raise UserErrors(together.problems)
-    data = [mixture.describe(phase) for phase in range(len(recipe.phases))]
-    base = base_lineage(recipe, config)
+    inputs = _read_inputs(recipe, state)
+    fit = _fit(recipe, inputs, world_size, state)
+    data = [fit.mixture.describe(phase) for phase in range(len(recipe.phases))]
     return Plan(
+        **vars(inputs),
+        **vars(fit),
         recipe=recipe,
-        preset=preset,
-        layout=layout,
-        model_config=config,
-        vocab_size=vocab_size,
-        stores=stores,
-        validation=validation,
-        mixture=mixture,
-        memory=memory,
         checkpoint=checkpoint,
         broken=tuple(broken),
-        notes=tuple(unmeasured(recipe, validation, checkpoint)),
+        notes=tuple(unmeasured(recipe, inputs.validation, checkpoint)),
         data=data,
-        base=base,
-        decision=decide(recipe, data, state, base),
+        decision=decide(recipe, data, state, base_lineage(recipe, inputs.model_config)),
     )
 
 
-def _checked_config(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
+def _read_inputs(recipe: Recipe, state: RunState | None) -> Inputs:
+    """Read what the recipe names, and check each input and that they belong together.
+
+    Raises:
+        UserErrors: all that is wrong with them.
+    """
+    check = ErrorCollector()
+    preset = check(lambda: ds_config.read_preset(recipe.deepspeed))
+    tokenizer = check(lambda: open_tokenizer(recipe.model.tokenizer))
+    stores = check(lambda: open_sources(recipe, state.fingerprints() if state else {}))
+    validation = check(lambda: open_validation(recipe))
+    check(lambda: ds_config.check_saved(preset(), recipe))
+    check(lambda: check_services(recipe.logging))
+    check(lambda: check_one_tokenizer(recipe, stores(), validation(), tokenizer().fingerprint))
+    config = check(lambda: _model_config(recipe, tokenizer().size))
+    check.raise_problems()
+    return Inputs(preset(), config(), tokenizer().size, stores(), validation())
+
+
+def _fit(recipe: Recipe, inputs: Inputs, world_size: int, state: RunState | None) -> Fit:
+    """Fit the model, the batch and the mixture to the inputs and to the ranks.
+
+    Raises:
+        UserErrors: all that does not fit.
+    """
+    check = ErrorCollector()
+    memory = _memory(recipe, inputs, world_size)
+    check(lambda: check_trained_patterns(inputs.model_config, recipe, inputs.vocab_size))
+    layout = check(
+        lambda: layout_.layout(recipe, world_size, memory.largest_micro_batch(available_bytes(world_size)))
+    )
+    check(lambda: ds_config.complete(inputs.preset, recipe, layout(), inputs.model_config))
+    # The past is what the checkpoint recorded, and not what the recipe now says of it.
+    sizes = {name: SourceSize.of(store, recipe.seq_len) for name, store in inputs.stores.items()}
+    mixture = check(lambda: Mixture.from_recipe(recipe, sizes, state.past() if state else ()))
+    if state is None or state.settings["seq_len"] == recipe.seq_len:
+        check(lambda: mixture().check_epochs())  # another seq_len is refused: uses cannot be counted with it
+    check.raise_problems()
+    return Fit(memory, layout(), mixture())
+
+
+def _model_config(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
+    """Read and check the model's config."""
     config = architecture.resolve_config(recipe, vocab_size)
     if problems := architecture.check_config(config, recipe, vocab_size):
         raise UserErrors(problems)
     return config
 
 
-def _memory(recipe: Recipe, preset: dict[str, Any], config: dict[str, Any], world_size: int) -> Memory:
+def _memory(recipe: Recipe, inputs: Inputs, world_size: int) -> Memory:
     return estimate(
-        config,
-        stage=ds_config.stage(preset),
-        offload_optimizer=ds_config.offloads_optimizer(preset),
-        offload_parameters=ds_config.offloads_parameters(preset),
+        inputs.model_config,
+        stage=ds_config.stage(inputs.preset),
+        offload_optimizer=ds_config.offloads_optimizer(inputs.preset),
+        offload_parameters=ds_config.offloads_parameters(inputs.preset),
         world_size=world_size,
         seq_len=recipe.seq_len,
         dtype=recipe.model.dtype,
@@ -148,32 +169,17 @@ def _memory(recipe: Recipe, preset: dict[str, Any], config: dict[str, Any], worl
     )
 
 
-def _layout(recipe: Recipe, memory: Memory, world_size: int) -> Layout:
-    return layout_.layout(recipe, world_size, memory.largest_micro_batch(available_bytes(world_size)))
-
-
-def _mixture(recipe: Recipe, stores: Mapping[str, TokenStore], state: RunState | None) -> Mixture:
-    """The mixture, whose past is what the checkpoint recorded and not what the recipe now says of it."""
-    sizes = {name: SourceSize.of(store, recipe.seq_len) for name, store in stores.items()}
-    if state is None:
-        return Mixture.from_recipe(recipe, sizes)
-    done = [*(record.samples for record in state.phases[:-1]), state.samples]
-    return Mixture.from_recipe(
-        recipe, sizes, taken=state.samples_before(), done=done, begun_with=state.sources()
-    )
-
-
 def base_lineage(recipe: Recipe, config: Mapping[str, Any]) -> BaseLineage | None:
-    """What is known of the base's past: all of it where the base is ours, a checkpoint or its export."""
+    """Return what is known of the base's past: all of it for a checkpoint of ours or its export."""
     base = recipe.model.base
     if base is None:
         return None
     if (Path(base) / manifest.MARKER).is_file():
         return BaseLineage.of(RunState.from_json(manifest.read_checkpoint(Path(base)).manifest.state), base)
     if (Path(base) / EXPORTED).is_file():
-        told = json.loads((Path(base) / EXPORTED).read_text(encoding="utf-8"))
-        new_rows = told.pop("new_rows", 0)
-        return BaseLineage.of(RunState.from_json(told), base, new_rows, optimizer=False)
+        exported = json.loads((Path(base) / EXPORTED).read_text(encoding="utf-8"))
+        new_rows = exported.pop("new_rows", 0)
+        return BaseLineage.of(RunState.from_json(exported), base, new_rows, optimizer=False)
     rows = int(config.get("base_vocab_size") or config["vocab_size"])
     new_rows = int(config["vocab_size"]) - rows
     return BaseLineage(base, new_rows=new_rows)

@@ -1,4 +1,4 @@
-"""How much memory a rank needs: an estimate from the config, before anything is allocated."""
+"""Estimate the memory that a rank needs, from the config and before anything is allocated."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LOGITS_BYTES = 3 * 2**27
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on a rank's device (and on its host), one micro batch apart from the rest."""
+    """Bytes on a rank's device and host; activations are counted per sample."""
 
     weights: int
     gradients: int
     optimizer: int
     """fp32 master weights and both moments."""
     host: int
-    """What offload moves to the host."""
+    """Bytes that offload moves to the host."""
     per_sample: int
     """Activations of one sample of `seq_len` tokens."""
     fixed: int
@@ -30,11 +30,11 @@ class Memory:
 
     @property
     def states(self) -> int:
-        """Everything on the device but activations."""
+        """Bytes on the device without activations."""
         return self.weights + self.gradients + self.optimizer + self.fixed
 
     def largest_micro_batch(self, available: int) -> int:
-        """Samples that fit beside the states into `available` bytes; 0 if none does."""
+        """Return how many samples fit beside the states into `available` bytes; 0 if none does."""
         return max(0, (available - self.states) // self.per_sample)
 
 
@@ -49,8 +49,8 @@ def estimate(
     dtype: str,
     recompute: bool,
 ) -> Memory:
-    """The model states after Rajbhandari et al. 2020 (arXiv 1910.02054), activations after Korthikanti
-    et al. 2022 (arXiv 2205.05198), both without the parts that memory-efficient attention does away with.
+    """Estimate a rank's memory: model states after Rajbhandari et al. 2020 (arXiv 1910.02054), activations
+    after Korthikanti et al. 2022 (arXiv 2205.05198), without what memory-efficient attention does not store.
     """
     count, width = parameters(config), DTYPES[dtype].itemsize
     weights = count * width // (world_size if stage >= 3 else 1)

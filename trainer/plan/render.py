@@ -1,4 +1,4 @@
-"""`rewarm plan`: a plan in words, and in JSON, before anything is started."""
+"""Write a plan as text and as JSON, for `rewarm plan`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GIB = 2**30
 
 
 def plan_to_json(plan: Plan, lr_at: Sequence[int] | None = None) -> dict[str, Any]:
-    """The plan as plain data; `lr_at` asks for the LR after these tokens of the run, else all over it."""
+    """Return the plan as plain data; `lr_at` lists tokens of the run at which to give the LR."""
     decision = plan.decision
     repeat = plan.mixture.first_repeat()
     return {
@@ -41,12 +41,12 @@ def plan_to_json(plan: Plan, lr_at: Sequence[int] | None = None) -> dict[str, An
 
 
 def checkpoint_bytes(plan: Plan) -> int:
-    """Size of one checkpoint: fp32 weights and both moments."""
+    """Return the size of one checkpoint: fp32 weights and both moments."""
     return 12 * parameters(plan.model_config)
 
 
 def render_plan(plan: Plan, lr_at: Sequence[int] | None = None) -> str:
-    """The plan for people."""
+    """Write the plan for people."""
     parts = [
         "\n".join([*plan.broken, *plan.notes, plan.decision.render()]),
         text_table(
@@ -66,7 +66,7 @@ def render_plan(plan: Plan, lr_at: Sequence[int] | None = None) -> str:
 
 
 def _sizes(plan: Plan) -> list[str]:
-    """How the batch is cut, and what the run takes of memory, disk and arithmetic."""
+    """Write how the batch is divided, and the memory, disk space and FLOPs that the run needs."""
     recipe, layout, memory = plan.recipe, plan.layout, plan.memory
     activations = memory.per_sample * layout.micro_batch_size
     checkpoint = checkpoint_bytes(plan)
@@ -76,9 +76,9 @@ def _sizes(plan: Plan) -> list[str]:
         f" {recipe.tokens_per_step:,} tokens per step",
         f"model    {parameters(plan.model_config):,} parameters; the run takes {_flops(plan):.3g} FLOPs",
         f"memory   about {memory.states / GIB:.2f} GiB of states, {activations / GIB:.2f} GiB of activations"
-        f" per rank; {memory.host / GIB:.2f} GiB of offload on the host",
+        f" per rank; {memory.host / GIB:.2f} GiB of offloaded states on the host",
         f"disk     {checkpoint / GIB:.2f} GiB per checkpoint,"
-        f" {recipe.checkpoint.keep_last * checkpoint / GIB:.2f} GiB for those kept",
+        f" {recipe.checkpoint.keep_last * checkpoint / GIB:.2f} GiB for all that are kept",
     ]
 
 
@@ -88,7 +88,7 @@ def _phases(plan: Plan) -> list[dict[str, Any]]:
         {
             "phase": phase.name,
             "tokens": phase.length,
-            "steps": recipe.phase_steps(number),
+            "steps": -(-plan.mixture.phase_samples[number] // recipe.global_batch_size),
             "schedule": phase.schedule.kind,
             "max_lr": phase.schedule.max_lr,
             "trained": phase.train if isinstance(phase.train, str) else ", ".join(phase.train),
@@ -98,7 +98,7 @@ def _phases(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _sources(plan: Plan) -> str:
-    """What each phase takes from each source, and when the first one repeats."""
+    """Write what each phase takes from each source, and when the first one repeats."""
     rows = [
         [
             row.phase,
@@ -114,14 +114,14 @@ def _sources(plan: Plan) -> str:
     ]
     head = ("phase", "source", "role", "share", "tokens", "samples so far", "epochs so far", "max_epochs")
     repeat = plan.mixture.first_repeat()
-    told = (
-        "no source repeats"
-        if repeat is None
-        else f"{repeat[0]} repeats from token {repeat[1]:,} of the run on"
+    note = (
+        f"source {repeat[0]} repeats from token {repeat[1]:,} of the run on"
+        if repeat
+        else "no source repeats"
     )
-    return f"{text_table(head, rows)}\n{told}"
+    return f"{text_table(head, rows)}\n{note}"
 
 
 def _flops(plan: Plan) -> int:
-    tokens = sum(plan.recipe.phase_steps(number) for number in range(len(plan.recipe.phases)))
-    return tokens * plan.recipe.tokens_per_step * flops_per_token(plan.model_config, plan.recipe.seq_len)
+    tokens = sum(plan.mixture.phase_samples) * plan.recipe.seq_len
+    return tokens * flops_per_token(plan.model_config, plan.recipe.seq_len)

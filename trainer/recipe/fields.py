@@ -12,21 +12,17 @@ from trainer.recipe.numbers import Length, count, exact, real
 Count = Annotated[int, BeforeValidator(count)]
 """A whole number of at least 0."""
 
-
 Positive = Annotated[int, BeforeValidator(count), Field(ge=1)]
 """A whole number of at least 1."""
-
 
 Rate = Annotated[float, BeforeValidator(real), Field(ge=0)]
 """A learning rate or another non-negative real number."""
 
-
 Exact = Annotated[Fraction, BeforeValidator(exact), PlainSerializer(str), Field(ge=0)]
 """An exact non-negative rational."""
 
-
 LengthField = Annotated[Length, BeforeValidator(Length.read), PlainSerializer(str)]
-"""A length in tokens, or in per cent of the phase."""
+"""A number of tokens, or a share of the phase."""
 
 
 class Section(BaseModel):

@@ -17,10 +17,10 @@ from trainer.recipe.schema import Recipe
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe file and applies `field=value` overrides.
+    """Read a recipe file and apply `field=value` overrides.
 
     Raises:
-        UserError: the file cannot be read; or `Problems`, all that is wrong with it at once.
+        UserError: the file cannot be read; or `UserErrors`, all that is wrong with it at once.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), file: object = "recipe") -> Recipe:
-    """Like `load`, from the recipe's text."""
+    """Read a recipe like `load_recipe`, from its text."""
     try:
         tree = yaml_text.read_yaml(text)
         for override in overrides:
@@ -40,7 +40,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), file: object = "recip
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     if not isinstance(tree, dict):
-        raise UserError("is empty or no mapping of fields", file=file, fix="see launch/recipes/")
+        raise UserError("is empty or not a mapping of fields", file=file, fix="see launch/recipes/")
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
@@ -48,40 +48,56 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), file: object = "recip
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML that `parse` reads back to an equal one."""
+    """Write the resolved recipe as YAML that `parse_recipe` reads back to an equal one."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 _UNION_MEMBER = re.compile(r"[\[(]|^(dict|str|float|int|literal)")
-"""Names that pydantic puts into an error's path for the members of a union: no field of ours."""
+"""Names of union members, which pydantic puts into an error's path although they are not fields of ours."""
+
+_WORDING = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "dict_type": "must be a mapping",
+    "extra_forbidden": "is not a known field",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "literal_error": "must be {expected}",
+    "missing": "is required and missing",
+    "model_type": "must be a mapping of fields",
+    "string_type": "must be text",
+    "too_short": "must have at least {min_length} item",
+    "tuple_type": "must be a list",
+}
+"""What pydantic's errors say here, by their type. Checks of our own bring their own words."""
 
 
 def _problems(error: ValidationError, file: object) -> list[UserError]:
-    """pydantic's findings in the house's form: field, value, what, fix; one line each."""
-    found: dict[str, UserError] = {}
+    """Convert pydantic's findings to errors of ours: field, value, what, fix; one line each."""
+    found: dict[tuple[str, int], UserError] = {}
+    said: dict[str, str] = {}
     for item in error.errors():
         path = [str(part) for part in item["loc"] if not _UNION_MEMBER.search(str(part))]
-        field = ".".join(path)
-        kind, value = item["type"], item["input"]
+        field, kind, value = ".".join(path), item["type"], item["input"]
         if kind == "too_short" and value:
-            continue  # not empty: its items are wrong, and are told themselves
-        if kind == "extra_forbidden":
-            fix = did_you_mean(path[-1], _fields_at(path[:-1]))
-            problem = UserError("is not a known field", file=file, field=field, fix=fix)
-        elif kind == "missing":
-            problem = UserError("is required and missing", file=file, field=field)
-        else:
-            lines = item["msg"].removeprefix("Value error, ").split("\n")
-            shown = None if isinstance(value, (dict, list, BaseModel)) or repr(value) in lines[0] else value
-            for number, line in enumerate(lines):
-                found[f"{field}#{number}"] = UserError(line, file=file, field=field or None, value=shown)
-            continue
-        found[field] = problem
+            continue  # it is not empty: its items are wrong, and have errors of their own
+        what = item["msg"].removeprefix("Value error, ")
+        if kind in _WORDING:
+            what = _WORDING[kind].format(**item.get("ctx", {}))
+        if what.startswith("must be ") and said.get(field, "").startswith("must be "):  # of a union
+            what = f"{said[field]} or {what.removeprefix('must be ')}"
+        said[field] = what
+        known = did_you_mean(path[-1], _fields_at(path[:-1])) if kind == "extra_forbidden" else None
+        hidden = kind in ("extra_forbidden", "missing") or isinstance(value, (dict, list, BaseModel))
+        for number, line in enumerate(what.split("\n")):
+            shown = None if hidden or repr(value) in line else value
+            found[field, number] = UserError(line, file=file, field=field or None, value=shown, fix=known)
     return list(found.values())
 
 
 def _fields_at(path: list[str]) -> list[str]:
-    """Names of the fields of the section at `path`, to suggest from."""
+    """Return the names of the fields of the section at `path`, to suggest from."""
     section: Any = Recipe
     for step in path:
         if step.isdigit():
@@ -94,7 +110,7 @@ def _fields_at(path: list[str]) -> list[str]:
 
 
 def _section_in(annotation: Any) -> type[Section] | None:
-    """The first Section class within a type annotation such as `dict[str, Source]`."""
+    """Find the first Section class within a type annotation such as `dict[str, Source]`."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     for inner in getattr(annotation, "__args__", ()):

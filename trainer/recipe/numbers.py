@@ -1,4 +1,4 @@
-"""Numbers as people write them: `1e-4`, `20e9`, `1%`, `1/1000`, read exactly."""
+"""Exact numbers from text: `1e-4`, `20e9`, `1%`, `1/1000`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from decimal import ROUND_FLOOR, Context
 from fractions import Fraction
 
 LARGEST = 10**18
-"""No count is larger: sums of them are still 64-bit integers."""
-
+"""The largest count; sums of several still fit into 64 bits."""
 
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][+-]?\d{1,4})?")
 
 
 def exact(text: object) -> Fraction:
-    """The rational that `text` writes: a decimal, a power of ten, `a/b` or a percentage.
+    """Read a rational number: a decimal, a power of ten, `a/b` or a percentage.
 
     A float is read by its shortest decimal form, so that 0.1 is one tenth.
 
@@ -41,7 +40,7 @@ def exact(text: object) -> Fraction:
 
 
 def count(text: object) -> int:
-    """A non-negative whole number, such as tokens or samples.
+    """Read a whole number of at least 0, such as tokens or samples.
 
     Raises:
         ValueError: `text` is not a number, not whole, or negative.
@@ -50,12 +49,12 @@ def count(text: object) -> int:
     if number.denominator != 1 or number < 0:
         raise ValueError(f"{str(text)!r} is not a whole number of at least 0")
     if number > LARGEST:
-        raise ValueError(f"{str(text)!r} is more than any count may be, {float(LARGEST):g}")
+        raise ValueError(f"{str(text)!r} is larger than the largest count, {float(LARGEST):g}")
     return int(number)
 
 
 def real(text: object) -> float:
-    """A real number, such as a learning rate.
+    """Read a real number, such as a learning rate.
 
     Raises:
         ValueError: `text` is not a number, or beyond a float's range.
@@ -67,70 +66,68 @@ def real(text: object) -> float:
 
 
 def at_most(number: float) -> str:
-    """A number for a message that advises it as an upper bound: three digits, rounded down."""
+    """Write a number that a message advises as an upper bound: three digits, rounded down."""
     return f"{float(Context(prec=3, rounding=ROUND_FLOOR).create_decimal(repr(number))):g}"
 
 
 @dataclass(frozen=True)
-class Length:
-    """A stretch of a phase: so many tokens, or a share of the phase's tokens."""
+class Amount:
+    """An absolute number, or a share of a whole."""
 
     amount: Fraction
     relative: bool
 
+    def of(self, whole: int | Fraction) -> Fraction:
+        """Return the number, exact and not rounded, for this whole."""
+        return self.amount * whole if self.relative else self.amount
+
+
+@dataclass(frozen=True)
+class Length(Amount):
+    """A number of tokens (`2e9`), or a share of the phase's tokens (`1%`, `1/100`)."""
+
     @classmethod
     def read(cls, text: object) -> Length:
-        """`1%` and `1/100` are shares of the phase; `2e9` is tokens.
+        """Read what a recipe writes.
 
         Raises:
             ValueError: not a number, negative, a share above the whole, or a fraction of a token.
         """
         if isinstance(text, Length):
             return text
-        amount = exact(text)
-        written = str(text)
+        amount, written = exact(text), str(text)
         relative = "%" in written or "/" in written
         if amount < 0 or (relative and amount > 1):
             raise ValueError(f"{written!r} is not between 0 and 100% of the phase")
         if not relative and amount.denominator != 1:
-            raise ValueError(f"{written!r} is not a whole number of tokens; a share is written 1%")
+            raise ValueError(f"{written!r} is not a whole number of tokens; write a share as 1%")
         return cls(amount, relative)
 
-    def of(self, phase_tokens: int | Fraction) -> Fraction:
-        """The length in tokens (exact, not rounded) within a phase of `phase_tokens`."""
-        return self.amount * phase_tokens if self.relative else self.amount
-
     def __str__(self) -> str:
-        if not self.relative:
-            return str(self.amount)
         percent = f"{float(self.amount * 100):g}%"
-        return percent if exact(percent) == self.amount else f"{self.amount}"
+        return percent if self.relative and exact(percent) == self.amount else f"{self.amount}"
 
 
 @dataclass(frozen=True)
-class Level:
-    """A learning rate, absolute (`3e-5`) or as a share of max_lr (`10%`, `1/10`)."""
-
-    amount: Fraction
-    relative: bool
+class Level(Amount):
+    """A learning rate (`3e-5`), or a share of max_lr (`10%`, `1/10`)."""
 
     @classmethod
     def read(cls, text: object) -> Level:
-        """Reads what a recipe writes.
+        """Read what a recipe writes.
 
         Raises:
-            ValueError: no number, or negative.
+            ValueError: not a number, or negative.
         """
         if isinstance(text, Level):
             return text
-        amount = exact(text)
         if real(text) < 0:
             raise ValueError(f"{str(text)!r} is negative")
-        return cls(amount, relative="%" in str(text) or "/" in str(text))
+        return cls(exact(text), relative="%" in str(text) or "/" in str(text))
 
-    def of(self, max_lr: float) -> float:
-        """The learning rate, for a schedule with this max_lr."""
-        return float(self.amount * exact(max_lr) if self.relative else self.amount)
+    def lr(self, max_lr: float) -> float:
+        """Return the learning rate, for a schedule with this max_lr."""
+        return float(self.of(exact(max_lr)))
 
     def __str__(self) -> str:
-        return f"{self.amount.numerator}/{self.amount.denominator}" if self.relative else f"{self.of(0)!r}"
+        return f"{self.amount.numerator}/{self.amount.denominator}" if self.relative else repr(self.lr(0))

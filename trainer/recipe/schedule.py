@@ -1,4 +1,4 @@
-"""The schedule section of a recipe: its fields, and what they may say together."""
+"""The schedule section of a recipe: its fields, their defaults, and which values fit together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Stage(Section):
     @model_validator(mode="after")
     def _ending(self) -> Stage:
         if self.shape == "constant" and self.end_lr is not None:
-            raise ValueError("end_lr has no effect on a constant stage; leave it out")
+            raise ValueError("end_lr has no effect on a constant stage; remove it")
         if self.shape != "constant" and self.end_lr is None:
             raise ValueError(f"a {self.shape} stage needs an end_lr")
         if self.shape == "exponential" and self.end_lr is not None and self.end_lr.amount == 0:
@@ -36,7 +36,7 @@ class Stage(Section):
 
 
 class Anneal(Section):
-    """Leaves any curve at `from_tokens` from the LR that it has there; the phase ends with it."""
+    """A final decay, from the LR that the curve has at `from_tokens`; the phase ends with it."""
 
     from_tokens: Count
     """Tokens into the phase."""
@@ -62,14 +62,14 @@ _EFFECTIVE: dict[str, frozenset[str]] = {
     "infinite": frozenset({"min_lr", "cooldown", "cooldown_shape", "constant", "constant_lr"}),
     "stages": frozenset({"stages"}),
 }
-"""Fields, beyond those that every kind has, that a kind reads."""
+"""Fields that a kind reads, beyond those that every kind reads."""
 
 
 class Schedule(Section):
-    """The learning rate as a function of tokens trained in this phase.
+    """The learning rate as a function of the tokens trained in this phase.
 
     Defaults that depend on other fields are filled in when it is read, so that the resolved recipe
-    and a checkpoint say every value that counts.
+    and a checkpoint hold every value that counts.
     """
 
     kind: Literal[
@@ -95,7 +95,7 @@ class Schedule(Section):
     decay_shape: Literal["linear", "1-sqrt", "exponential"] | None = None
     """wsd: default 1-sqrt."""
     stages: tuple[Stage, ...] | None = None
-    """stages: shapes after each other, once the warm-up is over; together they fill the phase."""
+    """stages: the shapes that follow the warm-up; together they fill the phase."""
     cycles: Positive = 1
     """Repeats of the whole curve, warm-up included, within the phase; lengths are then per cycle."""
     anneal: Anneal | None = None
@@ -108,7 +108,7 @@ class Schedule(Section):
         return written if written == "reached" else real(written)
 
     @model_validator(mode="after")
-    def _together(self) -> Schedule:
+    def _fit_together(self) -> Schedule:
         problems = [*self._without_effect(), *self._missing()]
         self._resolve()
         problems += self._misordered()
@@ -117,13 +117,13 @@ class Schedule(Section):
         return self
 
     def _without_effect(self) -> Iterator[str]:
-        """Fields that the kind does not read."""
+        """Find fields that the kind does not read."""
         for field in sorted(frozenset().union(*_EFFECTIVE.values()) - _EFFECTIVE[self.kind]):
             if getattr(self, field) is not None:
-                readers = ", ".join(kind for kind, fields in _EFFECTIVE.items() if field in fields)
-                yield f"{field} has no effect on kind {self.kind}; leave it out (it is read by {readers})"
+                readers = " or ".join(kind for kind, fields in _EFFECTIVE.items() if field in fields)
+                yield f"{field} has no effect on kind {self.kind}; remove it, or use kind {readers}"
         if self.start_lr != 0 and self.warmup.amount == 0:
-            yield f"start_lr {self.start_lr} has no effect without a warm-up; give one, or leave it out"
+            yield f"start_lr {self.start_lr} has no effect without a warm-up; add warmup or remove it"
         for group in self.lr_scale:
             if group not in GROUPS:
                 fix = did_you_mean(group, GROUPS) or f"groups are {', '.join(GROUPS)}"
@@ -134,7 +134,7 @@ class Schedule(Section):
             yield "kind stages needs a list of stages, each with a shape, a length and an end_lr"
 
     def _resolve(self) -> None:
-        """Writes the defaults that depend on the kind and on max_lr."""
+        """Fill in the defaults that depend on the kind and on max_lr."""
         share = exact(self.max_lr)
         defaults: dict[str, Any] = {
             "min_lr": float(share / 10),
@@ -147,10 +147,10 @@ class Schedule(Section):
         }
         for field in _EFFECTIVE[self.kind] & defaults.keys():
             if getattr(self, field) is None:
-                self.__dict__[field] = defaults[field]  # the section is frozen for everybody else
+                self.__dict__[field] = defaults[field]  # the section is frozen: its validator alone may write
 
     def _misordered(self) -> Iterator[str]:
-        """Learning rates that stand in the wrong order."""
+        """Find learning rates in the wrong order."""
         top, low = self.max_lr, self.min_lr
         if low is not None and low > top:
             yield f"min_lr {low} is above max_lr {top}"
@@ -163,11 +163,11 @@ class Schedule(Section):
         if self.anneal is not None and self.anneal.end_lr > top:
             yield f"anneal.end_lr {self.anneal.end_lr} is above max_lr {top}"
         for number, stage in enumerate(self.stages or ()):
-            if stage.end_lr is not None and stage.end_lr.of(top) > top:
-                yield f"stages.{number}.end_lr {stage.end_lr.of(top)} is above max_lr {top}"
+            if stage.end_lr is not None and stage.end_lr.lr(top) > top:
+                yield f"stages.{number}.end_lr {stage.end_lr.lr(top)} is above max_lr {top}"
 
     def misfits(self, phase_tokens: int) -> Iterator[str]:
-        """What the lengths say that a phase of so many tokens cannot hold; one line each."""
+        """Find lengths that a phase of so many tokens cannot hold; one line each."""
         room = Fraction(phase_tokens, self.cycles)
         whose = "phase" if self.cycles == 1 else f"cycle (a phase of {phase_tokens} in {self.cycles} cycles)"
         parts: dict[str, Length | None] = {"warmup": self.warmup}
@@ -190,10 +190,10 @@ class Schedule(Section):
         if self.anneal is not None and self.anneal.from_tokens > phase_tokens:
             yield (
                 f"anneal.from_tokens {self.anneal.from_tokens} is beyond the phase's {phase_tokens} tokens, "
-                "so there is no LR to leave from"
+                "so the curve has no LR there"
             )
 
 
 def _tokens(amount: Fraction | int) -> str:
-    """A length for a message: whole where it is whole."""
+    """Write a length for a message, without decimals if it is whole."""
     return str(amount) if amount == int(amount) else f"{float(amount):.1f}"

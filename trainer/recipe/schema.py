@@ -1,4 +1,4 @@
-"""Every option of a run, with its unit, its default and its check; parsing has no side effects."""
+"""The recipe: every option of a run, with its unit, default and check; parsing has no side effects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.recipe.schedule import Schedule
 
 
 class Model(Section):
-    """Where the weights first come from, and how they are computed with."""
+    """Where the first weights come from, and how the model computes."""
 
     tokenizer: str
     """Tokenizer directory (or SentencePiece `.model` file); its fingerprint must match the shards'."""
@@ -25,11 +25,11 @@ class Model(Section):
     init: dict[str, Any] | None = None
     """Hugging Face config fields for random initial weights, instead of `base`."""
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Number format of the forward and backward pass; master weights are always fp32."""
+    """Number format of the forward and backward passes; master weights are always fp32."""
     activation_checkpointing: Literal["none", "full"] = "none"
     """`full` recomputes each layer in the backward pass: less memory, a third more time."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """The attention implementation; `auto` takes transformers' own choice for the device."""
+    """The attention implementation; `auto` is transformers' choice for the device."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:
@@ -43,7 +43,7 @@ Decay = Annotated[Rate, Field(lt=1)]
 
 
 class Optimizer(Section):
-    """AdamW, with LLaMA-2's own settings as defaults."""
+    """AdamW; the defaults are LLaMA-2's settings."""
 
     beta1: Decay = 0.9
     beta2: Decay = 0.95
@@ -60,11 +60,11 @@ class Source(Section):
     path: str
     """The prefix that `rewarm data prepare` wrote."""
     role: Literal["new", "replay"]
-    """`new` is what is learnt, `replay` is what must not be forgotten."""
+    """`new`: data to learn; `replay`: data that must not be forgotten."""
     max_epochs: Exact | None = Fraction(1)
-    """How often each sample may be used; null lifts the cap."""
+    """How often each sample may be used; null: as often as needed."""
     order: Literal["shuffled", "sequential", "blocks"] = "shuffled"
-    """Keyed permutation per epoch, as it lies on disk, or shuffled in windows of `block` samples."""
+    """A keyed permutation per epoch, the order on disk, or shuffled within windows of `block` samples."""
     block: Positive = 4096
     """Samples in a window of order `blocks`."""
     offset: Count = 0
@@ -72,19 +72,19 @@ class Source(Section):
 
 
 class Segment(Section):
-    """Weights over sources from a token of the phase on."""
+    """Weights of the sources, from a token of the phase on."""
 
     start: Count = 0
     """Tokens into the phase (written `from`)."""
     replay_ratio: Exact | None = None
     """The replay sources' total weight; each role's share is split by `weights`, else by size."""
     weights: dict[str, Exact] = Field(default_factory=dict)
-    """Shares of tokens per source; they add up to 1 unless `replay_ratio` splits them."""
+    """Share of the tokens by source; the shares add up to 1, unless `replay_ratio` splits them."""
 
     @model_validator(mode="before")
     @classmethod
     def _flat(cls, written: Any) -> Any:
-        """Recipes write `{zh-web: 0.75, en-web: 0.25}`: names that are not fields are sources."""
+        """Read `{zh-web: 0.75, en-web: 0.25}`, as recipes write it: names that are not fields are sources."""
         if not isinstance(written, Mapping) or "weights" in written:
             return written
         rest = dict(written)
@@ -98,7 +98,7 @@ _TRAINED = ("all", "embeddings", "new_rows")
 
 
 class Phase(Section):
-    """A mixture, a schedule, a token budget, and what may be trained."""
+    """A mixture, a schedule, a token budget, and what is trained."""
 
     name: str
     tokens: Positive
@@ -108,7 +108,7 @@ class Phase(Section):
     train: Literal["all", "embeddings", "new_rows"] | tuple[str, ...] = "all"
     """What is trained; a list holds regular expressions searched in parameter names."""
     keep_optimizer: bool = False
-    """Carry the optimizer's moments over from the phase before (reset by default)."""
+    """Keep the optimizer's moments from the phase before, instead of a reset."""
 
     @field_validator("mixture", mode="before")
     @classmethod
@@ -119,12 +119,10 @@ class Phase(Section):
     @classmethod
     def _trained(cls, written: Any) -> Any:
         if isinstance(written, str) and written not in _TRAINED:
-            fix = (
-                did_you_mean(written, _TRAINED) or f"write {', '.join(_TRAINED)}, or a list of name patterns"
-            )
-            raise ValueError(f"{written!r} is nothing to train; {fix}")
+            fix = did_you_mean(written, _TRAINED) or f"write {', '.join(_TRAINED)}, or a list of patterns"
+            raise ValueError(f"{written!r} is not a group of parameters; {fix}")
         if written == []:
-            raise ValueError("an empty list trains nothing; write all, or name patterns")
+            raise ValueError("an empty list trains nothing; write all, or patterns of parameter names")
         return written
 
     @property
@@ -144,7 +142,7 @@ class Phase(Section):
 
 
 class Validation(Section):
-    """What is watched: the old distribution and the new one."""
+    """Held-out text of the old distribution and of the new one, and when the losses on it are measured."""
 
     every_tokens: Positive
     upstream: str | None = None
@@ -160,17 +158,17 @@ class Checkpointing(Section):
 
     every_tokens: Positive
     keep_last: Annotated[int, BeforeValidator(count), Field(ge=2)] = 3
-    """At least 2, since the newest may be the one that a crash broke."""
+    """At least 2, since a crash may have damaged the newest."""
     keep_every: Positive | None = None
-    """Keep for good the first checkpoint in each stretch of so many tokens."""
+    """Never delete the first checkpoint in each stretch of so many tokens."""
     asynchronous: bool = False
     """Write in the background from a snapshot in host memory."""
     on_failure: Literal["stop", "continue"] = "stop"
-    """What a save that fails (a full disk, say) means for the run."""
+    """Whether a save that fails, for example on a full disk, stops the run."""
 
 
 class Logging(Section):
-    """Where numbers go; `metrics.jsonl` is always written."""
+    """Where metrics are written; `metrics.jsonl` always is."""
 
     every_steps: Positive = 1
     tensorboard: bool = True
@@ -183,26 +181,26 @@ class Recipe(Section):
     name: str
     model: Model
     deepspeed: str
-    """The ds_config: how memory is split, and nothing else."""
+    """The ds_config: how memory is sharded, and nothing else."""
     seq_len: Positive
     """Tokens in a sample."""
     global_batch_size: Positive
-    """Samples in an optimizer step; accumulation is derived."""
+    """Samples in an optimizer step; gradient accumulation is derived from it."""
     sources: dict[str, Source] = Field(min_length=1)
     phases: tuple[Phase, ...] = Field(min_length=1)
     validation: Validation
     checkpoint: Checkpointing
     micro_batch_size: Positive | Literal["auto"] = "auto"
-    """Samples per rank and forward."""
+    """Samples per rank and forward pass."""
     run_dir: str | None = None
-    """Where the run lives; default `runs/NAME`."""
+    """The run directory; default `runs/NAME`."""
     seed: Count = 0
     document_mask: Literal["none", "causal_per_document"] = "none"
     """Whether attention may cross documents within a sample."""
     optimizer: Optimizer = Optimizer()
     logging: Logging = Logging()
     stop_after: Positive | None = None
-    """End the run early after so many tokens in all, without bending any curve."""
+    """End the run early after so many tokens in all; no learning rate changes."""
     allow: tuple[str, ...] = ()
     """Warnings to silence and refusals to lift, by name."""
 
@@ -221,9 +219,13 @@ class Recipe(Section):
         """Tokens in an optimizer step."""
         return self.seq_len * self.global_batch_size
 
-    def phase_steps(self, phase: int) -> int:
-        """Optimizer steps of a phase: its length, rounded up to whole global batches."""
-        return -(-self.phases[phase].length // self.tokens_per_step)
+    def phase_samples(self, phase: int, done: int = 0) -> int:
+        """Return the samples of a phase: its length in whole global batches, counted from `done` samples on.
+
+        A phase that consumed `done` samples in batches of another size ends a whole number of batches later.
+        """
+        left = max(0, -(-self.phases[phase].length // self.seq_len) - done)
+        return done + -(-left // self.global_batch_size) * self.global_batch_size
 
     @model_validator(mode="after")
     def _cross_field(self) -> Recipe:
@@ -243,10 +245,12 @@ class Recipe(Section):
                     problems.append(f"{where}: replay_ratio {segment.replay_ratio} is above 1")
             starts = [segment.start for segment in phase.mixture]
             if starts != sorted(set(starts)) or starts[0] != 0:
-                problems.append(f"{where}: segments must begin at 0 and at rising tokens, not {starts}")
+                problems.append(
+                    f"{where}: the first segment must begin at 0 and each one after the last, not at {starts}"
+                )
         names = [phase.name for phase in self.phases]
         if len(set(names)) != len(names):
-            problems.append(f"phases: names must differ, not {names}")
+            problems.append(f"phases: phases need different names, not {names}")
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -1,4 +1,4 @@
-"""A recipe as it is written: YAML without guesses, and `field=value` words that change it."""
+"""Read YAML without guessing types, and apply `field=value` overrides to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokenization.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without number guessing (PyYAML reads 1e-4 as a string and 0.1 inexactly): all text."""
+    """YAML whose numbers stay text: PyYAML reads 1e-4 as a string, and 0.1 inexactly."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (the base class declares it so)
         first: [(tag, form) for tag, form in resolvers if not tag.endswith((":float", ":int", ":timestamp"))]
@@ -23,13 +23,14 @@ class _Loader(yaml.SafeLoader):
     )
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Looks at the fields as they are written, before `<<` brings in those of another mapping."""
+        """Check the fields as they are written, before `<<` merges in those of another mapping."""
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
             where = f"line {key.start_mark.line + 1}"
             if not isinstance(key, yaml.ScalarNode):
-                raise UserError("has a list or mapping for a field's name", field=where, fix="write a word")
+                what, fix = "has a list or mapping as a field name", "field names must be plain strings"
+                raise UserError(what, field=where, fix=fix)
             if key.value in seen:
                 raise UserError("appears twice", field=where, value=key.value, fix="keep one of the two")
             seen.add(key.value)
@@ -37,20 +38,20 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(text: str) -> Any:
-    """The tree that `text` writes, its numbers as text.
+    """Read YAML into a tree whose numbers are text.
 
     Raises:
-        YAMLError: it is not YAML.
-        UserError: a field's name appears twice, or is no word.
+        YAMLError: `text` is not YAML.
+        UserError: a field name appears twice, or is not a plain string.
     """
     return yaml.load(text, Loader=_Loader)
 
 
 def apply_override(tree: Any, word: str) -> None:
-    """Sets `a.1.b=value` in a recipe that was read.
+    """Set `a.1.b=value` in a recipe that was read.
 
     Raises:
-        UserError: no such place, or no value.
+        UserError: there is no such field, or no value.
     """
     dotted, equals, value = word.partition("=")
     if not equals or not dotted:
@@ -58,8 +59,8 @@ def apply_override(tree: Any, word: str) -> None:
     try:
         parsed = read_yaml(value)
     except (yaml.YAMLError, UserError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"is no value ({reason})", field=dotted, value=value, fix="quote it") from error
+        what = f"is not a YAML value ({' '.join(str(error).split())})"
+        raise UserError(what, field=dotted, value=value, fix="quote it") from error
     *parents, last = dotted.split(".")
     for step in parents:
         tree = _child(tree, step, dotted)
@@ -72,7 +73,7 @@ def apply_override(tree: Any, word: str) -> None:
 
 
 def _child(tree: Any, step: str, dotted: str) -> Any:
-    """One step down."""
+    """Go one step down."""
     if isinstance(tree, dict):
         return tree.setdefault(step, {})
     if isinstance(tree, list):
@@ -81,10 +82,10 @@ def _child(tree: Any, step: str, dotted: str) -> Any:
 
 
 def _place(items: list[Any], step: str, dotted: str) -> int:
-    """Where a list has the item that is meant by number or, as phases are, by name."""
+    """Find an item of a list by its number or, as phases may be, by its name."""
     names = [str(item.get("name", "")) if isinstance(item, dict) else "" for item in items]
     if step in names:
         return names.index(step)
     if step.isdecimal() and int(step) < len(items):
         return int(step)
-    raise UserError("no such item", field=dotted, value=step, fix=f"0 to {len(items) - 1} exist")
+    raise UserError("is not an item of the list", field=dotted, value=step, fix=f"use 0 to {len(items) - 1}")

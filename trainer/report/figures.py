@@ -186,9 +186,7 @@ def phase_shares(arm: RunHistory) -> list[tuple[str, list[SourceUse]]]:
         return []
     found = []
     before = dict.fromkeys(arm.recipe.sources, 0)
-    end = 0
-    for number, phase in enumerate(arm.recipe.phases):
-        end += arm.recipe.phase_steps(number) * arm.recipe.tokens_per_step
+    for phase, end in zip(arm.recipe.phases, arm.phase_ends(), strict=False):
         within = [
             record
             for record in arm.records

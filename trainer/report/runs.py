@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from trainer.metrics import names
 from trainer.metrics.jsonl import Attempt, Record, read_attempts, read_metrics, trained_twice
 from trainer.recipe import load
 from trainer.recipe.schema import Recipe
+from trainer.scheduler.state import RunState
 from trainer.storage.run_directory import RunDirectory
 
 
@@ -93,6 +95,18 @@ class RunHistory:
             return float(segment.replay_ratio)
         roles = self.recipe.sources
         return float(sum(weight for name, weight in segment.weights.items() if roles[name].role == "replay"))
+
+    def phase_ends(self) -> list[int]:
+        """Return the tokens of the run at which each phase of the recipe ends.
+
+        Those that have begun end where the run itself recorded it: a batch size that changed moves the end.
+        """
+        if self.recipe is None:
+            return []
+        states = [RunState.from_json(entry["state"]) for entry in self.lineage[-1:] if "state" in entry]
+        begun = [record.samples for state in states for record in state.phases]
+        planned = [self.recipe.phase_samples(number) for number in range(len(begun), len(self.recipe.phases))]
+        return [samples * self.recipe.seq_len for samples in accumulate(begun + planned)]
 
     @property
     def restored_at(self) -> list[tuple[int, int]]:

@@ -1,11 +1,10 @@
 """The learning rate as a pure function of trained tokens.
 
-A schedule is laid out as *pieces*: stretches of the phase, after each other and without gaps, each of one
-shape between two learning rates. Everything that is asked of a schedule (its value, its joints, where its
-decay begins) is read off the pieces.
+A schedule is laid out as *pieces*: stretches of the phase, one after another and without gaps, each of one
+shape between two learning rates. Its value, its joints and the start of its decay are read off the pieces.
 
-The optimizer step that starts after `t` trained tokens of the phase uses `lr(t)`, 0 <= t < length. Tokens
-beyond the end hold the last value. All arithmetic is float64; pieces meet exactly.
+The optimizer step that starts after `t` trained tokens of the phase uses `Curve(…)(t)`, 0 <= t < length.
+Tokens beyond the end hold the last value. All arithmetic is float64; pieces meet exactly.
 """
 
 from __future__ import annotations
@@ -24,14 +23,13 @@ from trainer.recipe.schedule import Schedule
 
 Floats = npt.NDArray[np.float64]
 
-
 SHARPNESS = 10.0
 """Of the inverse square root: alpha in h(x) = 1/sqrt(1 + alpha x) - 1 (Ibrahim et al. 2024)."""
 
 
 @dataclass(frozen=True)
 class CurvePiece:
-    """A stretch of the curve: from `first` at `origin` to `last` at `stop`, shown from `start` on."""
+    """A stretch of the curve: from `lr_from` at `origin` to `lr_to` at `stop`, in force from `start` on."""
 
     name: str
     shape: str
@@ -43,32 +41,32 @@ class CurvePiece:
     """Where the shape begins, if not at `start`."""
 
     def at(self, tokens: Floats) -> Floats:
-        """The learning rate at tokens of the phase that lie in this piece (or after it: `last`)."""
+        """Return the learning rate at tokens of the phase in this piece (after it: `lr_to`)."""
         begin = float(self.start if self.origin is None else self.origin)
-        end = float(self.stop)  # rounded like `tokens` are, so that the share is exactly 1 there
+        end = float(self.stop)  # rounded as `tokens` are, so that the share is exactly 1 there
         share = np.clip((tokens - begin) / (end - begin), 0.0, 1.0)
         return interpolate(self.shape, self.lr_from, self.lr_to, share)
 
 
-def interpolate(shape: str, first: float, last: float, share: Floats) -> Floats:
-    """From `first` at share 0 to `last` at share 1, both exactly.
+def interpolate(shape: str, lr_from: float, lr_to: float, share: Floats) -> Floats:
+    """Interpolate from `lr_from` at share 0 to `lr_to` at share 1; both are met exactly.
 
     linear, cosine (Ibrahim et al. 2024, eq. 2), inverse_sqrt (same, infinite schedules), 1-sqrt and
     exponential (WSD, arXiv 2404.06395), constant, and cosine_clamped, a cosine to 0 that is cut off at
-    `last` (Gupta et al. 2023): max(first / 2 * (1 + cos(pi * share)), last).
+    `lr_to` (Gupta et al. 2023): max(lr_from / 2 * (1 + cos(pi * share)), lr_to).
     """
     if shape == "constant":
-        return np.full_like(share, first)
+        return np.full_like(share, lr_from)
     if shape == "exponential":
-        return np.where(share == 1.0, last, first * _each(lambda part: (last / first) ** part, share))
+        return np.where(share == 1.0, lr_to, lr_from * _each(lambda part: (lr_to / lr_from) ** part, share))
     if shape == "cosine_clamped":
-        return np.maximum(first * (1.0 - _progress("cosine", share)), last)
-    gone = _progress(shape, share)
-    return first * (1.0 - gone) + last * gone
+        return np.maximum(lr_from * (1.0 - _progress("cosine", share)), lr_to)
+    progress = _progress(shape, share)
+    return lr_from * (1.0 - progress) + lr_to * progress
 
 
 def _progress(shape: str, share: Floats) -> Floats:
-    """How much of the fall or rise is done, from 0 to 1."""
+    """Return how much of the fall or rise is done, from 0 to 1."""
     if shape == "linear":
         return share
     if shape == "cosine":
@@ -81,44 +79,44 @@ def _progress(shape: str, share: Floats) -> Floats:
 
 
 def _each(function: Callable[[float], float], values: Floats) -> Floats:
-    """Element by element: numpy's own cos and power differ in the last bit with the array's length."""
+    """Apply `function` to each element: numpy's own cos and power differ in the last bit with the length."""
     flat = [function(float(value)) for value in values.ravel()]
     return np.array(flat, dtype=np.float64).reshape(values.shape)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A schedule within its phase: everything that its learning rate depends on."""
+    """A schedule in its phase: everything that the learning rate depends on."""
 
     schedule: Schedule
     tokens: int
     """The phase's budget: the horizon of the schedule."""
-    reached: float = 0.0
+    incoming_lr: float = 0.0
     """The LR that the phase before, or the base, ended with."""
     horizon: int | None = None
-    """The budget that warm-up and cooldown take their shares of, where it is not `tokens`: the one that the
-    phase began with, so that a budget extended later does not move the part that is already trained."""
+    """The budget that the phase began with, if it was another: warm-up and cooldown are shares of it, so that
+    a budget extended later does not move the part that is already trained."""
 
     def __call__(self, tokens: Any) -> Any:
-        """The LR of the step that starts after `tokens` trained tokens of the phase.
+        """Return the LR of the step that starts after `tokens` trained tokens of the phase.
 
-        Takes a number and gives a float, or an array and gives a float64 array of its shape.
+        A number gives a float, an array a float64 array of its shape.
         """
-        asked = np.asarray(tokens, dtype=np.float64)
-        if asked.ndim == 0:
-            return float(self.piece(float(asked)).at(asked))
-        which = self._find(asked)
-        rates = np.empty_like(asked)
+        wanted = np.asarray(tokens, dtype=np.float64)
+        if wanted.ndim == 0:
+            return float(self.piece(float(wanted)).at(wanted))
+        which = self._find(wanted)
+        rates = np.empty_like(wanted)
         for number in np.unique(which):
-            rates[which == number] = self.pieces[number].at(asked[which == number])
+            rates[which == number] = self.pieces[number].at(wanted[which == number])
         return rates
 
     def piece(self, tokens: float) -> CurvePiece:
-        """The piece that the step after `tokens` trained tokens lies in."""
+        """Return the piece of the step that starts after `tokens` trained tokens."""
         return self.pieces[int(self._find(np.asarray(tokens)))]
 
     def _find(self, tokens: Floats) -> npt.NDArray[np.intp]:
-        """The number of the piece that each token lies in; negative tokens belong to the first."""
+        """Find the number of each token's piece; negative tokens belong to the first."""
         return np.maximum(np.searchsorted(self._starts, tokens, side="right") - 1, 0)
 
     @property
@@ -140,15 +138,15 @@ class Curve:
         """The stretches of the curve, in order; none is empty."""
         pieces: list[CurvePiece] = []
         room = Fraction(self.tokens, self.schedule.cycles)
-        reached = self.reached
+        incoming_lr = self.incoming_lr
         for cycle in range(self.schedule.cycles):
-            laid = list(self._cycle(cycle * room, room, reached))
+            laid = list(self._cycle(cycle * room, room, incoming_lr))
             pieces += laid
-            reached = laid[-1].lr_to
+            incoming_lr = laid[-1].lr_to
         return tuple(self._annealed(pieces))
 
     def _annealed(self, pieces: list[CurvePiece]) -> list[CurvePiece]:
-        """The pieces up to the anneal, and then the anneal, from the LR that it finds."""
+        """Cut the pieces at the anneal and append it, from the LR that the curve has there."""
         anneal = self.schedule.anneal
         if anneal is None:
             return pieces
@@ -157,8 +155,8 @@ class Curve:
         final = CurvePiece("anneal", anneal.shape, leave, leave + anneal.tokens, there, anneal.end_lr)
         return [*(piece for piece in pieces if piece.start < leave), final]
 
-    def _cycle(self, start: Fraction, room: Fraction, reached: float) -> Iterator[CurvePiece]:
-        """The warm-up and the body of one cycle, empty pieces left out."""
+    def _cycle(self, start: Fraction, room: Fraction, incoming_lr: float) -> Iterator[CurvePiece]:
+        """Yield the warm-up and the body of one cycle, without empty pieces."""
         schedule = self.schedule
         begun_with = room if self.horizon is None or schedule.cycles > 1 else Fraction(self.horizon)
         warm = start + schedule.warmup.of(begun_with)
@@ -166,7 +164,7 @@ class Curve:
             piece for piece in self._body(start, warm, start + room, begun_with) if piece.start < piece.stop
         ]
         if warm > start:
-            foot = reached if schedule.start_lr == "reached" else schedule.start_lr
+            foot = incoming_lr if schedule.start_lr == "reached" else schedule.start_lr
             top = float(body[0].at(np.asarray(float(warm)))) if body else schedule.max_lr
             yield CurvePiece("warmup", "linear", start, warm, foot, top)
         yield from body
@@ -174,7 +172,7 @@ class Curve:
     def _body(
         self, start: Fraction, warm: Fraction, stop: Fraction, begun_with: Fraction
     ) -> Iterator[CurvePiece]:
-        """What follows a warm-up that ends at `warm`, in a cycle from `start` to `stop`."""
+        """Yield what follows a warm-up that ends at `warm`, in a cycle from `start` to `stop`."""
         schedule, room = self.schedule, stop - start
         top, low = schedule.max_lr, schedule.min_lr or 0.0
         if schedule.kind == "constant":
@@ -202,32 +200,10 @@ class Curve:
             rate = top
             for number, stage in enumerate(schedule.stages or ()):
                 until = warm + stage.length.of(room)
-                last = rate if stage.end_lr is None else stage.end_lr.of(top)
+                last = rate if stage.end_lr is None else stage.end_lr.lr(top)
                 yield CurvePiece(f"stages.{number}", stage.shape, warm, until, rate, last)
                 warm, rate = until, last
         elif schedule.kind == "cosine_clamped":
             yield CurvePiece("cosine", "cosine_clamped", warm, stop, top, low, origin=start)
         else:
             yield CurvePiece(schedule.kind, schedule.kind, warm, stop, top, low)
-
-
-def lr(
-    schedule: Schedule,
-    tokens: Any,
-    phase_tokens: int,
-    reached: float = 0.0,
-    horizon: int | None = None,
-) -> Any:
-    """The LR of the step that starts after `tokens` trained tokens of a phase of `phase_tokens`.
-
-    Args:
-        schedule: what the recipe says.
-        tokens: a number, or an array (any shape) of trained tokens.
-        phase_tokens: the phase's budget, which is the curve's horizon; an `anneal` does not change it.
-        reached: the LR that `start_lr: reached` begins with.
-        horizon: see `Curve`.
-
-    Returns:
-        A float for a number, a float64 array for an array.
-    """
-    return Curve(schedule, phase_tokens, reached, horizon)(tokens)

@@ -1,4 +1,4 @@
-"""The answer to "what does starting this recipe here mean?", for people, for programs and for the lineage."""
+"""What starting a recipe means, written for people, for programs and for the lineage."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ DRAWN_POINTS = 200
 
 @dataclass(frozen=True)
 class Difference:
-    """A field that the checkpoint and the recipe do not agree on."""
+    """A field that differs between the checkpoint and the recipe."""
 
     field: str
     saved: Any
-    asked: Any
+    edited: Any
+    part: str = ""
+    """The part of a phase that the field belongs to, such as `schedule`; empty outside the phases."""
 
     def __str__(self) -> str:
-        return f"{self.field}: {_shown(self.saved)} → {_shown(self.asked)}"
+        return f"{self.field}: {_shown(self.saved)} → {_shown(self.edited)}"
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a start is refused, what is known about it, and what can be done instead."""
+    """Why a start is refused, what a paper found about it, and the options."""
 
     what: str
     options: tuple[str, ...]
     finding: str = ""
     name: str | None = None
-    """What lifts it in `allow`; None if nothing does."""
+    """Name that lifts it in `allow`; None if nothing does."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class PhaseSpan:
 
 @dataclass(frozen=True)
 class Decision:
-    """What starting means: `state` is where it goes on from (on refusal: where the run stands)."""
+    """What starting means; training goes on from `state` (on refusal: the checkpoint's)."""
 
     kind: Literal["start", "restore", "new_phase", "finished", "refuse"]
     found: str
@@ -63,11 +65,11 @@ class Decision:
     refusals: tuple[Refusal, ...] = ()
     warnings: tuple[Advice, ...] = ()
     lifted: tuple[str, ...] = ()
-    """Names in `allow` that made a difference."""
+    """Names in `allow` that lifted a refusal."""
     keep_optimizer: bool = False
     """Whether the optimizer's moments are loaded with the weights."""
-    lr_asked: float | None = None
-    """On refusal: the next LR that the edited recipe would have used."""
+    edited_lr: float | None = None
+    """On refusal: the next LR of the edited recipe."""
 
     @property
     def phase(self) -> int:
@@ -76,21 +78,21 @@ class Decision:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What can be done after a refusal."""
-        return tuple(way for refusal in self.refusals for way in refusal.options)
+        """What the user can do after a refusal."""
+        return tuple(option for refusal in self.refusals for option in refusal.options)
 
     def lr_at(self, tokens: Iterable[int] | None = None) -> list[dict[str, float]]:
-        """`{tokens, lr}` of the steps that start after so many tokens of the run; default: all over it.
+        """Return `{tokens, lr}` of the steps that start after these tokens of the run; default: all over it.
 
         Raises:
-            UserError: tokens before the run's start, or after its end.
+            UserError: tokens before the run's start or after its end.
         """
         end = self.spans[-1].stop
-        asked = sorted(set(self._grid())) if tokens is None else list(tokens)
-        for token in asked:
+        wanted = sorted(set(self._grid())) if tokens is None else list(tokens)
+        for token in wanted:
             if not 0 <= token <= end:
-                raise UserError("is outside the run", value=token, fix=f"it has {end:,} tokens")
-        return [{"tokens": token, "lr": self._lr(token)} for token in asked]
+                raise UserError("is outside the run", value=token, fix=f"use 0 to {end:,} tokens")
+        return [{"tokens": token, "lr": self._lr(token)} for token in wanted]
 
     def _grid(self) -> Iterator[int]:
         for span in self.spans:
@@ -101,7 +103,7 @@ class Decision:
         yield self.spans[-1].stop
 
     def _lr(self, token: int) -> float:
-        """LR after so many consumed tokens; from where the run stands on, less what it skipped."""
+        """Return the LR after so many consumed tokens; from now on the skipped ones do not count."""
         number = max(number for number, span in enumerate(self.spans) if span.start <= token)
         span, state = self.spans[number], self.state
         behind = state.samples * state.settings["seq_len"] - state.phase_trained_tokens
@@ -109,7 +111,7 @@ class Decision:
         return float(span.curve(token - span.start - skipped))
 
     def next_steps(self) -> list[dict[str, Any]]:
-        """`{tokens, lr, what}` of the next three steps, and where the curve turns after them."""
+        """Return `{tokens, lr, what}` of the next three steps, and of where the curve turns after them."""
         if self.kind in ("finished", "refuse"):
             return []
         state, ahead = self.state, self.spans[self.phase]
@@ -127,7 +129,7 @@ class Decision:
         return [{"tokens": at, "lr": self._lr(at), "what": what} for at, what in rows.items()]
 
     def to_json(self) -> dict[str, Any]:
-        """The decision for programs."""
+        """Return the decision for programs."""
         return {
             "kind": self.kind,
             "phase": self.phase,
@@ -136,31 +138,33 @@ class Decision:
             "tokens": self.state.tokens,
             "found": self.found,
             "reason": self.reason,
-            "diff": [{"field": d.field, "saved": d.saved, "asked": d.asked} for d in self.diff],
+            "diff": [{"field": d.field, "saved": d.saved, "asked": d.edited} for d in self.diff],
             "refusals": [{"name": r.name, "what": r.what, "finding": r.finding} for r in self.refusals],
             "options": list(self.options),
             "warnings": [{"name": w.name, "text": w.text} for w in self.warnings],
             "lifted": list(self.lifted),
             "keep_optimizer": self.keep_optimizer,
             "lr_next": self.state.next_lr,
-            "lr_asked": self.lr_asked,
+            "lr_asked": self.edited_lr,
         }
 
     def lineage(self) -> dict[str, Any]:
-        """The record for `lineage.jsonl`: the decision, with the meaning of the run that follows it."""
+        """Return the record for `lineage.jsonl`: the decision, and the state that the run starts with."""
         return {**self.to_json(), "next_steps": self.next_steps(), "state": self.state.to_json()}
 
     def render(self) -> str:
-        """The decision for people."""
+        """Write the decision for people."""
         lines = [f"found    {self.found}", f"decided  {self.kind}: {self.reason}"]
         lines += [f"changed  {difference}" for difference in self.diff]
-        if self.lr_asked is not None:
-            lines.append(f"LR       {self.state.next_lr:.6g} as the run has it, {self.lr_asked:.6g} as asked")
+        if self.edited_lr is not None:
+            lines.append(
+                f"next LR  {self.state.next_lr:.6g} (checkpoint), {self.edited_lr:.6g} (edited recipe)"
+            )
         for refusal in self.refusals:
             lines.append(f"refused  {refusal.what}")
-            lines += [f"because  {refusal.finding}"] if refusal.finding else []
-            lines += [f"way on   {way}" for way in refusal.options]
-        lines += [f"allowed  {name}" for name in self.lifted]
+            lines += [f"reason   {refusal.finding}"] if refusal.finding else []
+            lines += [f"option   {option}" for option in refusal.options]
+        lines += [f"allowed  {name}, by `allow`" for name in self.lifted]
         lines += [f"warning  {w.text} (silence it with allow: [{w.name}])" for w in self.warnings]
         table = self.next_steps()
         width = max((len(f"{row['tokens']:,}") for row in table), default=0)
@@ -171,5 +175,5 @@ class Decision:
 
 
 def _shown(value: Any) -> str:
-    """A value of the diff; what is not there is said so."""
+    """Write a value of the diff, also one that is missing."""
     return "(none)" if value is None else str(value)

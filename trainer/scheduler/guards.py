@@ -1,7 +1,7 @@
-"""What the papers on continued pretraining warn of, each with its number and a name to silence it.
+"""Warnings from the papers on continued pretraining, each with its number and a name to silence it.
 
-A guard looks at a phase that lies ahead and says what its own choice cost somebody else. One of them,
-a re-warm on the data that the weights have already seen, is a refusal; `allow` lifts it by its name.
+A guard looks at a coming phase and says what its choice cost in a paper. One of them, a re-warm on data that
+the weights have already seen, is a refusal; `allow` lifts it by its name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from itertools import pairwise
 import numpy as np
 
 from tokenization.errors import UserError, UserErrors, did_you_mean
-from trainer.mixer.description import fingerprint_of, sources_of, weights_in
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.state import PhaseRecord
 
@@ -23,37 +22,31 @@ REWARM = (
     "max_lr, and 50B further tokens did not recover it"
 )
 
-
 SHIFT = (
     "Ibrahim et al. 2024 (arXiv 2403.08763): after a shift of data at 405M (Pile to German) the old "
     "data's loss ended at 3.56 with 0 % replay, 2.83 with 1 %, 2.57 with 5 %, 2.33 with 25 %; "
     "the base had 2.17"
 )
 
-
 HORIZON = (
     "Ibrahim et al. 2024 (arXiv 2403.08763), eq. 2: a cosine is fixed by its horizon, so another budget "
     "is another curve from the first token on, and stretching it raises an LR that has decayed; " + REWARM
 )
-
 
 LARGE = (
     "Ibrahim et al. 2024 (arXiv 2403.08763): at 405M without replay the old data's loss ended at 2.42, 2.43, "
     "2.44, 2.48 with max_lr 3e-5 (constant), 1.5e-4, 3e-4, 6e-4"
 )
 
-
 SHORT = (
     "Gupta et al. 2023 (arXiv 2308.04014): constant 3e-5 led for the first 100B tokens, and 0 % warm-up made "
     "the loss spike; with a short budget a small max_lr and a long warm-up are the safe choice"
 )
 
-
 VOCABULARY = (
     "2401.01055: LLaMA's own vocabulary after 0.5B Chinese tokens beat an extended one after 30B; "
     "2402.14714: a staged training of the new rows needed 2B"
 )
-
 
 GUARDS = (
     "rewarm_on_same_data",
@@ -65,49 +58,43 @@ GUARDS = (
     "short_budget_without_warmup",
     "small_budget_for_vocabulary",
 )
-"""Everything that `allow` may hold."""
-
+"""Names that `allow` may hold."""
 
 LARGEST_REPLAY = 0.5
 """The largest share of old data that Ibrahim et al. 2024 call replay; above it, it is the same data again."""
 
-
 TRACE = 0.1
-"""A source that gave less than this share of the tokens so far is a trace, not the data of the base."""
-
+"""A source with less than this share of the tokens so far does not count as data of the base."""
 
 SHORT_BUDGET = 100_000_000_000
 
-
 SAFE_LR = 3e-5
-
 
 VOCABULARY_BUDGET = 2_000_000_000
 
-
 _PUBLISHED_PEAKS = {"llama27b": 3e-4, "llama213b": 3e-4, "llama270b": 1.5e-4, "pythia410m": 3e-4}
-"""Peak LRs that the makers of a base have published, by its name without `-` and `_`."""
+"""Published peak LRs of well-known bases, by name without `-` and `_`."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Something that a paper advises against."""
+    """A warning from a paper."""
 
     name: str
     text: str
 
 
 def check_allow(recipe: Recipe) -> None:
-    """Refuses names in `allow` that lift and silence nothing.
+    """Refuse names in `allow` that are not the name of a warning or refusal.
 
     Raises:
-        Problems: one for each, with the nearest known name.
+        UserErrors: one for each, with the nearest known name.
     """
     unknown = [name for name in recipe.allow if name not in GUARDS]
     if unknown:
         raise UserErrors(
             UserError(
-                "is no warning or refusal",
+                "is not the name of a warning or refusal",
                 field="allow",
                 value=name,
                 fix=did_you_mean(name, GUARDS) or f"known are {', '.join(GUARDS)}",
@@ -117,22 +104,22 @@ def check_allow(recipe: Recipe) -> None:
 
 
 def published_peak(base: str | None) -> float | None:
-    """The highest LR of a well-known base model, by its name, however that is joined."""
+    """Look up the peak LR of a well-known base by its name, written with or without `-` and `_`."""
     joined = (base or "").lower().replace("-", "").replace("_", "")
     return next((peak for name, peak in _PUBLISHED_PEAKS.items() if name in joined), None)
 
 
 def substantial(seen: Mapping[str, int]) -> set[str]:
-    """Of the tokens by fingerprint, those fingerprints that are more than a trace."""
+    """Return the fingerprints that are more than a trace of the tokens."""
     return {fingerprint for fingerprint, tokens in seen.items() if tokens >= TRACE * sum(seen.values())}
 
 
 def overlap(record: PhaseRecord, seen: Collection[str], among: Collection[str] | None = None) -> float:
-    """Share of the phase's mixture whose sources' fingerprints were seen, counting only sources `among`."""
+    """Return the share of the phase's mixture that the weights have seen, counting only sources `among`."""
     return sum(
         share
-        for source, share in weights_in(record.data, record.samples).items()
-        if fingerprint_of(record.data, source) in seen and (among is None or source in among)
+        for source, share in record.data.shares(record.samples).items()
+        if record.data.sources[source].fingerprint in seen and (among is None or source in among)
     )
 
 
@@ -141,19 +128,19 @@ def advice(
     number: int,
     record: PhaseRecord,
     *,
-    reached: float | None,
+    incoming_lr: float | None,
     base_peak: float | None,
     seen: Collection[str],
     new_rows: int,
 ) -> Iterator[Advice]:
-    """What is to be said about phase `number`, which lies ahead; names in `allow` are still among it.
+    """Yield the warnings about phase `number`, which has not begun, whether or not `allow` silences them.
 
     Args:
         recipe: the whole run.
         number: the phase.
-        record: the same, as it will be recorded.
-        reached: LR that the weights have when it begins; None where unknown.
-        base_peak: the base's highest LR; None where unknown.
+        record: the phase as it will be recorded.
+        incoming_lr: LR of the last step before it; None if unknown.
+        base_peak: the base's highest LR; None if unknown.
         seen: fingerprints of the data that the weights will have been trained on.
         new_rows: embedding rows appended to the base.
     """
@@ -161,45 +148,45 @@ def advice(
     where = f"phase {phase.name!r}"
     fresh = {name for name, source in recipe.sources.items() if source.role == "new"}
     undeclared = overlap(record, seen, fresh)
-    if reached is not None and curve.peak > reached and undeclared > 0 and phase.train != "new_rows":
+    if incoming_lr is not None and curve.peak > incoming_lr and undeclared > 0 and phase.train != "new_rows":
         yield Advice(
             "rewarm_on_same_data",
             f"{where}: {undeclared:.0%} of the mixture has role new and is data that the weights have seen, "
-            f"and the LR rises from {reached:.3g} to {curve.peak:.3g}. {REWARM}",
+            f"and the LR rises from {incoming_lr:.3g} to {curve.peak:.3g}. {REWARM}",
         )
     yield from _rising_again(where, record)
     if base_peak is not None and curve.peak > base_peak and phase.train != "new_rows":
         yield Advice(
             "max_lr_above_base_peak",
-            f"{where}: the LR rises to {curve.peak:.3g}, above the base's own peak {base_peak:.3g}. {LARGE}",
+            f"{where}: the LR rises to {curve.peak:.3g}, above the base's peak {base_peak:.3g}. {LARGE}",
         )
     if recipe.model.base is None and number == 0:
-        return  # random weights have nothing to forget
-    held = weights_in(record.data, record.samples)
+        return  # random weights cannot forget
+    held = record.data.shares(record.samples)
     replayed = sum(share for source, share in held.items() if source not in fresh) + undeclared
     if replayed == 0 and phase.train != "new_rows":
-        yield Advice("no_replay", f"{where}: no replay. {SHIFT}")
+        yield Advice("no_replay", f"{where}: the mixture has no replay. {SHIFT}")
     first = float(curve(0))
-    sudden = phase.schedule.warmup.amount == 0 and (reached is None or first > reached)
+    sudden = phase.schedule.warmup.amount == 0 and (incoming_lr is None or first > incoming_lr)
     if sudden and phase.length < SHORT_BUDGET and first > SAFE_LR:
         yield Advice(
             "short_budget_without_warmup",
-            f"{where}: {phase.length:,} tokens from LR {first:.3g} without a warm-up. {SHORT}",
+            f"{where}: {phase.length:,} tokens begin at LR {first:.3g} without a warm-up. {SHORT}",
         )
     total = sum(phase.length for phase in recipe.phases)
     if number == 0 and new_rows and total < VOCABULARY_BUDGET:
         yield Advice(
             "small_budget_for_vocabulary",
-            f"{new_rows:,} new embedding rows and {total:,} tokens in all. {VOCABULARY}",
+            f"the run trains {new_rows:,} new embedding rows on {total:,} tokens. {VOCABULARY}",
         )
 
 
 def samples_again(
     recipe: Recipe, records: Sequence[PhaseRecord], seen: Mapping[str, int]
 ) -> Iterator[Advice]:
-    """The base's own samples, which a run in a new directory takes again: it begins every source anew.
+    """Warn of the base's samples that a run in a new directory takes again: it restarts every source.
 
-    Those that are declared as replay are meant so.
+    Sources with role replay are repeated on purpose.
 
     Args:
         recipe: the whole run.
@@ -209,24 +196,24 @@ def samples_again(
     names: dict[str, str] = {}
     planned: Counter[str] = Counter()
     for record in records:
-        held = {fingerprint_of(record.data, name): name for name in sources_of(record.data)}
+        held = {source.fingerprint: name for name, source in record.data.sources.items()}
         names |= {key: name for key, name in held.items() if recipe.sources[name].role == "new"}
         planned.update(record.tokens_seen(record.samples, recipe.seq_len))
-    told = []
+    repeated = []
     for key in names.keys() & seen.keys() & planned.keys():
         again, known = (tokens // recipe.seq_len for tokens in (min(planned[key], seen[key]), seen[key]))
-        told.append(f"{again:,} of its {known:,} samples of {names[key]}")
-    if told:
+        repeated.append(f"{again:,} of its {known:,} samples of {names[key]}")
+    if repeated:
         yield Advice(
             "base_samples_again",
-            "this run begins its sources anew, and the base was trained on some: up to "
-            f"{', '.join(sorted(told))} come again, which max_epochs does not count; a further phase in the "
-            "base's own run directory goes on where they were left",
+            "this run restarts every source from its first sample, and the base has already trained on some "
+            f"of them: up to {', '.join(sorted(repeated))} are repeated, which max_epochs does not count; a "
+            "further phase in the base's own run directory continues each source where it stopped",
         )
 
 
 def _rising_again(where: str, record: PhaseRecord) -> Iterator[Advice]:
-    """A schedule that rises after it has fallen, on the one mixture of its phase."""
+    """Warn of a schedule that rises after it has fallen, within its phase."""
     for before, piece in pairwise(record.curve.pieces):
         low = float(before.at(np.asarray(float(piece.start))))
         top = max(piece.lr_from, piece.lr_to)  # a cycle without a warm-up begins at its top

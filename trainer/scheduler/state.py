@@ -1,15 +1,15 @@
-"""What a checkpoint says about its run: a few integers, and what the run meant by them."""
+"""The state of a run, as a checkpoint keeps it: a few counters, and the meaning of the run so far."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
 from tokenization.errors import UserError
-from trainer.mixer.description import fingerprint_of, sources_of, weights_in
+from trainer.mixer.description import MixtureDescription, PastPhase
 from trainer.recipe.schedule import Schedule
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.curves import Curve
@@ -19,7 +19,7 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True)
 class PhaseRecord:
-    """A phase that has begun, as the recipe had it."""
+    """A phase, as the recipe had it when it began."""
 
     name: str
     tokens: int
@@ -29,65 +29,80 @@ class PhaseRecord:
     train: str | list[str]
     keep_optimizer: bool
     schedule: dict[str, Any]
-    """Resolved, as JSON."""
-    data: dict[str, Any]
-    """The mixer's flat description of the phase."""
+    """With every default filled in, as JSON."""
+    data: MixtureDescription
+    """All that decides which samples it takes."""
     horizon: int
-    """Budget that the phase began with (see `curves.Curve.horizon`)."""
-    reached: float
+    """Budget that the phase began with; see `Curve.horizon`."""
+    incoming_lr: float
     """LR that the phase before, or the base, ended with."""
 
     @classmethod
     def from_recipe(
         cls,
         recipe: Recipe,
-        data: Sequence[Mapping[str, Any]],
+        data: Sequence[MixtureDescription],
         number: int,
-        reached: float,
+        incoming_lr: float,
         horizon: int | None = None,
+        done: int = 0,
     ) -> PhaseRecord:
-        """Phase `number` as this recipe and the mixer's descriptions have it."""
+        """Make the record of phase `number` of this recipe, of which `done` samples are consumed."""
         phase = recipe.phases[number]
         return cls(
             name=phase.name,
             tokens=phase.tokens,
-            samples=recipe.phase_steps(number) * recipe.global_batch_size,
+            samples=recipe.phase_samples(number, done),
             train=phase.train if isinstance(phase.train, str) else list(phase.train),
             keep_optimizer=phase.keep_optimizer,
             schedule=phase.schedule.model_dump(mode="json"),
-            data=dict(data[number]),
+            data=data[number],
             horizon=phase.tokens if horizon is None else horizon,
-            reached=reached,
+            incoming_lr=incoming_lr,
         )
 
     @cached_property
     def curve(self) -> Curve:
         """The learning rate of the phase."""
-        return Curve(Schedule.model_validate(self.schedule), self.tokens, self.reached, self.horizon)
+        return Curve(Schedule.model_validate(self.schedule), self.tokens, self.incoming_lr, self.horizon)
 
     def tokens_seen(self, samples: int, seq_len: int) -> dict[str, int]:
-        """Tokens by source fingerprint in the first `samples` samples of the phase."""
+        """Count the tokens by source fingerprint in the first `samples` samples of the phase."""
         found: dict[str, int] = {}
-        for source, share in weights_in(self.data, samples).items():
+        for source, share in self.data.shares(samples).items():
             tokens = round(share * samples * seq_len)
             if tokens:
-                fingerprint = fingerprint_of(self.data, source)
+                fingerprint = self.data.sources[source].fingerprint
                 found[fingerprint] = found.get(fingerprint, 0) + tokens
         return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a tree of plain values that `from_json` reads back to an equal record."""
+        tree = {**vars(self), "data": self.data.to_json()}
+        tree.pop("curve", None)  # cached
+        tree["reached"] = tree.pop("incoming_lr")
+        return tree
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> PhaseRecord:
+        """Read what `to_json` wrote."""
+        tree = dict(tree)
+        data, incoming_lr = MixtureDescription.from_json(tree.pop("data")), tree.pop("reached")
+        return cls(**tree, data=data, incoming_lr=incoming_lr)
 
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands, and which run it is."""
+    """The position of a run, and which run it is."""
 
     phases: tuple[PhaseRecord, ...]
     """The phases that have begun; the last one runs."""
     settings: dict[str, Any]
-    """Recipe fields outside the phases that make the run what it is; see `settings_of`."""
+    """Recipe fields outside the phases that must not change within a run; see `settings_of`."""
     samples: int = 0
-    """Consumed in this phase: the data position."""
+    """Consumed in this phase: the position in the data."""
     phase_trained_tokens: int = 0
-    """Trained in this phase, skipped steps left out: the schedule's clock."""
+    """Trained in this phase, without skipped steps: the learning rate depends on it."""
     tokens: int = 0
     """Consumed in the whole run."""
     trained_tokens: int = 0
@@ -97,9 +112,9 @@ class RunState:
     lr: float | None = None
     """LR of the last step; None before the first."""
     seen_before: dict[str, int] = field(default_factory=dict)
-    """Tokens by source fingerprint that the base had seen."""
+    """Tokens by source fingerprint that the base was trained on."""
     peak_before: float | None = None
-    """The base's highest LR, where it is known."""
+    """The base's highest LR, if it is known."""
     version: int = STATE_VERSION
 
     @property
@@ -114,7 +129,7 @@ class RunState:
 
     @property
     def phase_name(self) -> str:
-        """Its name."""
+        """Name of the running phase."""
         return self.running.name
 
     @property
@@ -123,13 +138,8 @@ class RunState:
         return self.samples >= self.running.samples
 
     @property
-    def start_of_phase_lr(self) -> float:
-        """LR that was reached when the phase began."""
-        return self.running.reached
-
-    @property
     def next_lr(self) -> float:
-        """LR of the next step of this phase; once the phase is done, the LR that it has reached."""
+        """LR of the next step of this phase; once the phase is done, its last LR."""
         return float(self.running.curve(self.phase_trained_tokens))
 
     @property
@@ -138,9 +148,9 @@ class RunState:
         return max([phase.curve.peak for phase in self.phases] + [self.peak_before or 0.0])
 
     def after_step(self, samples: int, *, lr: float, trained: bool = True) -> RunState:
-        """The state after an optimizer step over so many samples.
+        """Return the state after an optimizer step over so many samples.
 
-        A step that was skipped (`trained=False`: overflow, non-finite) consumes its samples, but does not
+        A skipped step (`trained=False`: overflow, non-finite gradients) consumes its samples, but does not
         advance the schedule.
         """
         tokens = samples * self.settings["seq_len"]
@@ -155,7 +165,7 @@ class RunState:
         )
 
     def tokens_seen(self) -> dict[str, int]:
-        """Tokens by source fingerprint that all weights were trained on, the base's included."""
+        """Count the tokens by source fingerprint that all weights were trained on, in the base too."""
         found = dict(self.seen_before)
         for number, record in enumerate(self.phases):
             if record.train == "all":
@@ -164,44 +174,36 @@ class RunState:
                     found[fingerprint] = found.get(fingerprint, 0) + tokens
         return found
 
-    def samples_before(self) -> dict[int, dict[str, int]]:
-        """By phase, the samples of each source that the run had used when it began, for the mixer."""
-        end = ".taken_before"
+    def fingerprints(self) -> dict[str, str]:
+        """Return the fingerprint of every source that a phase so far takes from, by its name."""
         return {
-            number: {
-                key.removeprefix("sources.").removesuffix(end): int(used)
-                for key, used in record.data.items()
-                if key.endswith(end)
-            }
-            for number, record in enumerate(self.phases)
+            name: source.fingerprint for record in self.phases for name, source in record.data.sources.items()
         }
 
-    def sources(self) -> dict[int, set[str]]:
-        """By phase, the names of the sources that it takes from, for the mixer."""
-        return {number: sources_of(record.data) for number, record in enumerate(self.phases)}
+    def past(self) -> tuple[PastPhase, ...]:
+        """Return the phases that have begun and what they have consumed, for the mixer."""
+        done = [*(record.samples for record in self.phases[:-1]), self.samples]
+        return tuple(PastPhase(n, record.data) for n, record in zip(done, self.phases, strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """A tree of plain values that `from_json` reads back to an equal state."""
-        return asdict(self)
+        """Return a tree of plain values that `from_json` reads back to an equal state."""
+        return {**vars(self), "phases": [record.to_json() for record in self.phases]}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> RunState:
-        """Reads what `to_json` wrote.
+        """Read what `to_json` wrote.
 
         Raises:
-            UserError: written by a version that is not known here, or not by `to_json` at all.
+            UserError: another version wrote it, or it is damaged.
         """
         if tree.get("version") != STATE_VERSION:
-            raise UserError(
-                "is a version of the run state that is not known here",
-                field="version",
-                value=tree.get("version"),
-                fix=f"use the release that wrote it; this one reads version {STATE_VERSION}",
-            )
+            what = "is not a version of the run state that this release reads"
+            fix = f"use the release that wrote it, or a state of version {STATE_VERSION}"
+            raise UserError(what, field="version", value=tree.get("version"), fix=fix)
         try:
-            phases = tuple(PhaseRecord(**record) for record in tree["phases"])
+            phases = tuple(map(PhaseRecord.from_json, tree["phases"]))
             return cls(**{**tree, "phases": phases})
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"the run state is damaged ({error})") from error
 
 
@@ -211,29 +213,29 @@ class BaseLineage:
 
     name: str
     lr: float | None = None
-    """The LR that they had reached; None if they are not ours."""
+    """Their last LR; None if they are not ours."""
     peak: float | None = None
-    """Their highest LR, where it is known."""
+    """Their highest LR, if it is known."""
     seen: dict[str, int] = field(default_factory=dict)
     """Tokens by source fingerprint that they were trained on."""
     new_rows: int = 0
-    """Rows of the embedding that were appended for the recipe's tokenizer."""
+    """Embedding rows appended for the recipe's tokenizer."""
     optimizer: bool = False
-    """Whether the optimizer's moments lie with them."""
+    """Whether the optimizer's moments are stored with them."""
 
     @classmethod
     def of(cls, state: RunState, name: str, new_rows: int = 0, *, optimizer: bool = True) -> BaseLineage:
-        """The lineage of one of our own checkpoints, or of an export of one (`optimizer=False`)."""
+        """Return the lineage of one of our checkpoints, or of an export of one (`optimizer=False`)."""
         return cls(
             name, state.next_lr, state.peak_lr, state.tokens_seen(), new_rows, optimizer and not new_rows
         )
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's fields outside the phases that make a run what it is.
+    """Return the recipe's fields outside the phases that must not change within a run.
 
-    World size, micro batch, ZeRO stage, offload, attention, paths, logging, validation and checkpoint
-    cadence and stop_after are not among them. Of a base's path the last part counts: files may move.
+    World size, micro batch, ZeRO stage, offload, attention, paths, logging, the cadence of validation and
+    checkpoints, and stop_after are not among them. Only the last part of a base's path is: files may move.
     """
     base = recipe.model.base
     return {

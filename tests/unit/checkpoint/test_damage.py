@@ -80,7 +80,7 @@ def test_with_no_good_one_left_the_run_stops_with_the_reasons(recipe, damage, tm
     assert "no checkpoint is good" in line
     assert "step-00000004" in line
     assert "step-00000008" in line
-    assert "give another run_dir" in line
+    assert "choose another run_dir" in line
 
 
 def test_those_that_turned_out_to_be_damaged_are_not_tried_again(recipe):

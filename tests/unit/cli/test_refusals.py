@@ -47,23 +47,29 @@ def test_duplicate_key(train):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("phases.0.mixture=[]", "phases.0.mixture: Tuple should have at least 1 item"),
-        ("phases.²=3", "phases.²: '²' no such item; 0 to 0 exist"),
+        ("phases.0.mixture=[]", "phases.0.mixture: must have at least 1 item"),
+        ("phases.²=3", "phases.²: '²' is not an item of the list; use 0 to 0"),
         ("phases.0.schedule.max_lr=1e400", "phases.0.schedule.max_lr: '1e400' is too large"),
         ("phases.0.schedule.start_lr=1e400", "phases.0.schedule.start_lr: '1e400' is too large"),
-        ("phases.0.tokens=1e30", "phases.0.tokens: '1e30' is more than any count may be, 1e+18"),
+        ("phases.0.tokens=1e30", "phases.0.tokens: '1e30' is larger than the largest count, 1e+18"),
         ("phases.0.tokens=1e999999999", "phases.0.tokens: '1e999999999' is not a number"),
         ("phases.0.schedule.warmup=1/2/3", "phases.0.schedule.warmup: '1/2/3' is not a number"),
-        ("sources.zh.block=1e30", "sources.zh.block: '1e30' is more than any count may be"),
-        ("global_batch_size=1e30", "global_batch_size: '1e30' is more than any count may be"),
-        ("seed=1e30", "seed: '1e30' is more than any count may be"),
+        ("sources.zh.block=1e30", "sources.zh.block: '1e30' is larger than the largest count"),
+        ("global_batch_size=1e30", "global_batch_size: '1e30' is larger than the largest count"),
+        ("seed=1e30", "seed: '1e30' is larger than the largest count"),
         ("seed=!!int foo", "seed: 'foo' is not a number"),
-        ("optimizer.beta1=2", "optimizer.beta1: '2' Input should be less than 1"),
-        ("optimizer.beta2=1", "optimizer.beta2: '1' Input should be less than 1"),
-        ("optimizer.eps=0", "optimizer.eps: '0' Input should be greater than 0"),
-        ("name=[", "name: '[' is no value (while parsing a flow node"),
-        ("name={[a]: 1}", "name: '{[a]: 1}' is no value (line 1: has a list or mapping for a field's name"),
-        ("run_dir=/etc/passwd/x", "run_dir: '/etc/passwd/x' lies below a file; give another run_dir"),
+        ("optimizer.beta1=2", "optimizer.beta1: '2' must be less than 1"),
+        ("optimizer.beta2=1", "optimizer.beta2: '1' must be less than 1"),
+        ("optimizer.eps=0", "optimizer.eps: '0' must be greater than 0"),
+        ("name=[", "name: '[' is not a YAML value (while parsing a flow node"),
+        (
+            "name={[a]: 1}",
+            "name: '{[a]: 1}' is not a YAML value (line 1: has a list or mapping as a field name",
+        ),
+        (
+            "run_dir=/etc/passwd/x",
+            "run_dir: '/etc/passwd/x' cannot be created: a parent path is a file; choose another run_dir",
+        ),
     ],
 )
 def test_a_value_that_cannot_be_is_one_line(train, override, told):
@@ -74,8 +80,8 @@ def test_a_value_that_cannot_be_is_one_line(train, override, told):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("? [a]\n: 1\n", "line 1: has a list or mapping for a field's name; write a word"),
-        ("{{a: 1}: 2}", "line 1: has a list or mapping for a field's name"),
+        ("? [a]\n: 1\n", "line 1: has a list or mapping as a field name; field names must be plain strings"),
+        ("{{a: 1}: 2}", "line 1: has a list or mapping as a field name"),
         ("a: !!timestamp foo\n", "a: is not a known field"),
         ("a: " + "[" * 3000, "is not YAML (maximum recursion depth"),
     ],
@@ -140,7 +146,7 @@ def test_run_directory_of_something_else(train, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("precious")
     (line,) = train()
-    assert "is not empty and holds no run" in line
+    assert "is not empty and does not hold a run" in line
     assert (tmp_path / "run" / "thesis.txt").read_text() == "precious"
 
 

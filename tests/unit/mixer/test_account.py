@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from tests.helpers.mixer_recipes import mixture_of
+from tests.helpers.mixer_recipes import begun, mixture_of
 from tokenization.errors import UserError
 from trainer.mixer.simulate import SampleRow, account, sample_rows, source_shares, target_shares
 
@@ -37,7 +37,9 @@ def test_every_source_at_the_end_of_every_phase(mixture):
 
 
 def test_a_phase_that_is_over_is_told_as_it_was_recorded():
-    mixture = mixture_of({"a": 90, "b": 90}, ["b: 1", "a: 1"], samples=[30, 10], taken={0: {}, 1: {"a": 32}})
+    mixture = mixture_of(
+        {"a": 90, "b": 90}, ["b: 1", "a: 1"], samples=[30, 10], past=[begun(30), begun(0, {"a": 32})]
+    )
     told = [(row.phase, row.source, row.phase_tokens // 16, row.samples) for row in account(mixture)]
     assert told == [
         ("phase0", "a", 32, 32),
@@ -82,5 +84,5 @@ def test_coverage_ends_at_the_whole():
 
 @pytest.mark.parametrize("window", [(-1, 5), (5, 5), (0, 61)])
 def test_a_window_outside_the_run_is_refused(mixture, window):
-    with pytest.raises(UserError, match=r"is no window of the run's samples; give A:B with 0 <= A < B <= 60"):
+    with pytest.raises(UserError, match=r"is not a window A:B of the run's samples; use 0 <= A < B <= 60"):
         list(sample_rows(mixture, *window))

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.mixer_recipes import mixture_of, recipe_of, sizes_of
+from tests.helpers.mixer_recipes import begun, mixture_of, recipe_of, sizes_of
 from tokenization.errors import UserError, UserErrors
-from trainer.mixer.mixture import Mixture, SampleRef
+from trainer.mixer.mixture import Mixture
 from trainer.recipe import load
 
 ORDERS = {
@@ -27,9 +27,7 @@ ORDERS = {
 
 def scan(mixture, phase, start, stop):
     """Samples one by one, as (source, index, epoch)."""
-    return [
-        (ref.source, ref.index, ref.epoch) for ref in (mixture.sample(phase, i) for i in range(start, stop))
-    ]
+    return [one for i in range(start, stop) for one in drawn(mixture, phase, i, i + 1)]
 
 
 def drawn(mixture, phase, start, stop):
@@ -109,9 +107,9 @@ def test_sequential_is_the_order_on_disk_from_the_offset_on():
 
 def test_a_tiny_share_is_realised_exactly():
     mixture = mixture_of({"big": 10**9, "tiny": 10**6}, ["big: 99.9%, tiny: 0.1%"], samples=[10**9])
-    assert mixture.counts(0, 10**6) == {"big": 999_000, "tiny": 1_000}
+    assert mixture.consumed(0, 10**6) == {"big": 999_000, "tiny": 1_000}
     for batches in (1, 2, 124, 125, 126, 10_001):
-        assert abs(mixture.counts(0, 8 * batches)["tiny"] - 8 * batches / 1000) < 1
+        assert abs(mixture.consumed(0, 8 * batches)["tiny"] - 8 * batches / 1000) < 1
     one_period = mixture.samples(0, 5_000, 6_000)
     assert (one_period.source == 1).sum() == 1
 
@@ -120,7 +118,7 @@ def test_segments_change_the_weights_at_the_next_whole_sample():
     # 33 tokens of 16 a sample: the third sample still holds a token from before, so the fourth is the first
     mixture = mixture_of({"a": 100, "b": 100}, [["a: 1", "from: 33, b: 1"]], samples=[8])
     assert mixture.samples(0, 0, 8).source.tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
-    assert mixture.counts(0, 5) == {"a": 3, "b": 2}
+    assert mixture.consumed(0, 5) == {"a": 3, "b": 2}
 
 
 REPLAY = {"zh-a": "new", "zh-b": "new", "en-a": "replay", "en-b": "replay"}
@@ -172,17 +170,20 @@ def test_a_later_phase_goes_on_and_a_new_source_starts_at_0():
     assert last == [("a", 4, 0), ("b", 4, 0)]
     assert drawn(mixture, 1, 0, 4) == [("a", 5, 0), ("c", 0, 0), ("a", 6, 0), ("c", 1, 0)]
     assert mixture.consumed(1, 4) == {"a": 7, "b": 5, "c": 2}
-    assert mixture.counts(1, 4) == {"a": 2, "b": 0, "c": 2}
 
 
 def test_the_recorded_past_stands_whatever_the_recipe_now_says_of_it():
-    edited = mixture_of({"a": 50, "b": 50, "c": 50}, ["c: 1", "a: 1"], samples=[30, 10], taken={1: {"a": 7}})
+    edited = mixture_of(
+        {"a": 50, "b": 50, "c": 50}, ["c: 1", "a: 1"], samples=[30, 10], past=[begun(30), begun(0, {"a": 7})]
+    )
     planned = mixture_of({"a": 50, "b": 50, "c": 50}, ["a: 1", "a: 1"], samples=[7, 10])
     assert drawn(edited, 1, 0, 10) == drawn(planned, 1, 0, 10)
     assert edited.consumed(1, 0) == {"a": 7, "b": 0, "c": 0}
-    assert edited.fingerprint(1) == planned.fingerprint(1)
+    assert edited.describe(1) == planned.describe(1)
     # a's 51st use is the 44th of phase 1, and c, which the recipe now puts into phase 0, was never used
-    longer = mixture_of({"a": 50, "c": 20}, ["c: 1", "a: 1"], samples=[30, 60], taken={1: {"a": 7}})
+    longer = mixture_of(
+        {"a": 50, "c": 20}, ["c: 1", "a: 1"], samples=[30, 60], past=[begun(30), begun(0, {"a": 7})]
+    )
     assert longer.find_use("a", 50) == (1, 43)
     assert longer.find_use("c", 0) is None
     assert longer.first_repeat() == ("a", (30 + 43) * 16)
@@ -190,22 +191,23 @@ def test_the_recorded_past_stands_whatever_the_recipe_now_says_of_it():
 
 def described(sizes, mixtures, record=None):
     """Phases' descriptions, and what a run that stands at the start of the last one would record."""
-    taken = None if record is None else {len(mixtures) - 1: record}
-    mixture = mixture_of(sizes, mixtures, samples=[20] * len(mixtures), taken=taken)
+    past = () if record is None else [begun(20), begun(0, record)]
+    mixture = mixture_of(sizes, mixtures, samples=[20] * len(mixtures), past=past)
     data = mixture.describe(len(mixtures) - 1)
-    end = ".taken_before"
-    return data, {key[8 : -len(end)]: value for key, value in data.items() if key.endswith(end)}
+    return data, data.taken_before
 
 
 def test_a_source_that_rests_for_a_phase_is_remembered():
     sizes = {"a": 50, "b": 50}
     data, record = described(sizes, ["a: 1", "b: 1"])
     assert record == {"a": 20}
-    assert "mixture.0.a" not in data
+    assert data.segments[0].weights == {"b": "1"}
     # gone from the recipe while it rests, and back for the third phase: it goes on where it was
     gone, record = described({"b": 50}, ["b: 1", "b: 1"], record)
     assert gone == data
-    again = mixture_of(sizes, ["a: 1", "b: 1", "a: 1"], samples=[9, 20, 20], taken={1: record})
+    again = mixture_of(
+        sizes, ["a: 1", "b: 1", "a: 1"], samples=[9, 20, 20], past=[begun(9), begun(0, record)]
+    )
     assert again.consumed(2, 0) == {"a": 20, "b": 20}
 
 
@@ -220,7 +222,8 @@ def test_a_source_that_rests_for_a_phase_is_remembered():
 )
 def test_a_batch_size_that_changes_in_a_phase_moves_its_end_and_the_next_goes_on_there(batch, done, ends):
     sizes, phases = {"a": 900}, ["a: 1", "a: 1"]
-    mixture = mixture_of(sizes, phases, samples=[100, 100], global_batch_size=batch, done=done)
+    past = [begun(samples, {"a": sum(done[:at])}) for at, samples in enumerate(done)]
+    mixture = mixture_of(sizes, phases, samples=[100, 100], global_batch_size=batch, past=past)
     assert mixture.phase_samples[0] == ends
     assert mixture.consumed(1, 0) == {"a": ends}
     last, first = mixture.batch(0, ends - batch, batch), mixture.batch(1, 0, batch)
@@ -275,15 +278,15 @@ def test_the_mixer_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0
 
 
-# ---- the fingerprint
+# ---- the description
 
 
 BASE = {"samples": [100, 100], "options": {"b": "max_epochs: null, order: blocks, block: 8"}}
 PHASES = ["a: 1/2, b: 1/2", "a: 1/4, b: 3/4"]
 
 
-def fingerprint(phase=1, sizes=None, mixtures=None, **changes):
-    return mixture_of(sizes or {"a": 90, "b": 40}, mixtures or PHASES, **(BASE | changes)).fingerprint(phase)
+def describe(phase=1, sizes=None, mixtures=None, **changes):
+    return mixture_of(sizes or {"a": 90, "b": 40}, mixtures or PHASES, **(BASE | changes)).describe(phase)
 
 
 @pytest.mark.parametrize(
@@ -302,8 +305,8 @@ def fingerprint(phase=1, sizes=None, mixtures=None, **changes):
         {"sizes": {"b": 40, "a": 90}},  # ties go by the recipe's order
     ],
 )
-def test_whatever_changes_the_samples_changes_the_fingerprint(changed):
-    assert fingerprint(**changed) != fingerprint()
+def test_whatever_changes_the_samples_changes_the_description(changed):
+    assert describe(**changed) != describe()
 
 
 @pytest.mark.parametrize(
@@ -315,17 +318,16 @@ def test_whatever_changes_the_samples_changes_the_fingerprint(changed):
         {"options": BASE["options"] | {"a": "max_epochs: 3"}},
     ],
 )
-def test_what_leaves_the_samples_alone_leaves_the_fingerprint(changed):
-    assert fingerprint(**changed) == fingerprint()
+def test_what_leaves_the_samples_alone_leaves_the_description(changed):
+    assert describe(**changed) == describe()
 
 
-def test_the_fingerprint_covers_what_a_source_holds():
+def test_the_description_covers_what_a_source_holds():
     recipe = recipe_of({"a": "new"}, ["a: 1"], samples=[10])
     sizes = sizes_of({"a": 90})
     other = {"a": replace(sizes["a"], fingerprint="another")}
-    assert Mixture.from_recipe(recipe, sizes).fingerprint(0) != Mixture.from_recipe(
-        recipe, other
-    ).fingerprint(0)
+    whole, changed = (Mixture.from_recipe(recipe, found).describe(0) for found in (sizes, other))
+    assert whole != changed
 
 
 def test_the_samples_themselves_never_change():
@@ -361,11 +363,15 @@ def test_the_plan_is_refused_where_a_source_runs_out():
     with pytest.raises(UserErrors) as caught:
         mixture.check_epochs()
     assert str(caught.value) == (
-        "sources.b.max_epochs: '3/2' is not enough: its 20 samples (320 tokens) run out at token 1,616 of "
-        "the run, in phase phase1; the plan uses 2 epochs: raise it, lower the source's weight, or train less"
+        "sources.b.max_epochs: '3/2' is not enough: the source's 20 samples (320 tokens) run out at token "
+        "1,616 of the run, in phase phase1; the plan uses 2 epochs: raise it, lower the source's weight, or "
+        "train less"
     )
-    assert mixture.sample(1, 20) == SampleRef(1, "a", mixture.sample(1, 20).index, 0)
-    with pytest.raises(UserError, match=r"^sources\.b\.max_epochs: '3/2' is used up; raise it"):
+    assert [source for source, _, _ in drawn(mixture, 1, 20, 21)] == ["a"]
+    with pytest.raises(
+        UserError,
+        match=r"^sources\.b\.max_epochs: '3/2' is reached: all samples of the source are used; raise it",
+    ):
         mixture.samples(1, 0, 22)
     assert mixture.first_repeat() == ("b", (80 + 1) * 16)
 
@@ -405,34 +411,34 @@ def test_finding_a_use_agrees_with_scanning(size_a, size_b, share, use):
     [
         (
             {"sizes": {"a": 0, "b": 9}},
-            r"sources\.a: 'data/a' holds 1 tokens, too few for a sample of 16 and its successor",
+            r"sources\.a: 'data/a' holds 1 tokens, too few for a sample of 16 and the next one",
         ),
         (
             {"options": {"a": "order: sequential, offset: 90"}},
-            r"sources\.a\.offset: 90 lies beyond the source's 90 samples",
+            r"sources\.a\.offset: 90 is beyond the source's 90 samples",
         ),
         ({"options": {"a": "offset: 9"}}, r"sources\.a\.offset: 9 has no effect with order shuffled"),
         (
             {"mixtures": [PHASES[0], ["a: 1", "from: 1600, b: 1"]]},
-            r"phases\.1\.mixture\.1\.from: 1600 is not reached: the phase ends after 1,600 tokens",
+            r"phases\.1\.mixture\.1\.from: 1600 is beyond the phase's end at 1,600 tokens",
         ),
         (
             {"mixtures": [PHASES[0], "replay_ratio: 0.1"]},
-            r"phases\.1\.mixture\.0\.replay_ratio: gives a share of 1/10 to role replay, which no source has",
+            r"phases\.1\.mixture\.0\.replay_ratio: gives role replay a share of 1/10, but no source",
         ),
         (
             {"mixtures": [PHASES[0], "replay_ratio: 0, a: 0, b: 0"]},
-            r"phases\.1\.mixture\.0: gives no new source a weight, but the role a share of 1",
+            r"phases\.1\.mixture\.0: gives role new a share of 1, but each of its sources a weight of 0",
         ),
         (
             {"mixtures": [PHASES[0], "a: 0.3333333, b: 0.6666667"]},
-            r"phases\.1\.mixture\.0: .* needs a common denominator of 10,000,000, more than 1,048,576; write",
+            r"phases\.1\.mixture\.0: .* common denominator of 10,000,000, above the limit of 1,048,576",
         ),
     ],
 )
 def test_what_is_wrong_is_told_by_field(changes, told):
     with pytest.raises(UserErrors, match=told):
-        fingerprint(**changes)
+        describe(**changes)
 
 
 def test_an_anneal_may_cut_off_a_segment():

@@ -58,9 +58,9 @@ def test_another_validation_set_is_told_with_what_changed_and_the_way_on(file, d
     saved(file, baseline=baseline)
     fingerprint = baseline["upstream"]["measured_on"]["fingerprint"]
     (note,) = plan(file, f"validation.upstream={data}/zh-val").notes
-    assert f"validation.upstream: '{data}/zh-val': forgetting is not logged" in note
+    assert f"validation.upstream: '{data}/zh-val': forgetting is not measured" in note
     assert f"(fingerprint {fingerprint} → " in note
-    assert note.endswith("put that back, or start a new run directory")
+    assert note.endswith("restore that set, or start in a new run_dir")
     shorter = plan(file, "validation.max_tokens=50")
     assert "→ 51)" in shorter.notes[0]
     assert shorter.notes[0] in render_plan(shorter)
@@ -141,3 +141,27 @@ def test_another_seq_len_is_told_before_what_follows_from_it(file):
     assert "seq_len was changed" in doubled.decision.reason
     with pytest.raises(UserErrors, match="max_epochs: '1/40' is not enough"):
         plan(file, *cap, "phases.1.tokens=4000")
+
+
+def test_a_batch_size_that_changes_in_mid_run_counts_in_all_that_is_told_of_the_run(file):
+    before = plan(file)
+    saved(
+        file, steps=5
+    )  # 40 of 96 samples; 56 are left, which are two batches of 32, and the next phase has three
+    after = plan(file, "global_batch_size=32", "micro_batch_size=8")
+    assert before.mixture.phase_samples == (96, 96)
+    assert after.mixture.phase_samples == (104, 96)
+    assert after.decision.spans[-1].stop == 200 * 32
+    assert plan_to_json(after)["flops"] * 192 == plan_to_json(before)["flops"] * 200
+
+
+@pytest.mark.parametrize("name", ["from_sample", "train", "skipped"])
+def test_a_source_of_any_name_is_planned_saved_and_restored(file, data, name):
+    edits = f"sources.{name}={{path: {data}/zh, role: new}}", f"phases.0.mixture={{{name}: 3/4, en: 1/4}}"
+    state = saved(file, *edits)
+    again = plan(file, *edits)
+    assert again.decision.kind == "restore", again.decision.render()
+    assert again.decision.diff == ()
+    assert again.data[0] == state.phases[0].data
+    other = plan(file, edits[0], f"phases.0.mixture={{{name}: 1/2, en: 1/2}}").decision
+    assert [difference.part for difference in other.diff] == ["data", "data"]

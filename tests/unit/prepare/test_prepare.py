@@ -430,7 +430,7 @@ def test_a_directory_with_only_tokenizer_json(tmp_path, corpus, tokenizer):
     run(corpus, tokenizer, tmp_path / "model" / "a")
     left, right = (open_tokens(tmp_path / name / "a") for name in ("json", "model"))
     assert np.array_equal(left.read(0, left.tokens), right.read(0, right.tokens))
-    assert left.tokenizer == files.fingerprint(only)
+    assert left.tokenizer == files.open_tokenizer(only).fingerprint
 
 
 def test_a_byte_level_tokenizer(tmp_path, corpus):

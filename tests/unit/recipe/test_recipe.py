@@ -10,7 +10,7 @@ from trainer.recipe.numbers import Level
 WRONG = [
     (
         "{kind: cosine, max_lr: 1e-4, decay: 10%}",
-        "decay has no effect on kind cosine; leave it out (it is read by wsd)",
+        "decay has no effect on kind cosine; remove it, or use kind wsd",
     ),
     ("{kind: constant, max_lr: 1e-4, min_lr: 1e-5}", "min_lr has no effect on kind constant"),
     ("{kind: wsd, max_lr: 1e-4, cooldown: 5%}", "cooldown has no effect on kind wsd"),
@@ -177,18 +177,18 @@ def test_the_resolved_recipe_says_the_defaults_that_depend_on_others():
 def test_a_phase_ends_with_its_anneal():
     plain = recipe(phase("x", "{kind: constant, max_lr: 1e-4}", tokens=10_050))
     assert plain.phases[0].length == 10_050
-    assert plain.phase_steps(0) == 101  # of 100 tokens, rounded up
+    assert plain.phase_samples(0) == 1010  # 101 batches of 100 tokens, rounded up
     for start, tokens, steps in ((2_000, 500, 25), (10_050, 950, 110)):
         anneal = f"{{from_tokens: {start}, tokens: {tokens}, end_lr: 0}}"
         branch = recipe(phase("x", f"{{kind: constant, max_lr: 1e-4, anneal: {anneal}}}", tokens=10_050))
         assert branch.phases[0].length == start + tokens
-        assert branch.phase_steps(0) == steps
+        assert branch.phase_samples(0) == 10 * steps
 
 
 def test_a_stages_lr_is_absolute_or_a_share_of_max_lr():
-    assert Level.read("10%").of(3e-4) == 3e-5
-    assert Level.read("1/10").of(3e-4) == 3e-5
-    assert Level.read("3e-5").of(3e-4) == 3e-5
+    assert Level.read("10%").lr(3e-4) == 3e-5
+    assert Level.read("1/10").lr(3e-4) == 3e-5
+    assert Level.read("3e-5").lr(3e-4) == 3e-5
     for written in ("10%", "1/3", "3e-5", "0"):
         assert Level.read(str(Level.read(written))) == Level.read(written)
 
@@ -196,12 +196,38 @@ def test_a_stages_lr_is_absolute_or_a_share_of_max_lr():
 @pytest.mark.parametrize(
     ("train", "words"),
     [
-        ("embedings", "'embedings' is nothing to train; did you mean 'embeddings'?"),
-        ("mlp", "'mlp' is nothing to train; write all, embeddings, new_rows, or a list of name patterns"),
-        ("[]", "an empty list trains nothing; write all, or name patterns"),
+        ("embedings", "'embedings' is not a group of parameters; did you mean 'embeddings'?"),
+        ("mlp", "'mlp' is not a group of parameters; write all, embeddings, new_rows, or a list of patterns"),
+        ("[]", "an empty list trains nothing; write all, or patterns of parameter names"),
     ],
 )
 def test_what_is_trained_is_named_or_matched(train, words):
     with pytest.raises(UserErrors) as raised:
         recipe(phase("x", train=train))
     assert str(raised.value) == f"recipe: phases.0.train: {words}"
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        ("optimizer.beta1=1", "optimizer.beta1: '1' must be less than 1"),
+        ("optimizer.eps=0", "optimizer.eps: '0' must be greater than 0"),
+        ("seq_len=0", "seq_len: '0' must be at least 1"),
+        ("checkpoint.keep_last=1", "checkpoint.keep_last: '1' must be at least 2"),
+        ("sources={}", "sources: must have at least 1 item"),
+        ("sources=[]", "sources: must be a mapping"),
+        ("phases=3", "phases: '3' must be a list"),
+        ("phases.0=3", "phases.0: '3' must be a mapping of fields"),
+        ("name=[a]", "name: must be text"),
+        ("logging.tensorboard=maybe", "logging.tensorboard: 'maybe' must be true or false"),
+        ("logging.tensorboard=[]", "logging.tensorboard: must be true or false"),
+        ("sources.zh.role=old", "sources.zh.role: 'old' must be 'new' or 'replay'"),
+        ("micro_batch_size=0", "micro_batch_size: 0 must be at least 1 or 'auto'"),
+        ("phases.0.schedule.start_lr=-1", "phases.0.schedule.start_lr: -1.0 must be at least 0 or 'reached'"),
+        ("seed='{a}'", "seed: '{a}' is not a number; write it like 1e-4, 20e9, 3/4 or 1%"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_in_our_own_words(edit, words):
+    with pytest.raises(UserErrors) as raised:
+        recipe(edits=[edit])
+    assert str(raised.value) == f"recipe: {words}"

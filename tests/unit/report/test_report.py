@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers import scheduler_runs
 from tokenization.errors import UserError
 from trainer.metrics.log import Metrics
 from trainer.metrics.names import source_tokens
@@ -291,6 +293,18 @@ def test_shares_of_each_phase_are_counted_from_where_the_phase_before_ended(tmp_
     ]
     assert found == [("a", [("chinese", 8192)]), ("b", [("chinese", 4096), ("english", 4096)])]
     assert arm.replay == 1.0
+
+
+def test_a_phase_ends_where_the_run_recorded_it_and_not_where_the_recipe_had_it(tmp_path):
+    directory = run(tmp_path / "run")
+    plain = scheduler_runs.recipe(*(scheduler_runs.phase(name) for name in ("one", "two")))
+    (directory / "recipe.resolved.yaml").write_text(dump_recipe(plain), encoding="utf-8")
+    assert gather_runs([directory])[0].phase_ends() == [10_000, 20_000]
+    state = scheduler_runs.begun(scheduler_runs.recipe())
+    state = replace(state, phases=(replace(state.running, samples=1_020),))  # the batch size was changed
+    line = json.dumps({"kind": "restore", "reason": "", "state": state.to_json()})
+    (directory / "lineage.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    assert gather_runs([directory])[0].phase_ends() == [10_200, 20_200]
 
 
 # -------------------------------------------------------------------------------------------------- charts

@@ -33,7 +33,7 @@ BASES = [
         base_after(100),
         phase("x"),
         "refuse",
-        "100% of the new mixture is the base's",
+        "100% of its mixture is the base's",
     ),
     ("half decayed, re-warm, same data", base_after(50), phase("x"), "refuse", "from 0.000167 to 0.0003"),
     ("decayed, no re-warm, same data", base_after(100), phase("x", LOW), "start", "LR 3e-05"),
@@ -44,9 +44,15 @@ BASES = [
         base_after(100),
         phase("x", mixture="{zh: 87%, law: 13%}"),
         "refuse",
-        "87% of the new mixture",
+        "87% of its mixture",
     ),
-    ("51 % the same", base_after(100), phase("x", mixture="{en: 51%, law: 49%}"), "refuse", "51% of the new"),
+    (
+        "51 % the same",
+        base_after(100),
+        phase("x", mixture="{en: 51%, law: 49%}"),
+        "refuse",
+        "51% of its mixture",
+    ),
     ("50 % replay", base_after(100), phase("x", mixture="{en: 1/2, law: 1/2}"), "start", "LR 0"),
     (
         "30 % the same, not declared",
@@ -74,7 +80,7 @@ BASES = [
         None,
         phase("x", "{kind: constant, max_lr: 3e-4, start_lr: reached}"),
         "refuse",
-        "the LR that it ended with is not known",
+        "its last LR is not known",
     ),
     (
         "the base's optimizer",
@@ -88,14 +94,14 @@ BASES = [
         None,
         phase("x", keep_optimizer="true"),
         "refuse",
-        "there is no optimizer to keep",
+        "there is no optimizer state to keep",
     ),
     (
         "an export's optimizer",
         BaseLineage.of(saved_after(recipe(phase("one", CONSTANT)), 9), "export", optimizer=False),
         phase("x", CONSTANT, keep_optimizer="true"),
         "refuse",
-        "there is no optimizer to keep",
+        "there is no optimizer state to keep",
     ),
     ("new rows on the same data", base_after(100), phase("x", train="new_rows"), "start", "LR 0"),
 ]
@@ -118,7 +124,7 @@ def test_started_from_a_base(base, phase, kind, words):
 def test_the_advised_learning_rate_is_accepted(steps):
     base = base_after(steps)
     refused = decide(recipe(phase("x")), data(recipe(phase("x"))), None, base)
-    advised = re.search(r"max_lr (\S+) \(the reached LR\)", " ".join(refused.options))[1]
+    advised = re.search(r"max_lr=(\S+), the last LR", " ".join(refused.options))[1]
     taken = recipe(phase("x", f"{{kind: constant, max_lr: {advised}, warmup: 0}}"))
     assert decide(taken, data(taken), None, base).kind == "start"
     assert float(advised) == pytest.approx(base.lr, rel=0.01)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.scheduler_runs import schedule
 from trainer.recipe.schedule import Schedule
-from trainer.scheduler.curves import Curve, lr
+from trainer.scheduler.curves import Curve
 
 KINDS = ["cosine", "cosine_clamped", "linear", "inverse_sqrt", "constant", "wsd", "infinite"]
 STAGES = [
@@ -99,7 +99,7 @@ def of_kind(kind, **fields):
     ],
 )
 def test_values_written_by_hand(fields, tokens, expected):
-    assert lr(of_kind(**fields), tokens, 10_000) == pytest.approx(expected, rel=1e-12, abs=1e-20)
+    assert Curve(of_kind(**fields), 10_000)(tokens) == pytest.approx(expected, rel=1e-12, abs=1e-20)
 
 
 def closed_form(kind, t, total, top, low, warm):
@@ -133,7 +133,7 @@ def test_every_kind_is_its_papers_equation(kind):
     total = 20_000_000_000
     tokens = np.linspace(0, total, 997).astype(np.int64)
     expected = [closed_form(kind, int(t), total, 3e-4, 3e-5, 0.01 * total) for t in tokens]
-    np.testing.assert_allclose(lr(of_kind(kind), tokens, total), expected, rtol=1e-9)
+    np.testing.assert_allclose(Curve(of_kind(kind), total)(tokens), expected, rtol=1e-9)
 
 
 def test_cosine_clamped_reaches_min_at_0_795_of_the_phase_and_stays():
@@ -150,7 +150,7 @@ def test_cosine_clamped_reaches_min_at_0_795_of_the_phase_and_stays():
 @pytest.mark.parametrize("cycles", [1, 3])
 def test_pieces_follow_each_other_without_gap_and_meet_exactly(kind, cycles):
     fields = {"stages": [{"shape": "cosine", "length": "99%", "end_lr": "1e-5"}]} if kind == "stages" else {}
-    curve = Curve(of_kind(kind, cycles=cycles, start_lr="reached", **fields), 12_345, reached=2e-5)
+    curve = Curve(of_kind(kind, cycles=cycles, start_lr="reached", **fields), 12_345, incoming_lr=2e-5)
     assert curve.pieces[0].start == 0
     assert curve.pieces[-1].stop == 12_345
     assert curve(0) == 2e-5
@@ -246,12 +246,12 @@ def test_a_longer_budget_moves_nothing_before_the_decay(kind, begun_with, factor
 
 
 def test_reached_is_where_the_warm_up_begins_and_each_cycle_goes_on_from_the_last():
-    curve = Curve(of_kind("cosine", start_lr="reached", cycles=2), 10_000, reached=6e-5)
+    curve = Curve(of_kind("cosine", start_lr="reached", cycles=2), 10_000, incoming_lr=6e-5)
     assert curve(0) == 6e-5
     assert curve(25) == pytest.approx((6e-5 + 3e-4) / 2)
     assert curve(5_000) == 3e-5  # where the first cycle ended
     assert curve(5_025) == pytest.approx((3e-5 + 3e-4) / 2)
-    falling = Curve(of_kind("constant", start_lr="reached"), 10_000, reached=9e-4)
+    falling = Curve(of_kind("constant", start_lr="reached"), 10_000, incoming_lr=9e-4)
     assert falling(50) == pytest.approx(6e-4)
     assert falling.peak == 9e-4
 

@@ -61,9 +61,7 @@ class Machine:
         cut = layout(self.run, world_size, largest_micro_batch=2)
         batch = cut.micro_batch_size * cut.gradient_accumulation_steps * cut.world_size
         saved = RunState.from_json(json.loads(self.saved)) if self.saved else None
-        done = [*(record.samples for record in saved.phases[:-1]), saved.samples] if saved else []
-        taken = saved.samples_before() if saved else {}
-        mixture = Mixture.from_recipe(self.run, SIZES, taken, done)
+        mixture = Mixture.from_recipe(self.run, SIZES, saved.past() if saved else ())
         told = [mixture.describe(number) for number in range(len(self.run.phases))]
         decision = decide(self.run, told, saved)
         while decision.kind in ("start", "restore", "new_phase"):
@@ -147,7 +145,7 @@ def test_an_extended_budget_goes_on_at_the_lr_that_it_has_and_stays_extended():
     for _ in range(2):  # and again after a crash: the second start finds nothing that changed
         decision = decide(longer, data(longer), RunState.from_json(state.to_json()))
         assert decision.kind == "restore"
-        assert "stay those of the first budget, 10,000 tokens" in decision.reason
+        assert "stay shares of the first budget, 10,000 tokens" in decision.reason
         state = trained(decision.state, 10)
         assert state.lr == 1.65e-4
     assert decide(longer, data(longer), state).diff == ()
@@ -179,7 +177,7 @@ def test_a_new_phase_starts_its_own_clock_and_keeps_the_runs():
     assert decision.keep_optimizer
     assert (state.samples, state.phase_trained_tokens) == (0, 0)
     assert (state.tokens, state.trained_tokens, state.step) == (10_000, 9_900, 100)
-    assert state.start_of_phase_lr == state.next_lr == run_lr_at(run, 9_900)
+    assert state.running.incoming_lr == state.next_lr == run_lr_at(run, 9_900)
     assert state.phase_name == "two"
 
 
@@ -205,7 +203,7 @@ def test_the_lr_of_the_whole_run_is_known_before_it_starts():
     whole = decision.lr_at()
     assert {0, 100, 10_000, 10_100, 19_000, 20_000} <= {row["tokens"] for row in whole}
     assert [row["tokens"] for row in whole] == sorted({row["tokens"] for row in whole})
-    with pytest.raises(UserError, match="20001 is outside the run; it has 20,000 tokens"):
+    with pytest.raises(UserError, match="20001 is outside the run; use 0 to 20,000 tokens"):
         decision.lr_at([20_001])
 
 
@@ -214,6 +212,14 @@ def test_the_lr_of_the_whole_run_is_the_same_from_any_checkpoint():
     planned = decide(run, data(run), None).lr_at()
     for steps in (0, 37, 100):
         assert decide(run, data(run), trained(begun(run), steps)).lr_at() == planned
+
+
+def test_a_refused_seq_len_leaves_the_lr_of_the_whole_run_to_be_shown():
+    whole = [phase("one"), phase("two", WSD, mixture=LAW)]
+    asked = recipe(*whole, edits=["seq_len=20"])
+    decision = decide(asked, data(asked), trained(begun(recipe(*whole)), 50))
+    assert decision.kind == "refuse"
+    assert decision.lr_at()[-1]["tokens"] == decision.spans[-1].stop == 20_000
 
 
 def test_after_a_skipped_step_the_lr_to_come_is_shifted_by_it():
@@ -261,7 +267,9 @@ def test_a_decision_is_plain_json_and_its_record_restores_the_run():
 
 def test_a_state_of_another_version_or_a_damaged_one_is_told_in_a_line():
     good = begun(recipe()).to_json()
-    with pytest.raises(UserError, match="version: 7 is a version of the run state that is not known here"):
+    with pytest.raises(
+        UserError, match="version: 7 is not a version of the run state that this release reads"
+    ):
         RunState.from_json({**good, "version": 7})
     with pytest.raises(UserError, match="damaged"):
         RunState.from_json({key: value for key, value in good.items() if key != "phases"})
@@ -274,9 +282,10 @@ def test_unknown_names_in_allow_are_told_with_the_nearest_one():
     with pytest.raises(UserErrors) as raised:
         decide(run, data(run), None)
     assert str(raised.value.problems[0]) == (
-        "allow: 'rewarm_on_same_date' is no warning or refusal; did you mean 'rewarm_on_same_data'?"
+        "allow: 'rewarm_on_same_date' is not the name of a warning or refusal; "
+        "did you mean 'rewarm_on_same_data'?"
     )
-    assert "'xyz' is no warning or refusal; known are rewarm_on_same_data" in str(raised.value)
+    assert "'xyz' is not the name of a warning or refusal; known are rewarm_on_same_data" in str(raised.value)
 
 
 # ---- this field's bugs, by their symptoms
@@ -306,7 +315,7 @@ def test_symptom_new_horizon_is_taken_with_the_old_peak():
     assert {"phases.0.tokens", "phases.0.schedule.max_lr"} <= {
         difference.field for difference in decision.diff
     }
-    assert decision.lr_asked == pytest.approx(asked_lr(asked, 5_000))
+    assert decision.edited_lr == pytest.approx(asked_lr(asked, 5_000))
 
 
 def asked_lr(run, tokens):

@@ -194,7 +194,14 @@ REFUSED = [
     ("wsd, longer, once done", one(WSD), 100, ["phases.0.tokens=20_000"], "decayed since 9,000", 3e-4),
     ("wsd, shorter than its decay", one(WSD), 50, ["phases.0.tokens=5_000"], "begun at 4,500", 3e-5),
     ("infinite, longer, in its anneal", one(INFINITE), 87, ["phases.0.tokens=20_000"], "since 8,600", None),
-    ("infinite, cut into its cooldown", one(INFINITE), 50, ["phases.0.tokens=6_500"], "leaves no room", None),
+    (
+        "infinite, cut into its cooldown",
+        one(INFINITE),
+        50,
+        ["phases.0.tokens=6_500"],
+        "is too short for",
+        None,
+    ),
     ("infinite, cut before here", one(INFINITE), 84, ["phases.0.tokens=9_000"], "begun at 7,740", None),
     (
         "an anneal behind",
@@ -263,14 +270,28 @@ REFUSED = [
     ),
     ("weight decay", TWO, 50, ["optimizer.weight_decay=0"], "optimizer.weight_decay changed", None),
     ("dtype", TWO, 50, ["model.dtype=fp32"], "model.dtype changed", None),
-    ("an earlier phase's LR", TWO, 150, ["phases.0.schedule.max_lr=1e-4"], "'one' (phases.0) is over", None),
-    ("an earlier phase's budget", TWO, 150, ["phases.0.tokens=20_000"], "'one' (phases.0) is over", None),
+    (
+        "an earlier phase's LR",
+        TWO,
+        150,
+        ["phases.0.schedule.max_lr=1e-4"],
+        "'one' (phases.0) was edited, but it is over",
+        None,
+    ),
+    (
+        "an earlier phase's budget",
+        TWO,
+        150,
+        ["phases.0.tokens=20_000"],
+        "'one' (phases.0) was edited, but it is over",
+        None,
+    ),
     (
         "an earlier phase's data",
         TWO,
         150,
         ["phases.0.mixture={zh: 1, en: 0}"],
-        "'one' (phases.0) is over",
+        "'one' (phases.0) was edited, but it is over",
         None,
     ),
 ]
@@ -292,8 +313,8 @@ def test_refused(phases, steps, edits, words, lr):
         assert decision.lr_at([state.tokens])[0]["lr"] == state.next_lr
     assert decision.next_steps() == []
     if lr is not None:
-        assert decision.lr_asked == pytest.approx(lr)
-        assert f"{lr:.6g} as asked" in decision.render()
+        assert decision.edited_lr == pytest.approx(lr)
+        assert f"{lr:.6g} (edited recipe)" in decision.render()
 
 
 def test_a_phase_that_has_begun_may_not_be_taken_out():
@@ -338,7 +359,7 @@ def test_a_phase_that_rewarms_on_the_same_data_is_refused_before_the_run_gets_th
     lifted = decide(allowed, data(allowed), state)
     assert lifted.kind == {None: "start", 0: "restore", 40: "restore", 100: "new_phase"}[steps]
     assert lifted.lifted == ("rewarm_on_same_data",)
-    assert "allowed  rewarm_on_same_data" in lifted.render()
+    assert "allowed  rewarm_on_same_data, by `allow`" in lifted.render()
 
 
 def test_all_may_rewarm_on_the_data_of_an_embeddings_phase():

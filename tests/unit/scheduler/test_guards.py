@@ -117,12 +117,12 @@ def test_warnings(phases, base, names):
         (
             (phase("x", LOW), phase("y", LOW)),
             BaseLineage("b", lr=3e-5, seen={"zh": 5_000, "en": 5_000}),
-            ("up to 500 of its 500 samples of zh come again",),  # 1,500 are asked for
+            ("up to 500 of its 500 samples of zh are repeated",),  # 1,500 are asked for
         ),
         (
             (phase("x", LOW),),
             BaseLineage("b", lr=3e-5, seen={"zh": 20_000}),
-            ("up to 750 of its 2,000 samples of zh come again",),
+            ("up to 750 of its 2,000 samples of zh are repeated",),
         ),
         (
             (phase("x", SUDDEN),),

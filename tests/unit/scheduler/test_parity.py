@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from tests.helpers.scheduler_runs import schedule
-from trainer.scheduler.curves import lr
+from trainer.scheduler.curves import Curve
 
 STEPS, WARM, TOKENS = 200, 20, 4096 * 8
 
@@ -66,5 +66,5 @@ def test_same_lr_at_every_step_as_transformers(fields, build, options):
     ours = schedule(max_lr="3e-4", warmup=WARM * TOKENS, **fields)
     steps = np.arange(STEPS)
     np.testing.assert_allclose(
-        lr(ours, steps * TOKENS, STEPS * TOKENS), theirs(build, **options), rtol=1e-12, atol=1e-18
+        Curve(ours, STEPS * TOKENS)(steps * TOKENS), theirs(build, **options), rtol=1e-12, atol=1e-18
     )

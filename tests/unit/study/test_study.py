@@ -13,7 +13,7 @@ from tokenization.errors import UserError
 from trainer.cli.main import build_parser
 from trainer.recipe.load import dump_recipe, load_recipe, parse_recipe
 from trainer.recipe.schema import Recipe
-from trainer.scheduler.curves import lr
+from trainer.scheduler.curves import Curve
 from trainer.study import grids
 
 
@@ -86,7 +86,7 @@ def test_a_ratio_stays_a_ratio():
 def test_learning_rates_by_hand():
     found = arms("max_lr", recipe(schedule={"kind": "wsd", "max_lr": 1e-2, "warmup": "25%"}))
     tokens = list(range(0, 3073, 256))
-    curves = {name: lr(arm.phases[-1].schedule, tokens, 3072) for name, arm in found.items()}
+    curves = {name: Curve(arm.phases[-1].schedule, 3072)(tokens) for name, arm in found.items()}
     highest = {name: max(curve) for name, curve in curves.items()}
     assert highest == pytest.approx(
         {"constant": 1e-3, "max-lr-half": 5e-3, "max-lr-same": 1e-2, "max-lr-twice": 2e-2}

@@ -93,12 +93,12 @@ def test_a_small_vocabulary_merged_by_hand(tmp_path):
         "no sequence of merges reaches it": 1,
     }
     assert (made.base_pieces, made.added) == (size, 12)
-    assert made.fingerprint == files.fingerprint(tmp_path / "out")
+    assert made.fingerprint == files.open_tokenizer(tmp_path / "out").fingerprint
     listed = json.loads((tmp_path / "out" / "extension.json").read_text())
     assert listed["left_out"]["no sequence of merges reaches it"] == ["龙凤呈祥"]
     assert listed["left_out"]["a character of it is no piece"] == ["鬼佬"]
     assert listed["pieces"][:2] == ["人民", "▁人民"]
-    assert listed["base_fingerprint"] == files.fingerprint(tmp_path / "base")
+    assert listed["base_fingerprint"] == files.open_tokenizer(tmp_path / "base").fingerprint
     # 人民 merges before ▁人民; the base's 中国 still merges before everything new
     assert encode(model, "人民") == ["▁人民"]
     assert encode(model, "a中国人民") == ["▁", "a", "中国", "人民"]

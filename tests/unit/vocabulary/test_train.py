@@ -10,7 +10,7 @@ from sentencepiece import sentencepiece_model_pb2 as spm
 
 from tokenization.errors import UserError
 from tokenization.text.documents import DocumentFormat
-from tokenization.tokenizer.files import fingerprint, open_tokenizer
+from tokenization.tokenizer.files import open_tokenizer
 from tokenization.vocabulary import train
 
 LINES = [f"line {index} of 中文 text {index * index}" for index in range(500)]
@@ -45,7 +45,7 @@ def test_llamas_layout(tmp_path, corpus):
         "tokenizer_config.json",
         "special_tokens_map.json",
     }
-    assert made.fingerprint == fingerprint(tmp_path / "out" / "tokenizer.model")
+    assert made.fingerprint == open_tokenizer(tmp_path / "out" / "tokenizer.model").fingerprint
 
 
 def test_the_same_input_gives_the_same_model(tmp_path, corpus):
@@ -54,7 +54,9 @@ def test_the_same_input_gives_the_same_model(tmp_path, corpus):
     train.train_vocabulary([corpus], 300, tmp_path / "other", sample_bytes=9000, seed=6)
     moved = corpus.rename(tmp_path / "elsewhere")
     train.train_vocabulary([moved], 300, tmp_path / "four", sample_bytes=9000, seed=5)
-    prints = {name: fingerprint(tmp_path / name) for name in ("one", "two", "three", "four", "other")}
+    prints = {
+        name: open_tokenizer(tmp_path / name).fingerprint for name in ("one", "two", "three", "four", "other")
+    }
     assert len({prints[name] for name in ("one", "two", "three", "four")}) == 1
     assert prints["other"] != prints["one"]
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,17 @@ from trainer.machine.ranks import current_world, note_status, wait_for_rank0
 from trainer.recipe import load
 from trainer.recipe.numbers import count
 
+_BEGINNING = 100_000
+"""Characters of a text that losses are compared on."""
+
 
 def answer(args: argparse.Namespace, data: Any, text: str) -> None:
     """The answer as JSON or as text, on standard output."""
     if dataclasses.is_dataclass(data) and not isinstance(data, type):
         data = dataclasses.asdict(data)
-    print(json.dumps(data, ensure_ascii=False, default=str) if args.json else text)
+    # Where standard output cannot show all characters, JSON's own escapes keep it JSON.
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(data, ensure_ascii=not unicode, default=str) if args.json else text)
 
 
 def train_command(args: argparse.Namespace) -> int:
@@ -84,7 +90,16 @@ def train_vocabulary_command(args: argparse.Namespace) -> int:
     """`rewarm vocab train`."""
     from tokenization.vocabulary import train
 
-    told = train.train_vocabulary(args.input, args.size, args.out, text_field=args.text_field, seed=args.seed)
+    told = train.train_vocabulary(
+        args.input,
+        args.size,
+        args.out,
+        text_field=args.text_field,
+        encoding=args.encoding,
+        max_rejects=args.max_rejects,
+        seed=args.seed,
+        overwrite=args.overwrite,
+    )
     answer(args, told.to_json(), told.to_text())
     return 0
 
@@ -94,7 +109,12 @@ def extend_vocabulary_command(args: argparse.Namespace) -> int:
     from tokenization.vocabulary.extend import extend_vocabulary
 
     told = extend_vocabulary(
-        args.base, args.add, args.out, max_pieces=args.max_pieces, allow_scripts=args.allow_scripts
+        args.base,
+        args.add,
+        args.out,
+        max_pieces=args.max_pieces,
+        allow_scripts=args.allow_scripts,
+        overwrite=args.overwrite,
     )
     answer(args, told.to_json(), told.to_text())
     return 0
@@ -105,7 +125,11 @@ def report_vocabulary_command(args: argparse.Namespace) -> int:
     from tokenization.vocabulary import report
 
     told = report.report_vocabulary(
-        args.tokenizer, args.text, against=args.against, text_field=args.text_field
+        args.tokenizer,
+        args.text,
+        against=args.against,
+        text_field=args.text_field,
+        encoding=args.encoding,
     )
     answer(args, told.to_json(), told.to_text())
     return 1 if told.broken else 0
@@ -113,6 +137,7 @@ def report_vocabulary_command(args: argparse.Namespace) -> int:
 
 def prepare_data_command(args: argparse.Namespace) -> int:
     """`rewarm data prepare`."""
+    from tokenization.prepare.cpus import allowed_cpus
     from tokenization.prepare.prepare import prepare
 
     told = prepare(
@@ -121,7 +146,8 @@ def prepare_data_command(args: argparse.Namespace) -> int:
         args.out,
         text_field=args.text_field,
         txt=args.documents,
-        workers=args.workers,
+        encoding=args.encoding,
+        workers=allowed_cpus() if args.workers is None else args.workers,
         part=args.part,
         validation=args.validation,
         dedup=args.deduplicate,
@@ -145,18 +171,21 @@ def inspect_data_command(args: argparse.Namespace) -> int:
 
 def extend_model_command(args: argparse.Namespace) -> int:
     """`rewarm model extend`: grown embeddings, and what that did to the loss."""
+    from tokenization.disk import refuse_existing
     from trainer.model.extend import bits_per_byte, encoder, extend_model
     from trainer.storage.hub import local_directory
 
+    refuse_existing(args.out, overwrite=args.overwrite)
     base = local_directory(args.base, field="--base")
-    texts = {path: _beginning(path, 100_000, args.text_field) for path in args.text}
+    texts, notes = _beginnings(args.text, args.text_field, args.encoding)
     if texts:
         encoder(base)  # which could not be had otherwise until all is written
-    extension = extend_model(base, args.tokenizer, args.out, args.new_rows, args.seed)
+    extension = extend_model(base, args.tokenizer, args.out, args.new_rows, args.seed, args.overwrite)
     added = extension.pieces - extension.base_pieces
     lines = [
         f"{args.out}: {extension.base_pieces:,} + {added:,} pieces in {extension.rows:,} rows; a new piece "
-        f"was {extension.mean_split:.2f} base tokens on average"
+        f"was {extension.mean_split:.2f} base tokens on average",
+        *extension.lines,
     ]
     losses = {}
     for path, text in texts.items():
@@ -164,29 +193,44 @@ def extend_model_command(args: argparse.Namespace) -> int:
             name: bits_per_byte(model, text) for name, model in (("before", base), ("after", args.out))
         }
         lines.append("{}: {before:.4f} bits/byte before, {after:.4f} after".format(path, **losses[path]))
+    told = {"rows": extension.rows, "pieces": extension.pieces, "bits_per_byte": losses}
     answer(
-        args, {"rows": extension.rows, "pieces": extension.pieces, "bits_per_byte": losses}, "\n".join(lines)
+        args,
+        {**told, "notes": list(extension.lines), "left_out": notes},
+        "\n".join([*lines, *notes]),
     )
     return 0
 
 
-def _beginning(path: str, characters: int, text_field: str) -> str:
-    """The first documents of a file or folder, up to so many characters.
+def _beginnings(paths: Sequence[str], text_field: str, encoding: str) -> tuple[dict[str, str], list[str]]:
+    """The first documents of each file or folder, and lines on what is left out of them.
 
     Raises:
-        UserError: there is none.
+        UserError: one has no text.
     """
-    from tokenization.text import documents, records
+    from tokenization.text import documents
+    from tokenization.text.streams import check_encoding
+    from tokenization.text.texts import Texts
 
-    format = documents.DocumentFormat(text_field, "lines")
-    texts: list[str] = []
-    for block in documents.blocks(documents.slices_of([path], format), format):
-        texts += records.read_records(block, format).texts
-        if sum(map(len, texts)) >= characters:
-            break
-    if not texts:
-        raise UserError("has no text", field="--text", value=path, fix="is --text-field right?")
-    return "\n".join(texts)[:characters]
+    format = documents.DocumentFormat(text_field, "lines", check_encoding(encoding))
+    beginnings, notes = {}, []
+    for path in paths:
+        texts = Texts([path], format)
+        found, size = [], 0
+        for file in texts.files:
+            for text in texts.read(file):
+                found.append(text)
+                size += len(text)
+                if size >= _BEGINNING:
+                    break
+            if size >= _BEGINNING:
+                break
+        if not found:
+            why = "; ".join(["has no text", *texts.notes()])
+            raise UserError(why, field="--text", value=path, fix="is --text-field right?")
+        beginnings[path] = "\n".join(found)[:_BEGINNING]
+        notes += [f"{path}: {note}" for note in texts.notes()]
+    return beginnings, notes
 
 
 def export_command(args: argparse.Namespace) -> int:
@@ -195,9 +239,9 @@ def export_command(args: argparse.Namespace) -> int:
     from trainer.checkpoint.history import find_checkpoint
 
     checkpoint = find_checkpoint(Path(args.checkpoint))
-    export_checkpoint(checkpoint, Path(args.out), args.dtype, args.shard_size)
-    told = {"checkpoint": str(checkpoint.path), "out": args.out, "dtype": args.dtype}
-    answer(args, told, f"{args.out}: {checkpoint.path.name} in {args.dtype}")
+    lines = export_checkpoint(checkpoint, Path(args.out), args.dtype, args.shard_size, args.overwrite)
+    told = {"checkpoint": str(checkpoint.path), "out": args.out, "dtype": args.dtype, "notes": lines}
+    answer(args, told, "\n".join([f"{args.out}: {checkpoint.path.name} in {args.dtype}", *lines]))
     return 0
 
 
@@ -205,7 +249,10 @@ def evaluate_command(args: argparse.Namespace) -> int:
     """`rewarm eval`: nats per token and bits per byte of a model or checkpoint on token shards."""
     from trainer.evaluation.offline import score_model
 
-    scores = score_model(args.model, args.data, args.seq_len, args.max_tokens)
+    def say(line: str) -> None:
+        print(f"rewarm: {line}", file=sys.stderr, flush=True)
+
+    scores = score_model(args.model, args.data, args.seq_len, args.max_tokens, say)
     rows = {
         prefix: {"bits_per_byte": s.bits_per_byte, "nats_per_token": s.nats_per_token, "tokens": s.tokens}
         for prefix, s in scores.items()

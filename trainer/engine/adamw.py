@@ -7,6 +7,7 @@ from typing import Any
 import deepspeed
 import torch
 
+from trainer.machine import collectives
 from trainer.recipe.schema import Optimizer
 
 
@@ -20,7 +21,8 @@ def make_adamw(groups: list[dict[str, Any]], optimizer: Optimizer, offload: bool
     }
     if offload:
         return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
-    return torch.optim.AdamW(groups, fused=torch.cuda.is_available(), **settings)
+    # By the device that computes: DS_ACCELERATOR may say cpu where there is a GPU.
+    return torch.optim.AdamW(groups, fused=collectives.device().type == "cuda", **settings)
 
 
 def replay_bias_correction(adam: Any, steps: int) -> None:

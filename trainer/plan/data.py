@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 from tokenization.errors import UserError, UserErrors
 from tokenization.shards.store import TokenStore, open_tokens
 from tokenization.tokenizer import files
+from tokenization.tokenizer.fingerprint import same
 from trainer.recipe.schema import Recipe
 
 
@@ -18,8 +20,8 @@ def open_sources(recipe: Recipe, described: Mapping[str, Any] | None = None) -> 
     fingerprints are compared, which takes no reading of tokens; `rewarm data inspect` reads them all.
 
     Raises:
-        Problems: a source is missing, cut short, changed since, or made with another tokenizer than the
-            first one; all of them at once.
+        Problems: a source is missing, cut short, changed since, named twice, or made with another tokenizer
+            than the first one; all of them at once.
     """
     stores: dict[str, TokenStore] = {}
     problems: list[UserError] = []
@@ -29,6 +31,7 @@ def open_sources(recipe: Recipe, described: Mapping[str, Any] | None = None) -> 
         except UserError as error:
             problems.append(UserError(f"sources.{name}.path: {error}"))
     problems += _changed(recipe, stores, described or {})
+    problems += _named_twice(recipe, stores)
     problems += _mixed_tokenizers(recipe, stores)
     if problems:
         raise UserErrors(problems)
@@ -49,10 +52,29 @@ def _changed(
             )
 
 
+def shared(one: TokenStore, other: TokenStore) -> bool:
+    """Whether two stores have the tokens of a part in common, wherever the files lie."""
+    parts = [{part.meta.checksum for part in store.parts if part.meta.tokens} for store in (one, other)]
+    return not parts[0].isdisjoint(parts[1])
+
+
+def _named_twice(recipe: Recipe, stores: Mapping[str, TokenStore]) -> Iterator[UserError]:
+    """The same tokens under two names are read twice, and `max_epochs` counts each name by itself."""
+    for (first, one), (name, other) in combinations(stores.items(), 2):
+        if shared(one, other):
+            yield UserError(
+                f"holds the same tokens as sources.{first}, {recipe.sources[first].path!r}: max_epochs would "
+                "count them apart",
+                field=f"sources.{name}.path",
+                value=recipe.sources[name].path,
+                fix="name every text once",
+            )
+
+
 def _mixed_tokenizers(recipe: Recipe, stores: Mapping[str, TokenStore]) -> Iterator[UserError]:
     first = next(iter(stores), None)
     for name, store in stores.items():
-        if first is not None and store.tokenizer != stores[first].tokenizer:
+        if first is not None and not same(store.tokenizer, stores[first].tokenizer):
             yield UserError(
                 f"was made with tokenizer {store.tokenizer}, but {first} with {stores[first].tokenizer}",
                 field=f"sources.{name}.path",
@@ -80,10 +102,13 @@ def open_validation(recipe: Recipe) -> dict[str, TokenStore]:
 
 
 def check_one_tokenizer(
-    recipe: Recipe, stores: Mapping[str, TokenStore], validation: Mapping[str, TokenStore]
+    recipe: Recipe,
+    tokenizer: files.Tokenizer,
+    stores: Mapping[str, TokenStore],
+    validation: Mapping[str, TokenStore],
 ) -> None:
     """Shards made with another tokenizer than the model's would be noise."""
-    wanted = files.fingerprint(recipe.model.tokenizer)
+    wanted = tokenizer.fingerprint
     places = {f"sources.{name}.path": store for name, store in stores.items()}
     places |= {f"validation.{name}": store for name, store in validation.items()}
     problems = [
@@ -95,7 +120,17 @@ def check_one_tokenizer(
             fix="prepare it again with model.tokenizer",
         )
         for field, store in places.items()
-        if store.tokenizer != wanted
+        if not same(store.tokenizer, wanted)
+    ]
+    problems += [
+        UserError(
+            f"ends documents with {store.eos_id}, and EOS of {recipe.model.tokenizer} is {tokenizer.eos_id}",
+            field=field,
+            value=str(store.prefix),
+            fix="prepare it again with model.tokenizer",
+        )
+        for field, store in places.items()
+        if same(store.tokenizer, wanted) and store.eos_id != tokenizer.eos_id
     ]
     if problems:
         raise UserErrors(problems)

@@ -137,6 +137,7 @@ class PhaseRunner:
             loader=loader,
             validation=self.plan.validation,
             model_config=self.plan.model_config,
+            generation=self.plan.generation,
             micro_batch_size=layout.micro_batch_size,
             saver=self.saver,
             metrics=self.metrics,

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import xxhash
 
 from tokenization.disk import checksum
-from tokenization.errors import InfrastructureError, UserError
 
 BLOCK = 1 << 23
 """Bytes that are copied, hashed and handed to the disk at once."""
@@ -123,7 +121,8 @@ class PinnedBuffer:
         if self._memory.numel() < size:
             self.release()
             pages = mmap.mmap(-1, size)
-            pages.madvise(mmap.MADV_HUGEPAGE)  # fewer and cheaper first touches
+            with contextlib.suppress(OSError):  # a kernel may be built without huge pages
+                pages.madvise(mmap.MADV_HUGEPAGE)  # fewer and cheaper first touches
             self._memory = torch.frombuffer(pages, dtype=torch.uint8)
             if torch.cuda.is_available():
                 # Where the system pins no more, copies are as right and slower.
@@ -135,36 +134,3 @@ class PinnedBuffer:
         if self._memory.numel() and self._memory.is_pinned():
             torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())
         self._memory = torch.empty(0, dtype=torch.uint8)
-
-
-@contextmanager
-def whole_directory(out: str | Path, field: str = "--out") -> Iterator[Path]:
-    """A directory to fill that becomes `out` once the block has ended well, and vanishes if it has not.
-
-    Raises:
-        UserError: `out` exists and is not an empty directory.
-        InfrastructureError: the disk is full or cannot be written.
-    """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("exists and is not empty", field=field, value=str(out), fix="give a new directory")
-    draft = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        draft.mkdir(parents=True)
-        yield draft
-        for path in [*draft.iterdir(), draft]:
-            _sync(path)
-        draft.rename(out)
-        _sync(out.parent)
-    except OSError as error:
-        raise InfrastructureError(f"{out}: cannot be written ({error}); nothing was left there") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

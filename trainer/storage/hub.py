@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenization.disk import sync_directory
 from tokenization.errors import InfrastructureError, UserError
-from trainer.storage.disk import _sync
+from trainer.storage.safetensors import GENERATION
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -17,6 +18,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
     "vocab.json",
     "merges.txt",
     "extension.json",
@@ -64,15 +66,19 @@ def fetch_from_hub(model: str | Path, files: list[str], field: str | None) -> Pa
         ) from error
 
 
-def write_model_config(config: Mapping[str, Any], directory: str | Path) -> None:
-    """Writes and syncs config.json, by which transformers knows a model.
+def write_model_config(
+    config: Mapping[str, Any], directory: str | Path, generation: Mapping[str, Any] | None = None
+) -> None:
+    """Writes and syncs config.json, by which transformers knows a model, and generation_config.json if given.
 
     Raises:
         OSError: the disk is full or fails.
     """
-    path = Path(directory) / "config.json"
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _sync(path)
+    for name, content in (("config.json", config), (GENERATION, generation)):
+        if content is not None:
+            path = Path(directory) / name
+            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            sync_directory(path)
 
 
 def copy_tokenizer(tokenizer: str | Path, directory: str | Path) -> None:
@@ -83,7 +89,7 @@ def copy_tokenizer(tokenizer: str | Path, directory: str | Path) -> None:
     """
     source = Path(tokenizer)
     if source.is_file():
-        found = {source: "tokenizer.model"}
+        found = {source: "tokenizer.json" if source.suffix == ".json" else "tokenizer.model"}
     else:
         found = {source / name: name for name in TOKENIZER_FILES if (source / name).is_file()}
     if not found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,10 +15,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tokenization.errors import UserError
+from tokenization.errors import RewarmError, UserError
 from trainer.storage import disk
+from trainer.storage.hub import fetch_from_hub
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+GENERATION = "generation_config.json"
 
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -196,3 +200,24 @@ def _bytes(weight: Weight) -> Tensor:
     if tuple(made.shape) != weight.shape or made.dtype != weight.dtype:
         raise AssertionError(f"{weight.name} is {made.dtype} {tuple(made.shape)}, not as it was announced")
     return made.contiguous().view(-1).view(torch.uint8)
+
+
+def read_generation(model: str | Path) -> dict[str, Any] | None:
+    """What a model's directory or hub id says of how to generate; None where it says nothing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    directory = Path(model)
+    with suppress(RewarmError):
+        directory = directory if directory.exists() else fetch_from_hub(model, [GENERATION], None)
+    path = directory / GENERATION
+    if not path.is_file():
+        return None
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read ({error})", file=path, fix="copy the model again") from error
+    if not isinstance(read, dict):
+        raise UserError("is not a mapping of settings", file=path, fix="copy the model again")
+    return read

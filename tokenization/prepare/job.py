@@ -15,7 +15,9 @@ import xxhash
 from tokenization.disk import with_ending
 from tokenization.shards.format import part_prefix
 from tokenization.text import documents
+from tokenization.text.rejects import line
 from tokenization.tokenizer.files import Tokenizer
+from tokenization.tokenizer.fingerprint import core
 
 
 @dataclass
@@ -31,6 +33,11 @@ class PartCounts:
     validation_tokens: int = 0
     duplicates: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
+    """What the tokenizer has no piece for, see `encoding.Tokens.lost`."""
+    reject_files: dict[str, list[str]] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    """What `job` was made of, to tell what another job has not in common with this one."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +54,32 @@ class Job:
 
     @property
     def identity(self) -> str:
-        """Equal for equal bytes: the files as they are, the tokenizer and the options."""
+        """Equal for equal bytes: the files as they are and in their order, the tokenizer and the options."""
+        return _hash(self.facts)
+
+    @property
+    def earlier_identity(self) -> str:
+        """The identity that an earlier rewarm wrote, which knew half of the tokenizer's fingerprint."""
         files = sorted({piece.path for piece in self.slices})
         stats = [(file, stat.st_size, stat.st_mtime_ns) for file in files for stat in [Path(file).stat()]]
-        facts = [
-            stats,
-            self.tokenizer.fingerprint,
-            asdict(self.format),
-            self.parts,
-            str(self.validation),
-            self.dedup,
-        ]
+        tokenizer = core(self.tokenizer.fingerprint)
+        form = {name: value for name, value in asdict(self.format).items() if name != "encoding"}
+        facts = [stats, tokenizer, form, self.parts, str(self.validation), self.dedup]
         return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())
+
+    @cached_property
+    def facts(self) -> dict[str, str]:
+        """All that decides the bytes of the parts, by what it is called."""
+        files = list(dict.fromkeys(piece.path for piece in self.slices))
+        stats = [(file, stat.st_size, stat.st_mtime_ns) for file in files for stat in [Path(file).stat()]]
+        return {
+            "the files": f"{len(files)} {_hash(stats)}",
+            "the tokenizer": self.tokenizer.fingerprint,
+            "--text-field, --documents or --encoding": repr(list(asdict(self.format).values())),
+            "the number of parts": str(self.parts),
+            "--validation": str(self.validation),
+            "--deduplicate": str(self.dedup),
+        }
 
     def part(self, index: int) -> list[documents.Slice]:
         """The slices of a part: a run of neighbours, as much as the others have."""
@@ -88,6 +109,10 @@ class Job:
         return with_ending(self.prefix(index), ".prepared.json")
 
 
+def _hash(facts: object) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())
+
+
 @dataclass
 class PrepareResult:
     """What `prepare` wrote, and what it left out."""
@@ -106,6 +131,10 @@ class PrepareResult:
     duplicates: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
     """Records that are no documents, by the reason."""
+    lost: dict[str, int] = field(default_factory=dict)
+    """What the tokenizer has no piece for, and how often: it is not in the shards."""
+    reject_files: dict[str, list[str]] = field(default_factory=dict)
+    """The names of the first files that have such records."""
     engine: str = ""
     """The encoder used; empty when nothing was left to do."""
     notes: list[str] = field(default_factory=list)
@@ -123,6 +152,8 @@ class PrepareResult:
         ):
             setattr(self, name, getattr(self, name) + getattr(counts, name))
         self.rejects = dict(Counter(self.rejects) + Counter(counts.rejects))
+        self.lost = dict(Counter(self.lost) + Counter(counts.lost))
+        self.reject_files = counts.reject_files | self.reject_files
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -141,10 +172,23 @@ class PrepareResult:
             lines.append(f"validation: {held_out}{few}")
         if self.duplicates:
             lines.append(f"left out {self.duplicates:,}: duplicate documents")
-        lines += [f"left out {count:,}: {why}" for why, count in sorted(self.rejects.items())]
+        lines += [
+            line(why, count, self.reject_files.get(why, ())) for why, count in sorted(self.rejects.items())
+        ]
+        lines += self._lost_lines()
         if self.finished_before:
             lines.append(f"{self.finished_before} part(s) had been finished before")
         if self.engine:
             rate = self.utf8_bytes / 1e6 / max(self.seconds, 1e-9)
             lines.append(f"encoded by {self.engine} in {self.seconds:.1f} s ({rate:.1f} MB/s)")
         return "\n".join([*lines, *self.notes])
+
+    def _lost_lines(self) -> list[str]:
+        """A line for each sort of text that the tokenizer cannot write down."""
+        within = f" (in {self.lost['documents']:,} documents)" if "documents" in self.lost else ""
+        return [
+            f"warning: {count:,} × {what}{within if what.startswith('byte') else ''}: the tokenizer has no"
+            " piece for it, so it is not in the shards"
+            for what, count in sorted(self.lost.items())
+            if what != "documents"
+        ]

@@ -12,7 +12,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -25,19 +26,24 @@ from tokenization.prepare import duplicates
 from tokenization.prepare.job import Job, PartCounts, PrepareResult
 from tokenization.prepare.progress import Meter
 from tokenization.prepare.workers import EncodedDocuments, Encoding, map_in_workers, tasks
-from tokenization.shards.format import token_dtype
+from tokenization.shards.format import ShardMeta, token_dtype
 from tokenization.shards.store import open_tokens
 from tokenization.shards.writer import ShardWriter
 from tokenization.text import documents, records
 from tokenization.text.inputs import find_files
-from tokenization.text.rejects import Rejects
-from tokenization.tokenizer import encoder
+from tokenization.text.rejects import Limit, Rejects, fix
+from tokenization.text.streams import check_encoding
+from tokenization.tokenizer import byte_level, encoder
 from tokenization.tokenizer.files import open_tokenizer
 
 PART_BYTES = 1 << 30
 
 
 MAX_PARTS = 128
+
+
+_LONGEST_NAME = 200
+"""Bytes that leave room for what is added to the name of a shard's prefix."""
 
 
 _SAMPLE_SLICES, _SAMPLE_BYTES = 32, 1 << 18
@@ -50,11 +56,12 @@ def prepare(
     *,
     text_field: str = "text",
     txt: documents.TxtDocuments = "file",
+    encoding: str = "utf-8",
     workers: int = 1,
     part: tuple[int, int] | None = None,
     validation: Fraction | float = 0,
     dedup: bool = False,
-    max_rejects: int = 1000,
+    max_rejects: Limit = None,
     engine: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -64,8 +71,9 @@ def prepare(
     `part` is (I, N), I from 1: do the I-th of N parts, for job arrays. Without it all parts are done, and
     their number follows from the size of the inputs. `validation` is the share of documents, chosen by their
     hash, that go to the prefix `out`-validation instead. `dedup` keeps the first of equal documents. `txt`
-    says what a document of a `.txt` is. More than `max_rejects` bad records in a part end the job. A part
-    that was finished before is kept, unless `overwrite`.
+    says what a document of a `.txt` is; `.txt` and `.jsonl` files that are not UTF-8 are read in `encoding`.
+    A part ends the job if more than `max_rejects` of its records, or that share of them, are no documents,
+    empty ones aside. A part that was finished before is kept, unless `overwrite`.
 
     Raises:
         UserError: an input or an option is wrong, or `out` holds the shards of another job.
@@ -73,8 +81,9 @@ def prepare(
     """
     began = time.monotonic()
     _check(workers, part, validation, max_rejects)
-    format = documents.DocumentFormat(text_field, txt)
-    found = find_files(inputs)
+    _check_out(str(out))
+    format = documents.DocumentFormat(text_field, txt, check_encoding(encoding))
+    found = find_files(inputs, text_field, format.encoding)
     slices = documents.cut_slices(found.files, format)
     total = sum(piece.size for piece in slices)
     parts = part[1] if part else min(max(1, math.ceil(total / PART_BYTES)), MAX_PARTS)
@@ -87,6 +96,8 @@ def prepare(
         _clear(mine if part else whole)
     _hold_apart(job, part)
     identity = job.identity
+    if not overwrite:
+        _refuse_other_jobs(job, identity, wanted)
     done = {} if overwrite else _finished(job, identity, wanted)
     notes = [found.left_out] if found.left_out else []
     result = PrepareResult(str(out), parts, finished_before=len(done), validation=share > 0, notes=notes)
@@ -96,10 +107,8 @@ def prepare(
         _prepare_parts(job, identity, todo, result, workers, max_rejects, engine, progress)
     if dedup and part is None:
         duplicates.remove_cache(job)
-    if len(wanted) == parts and not result.documents + result.validation_documents:
-        why = "".join(f" ({count:,}: {reason})" for reason, count in result.rejects.items())
-        fix = _mend(result.rejects)
-        raise UserError(f"has no document{why}", file=", ".join(map(str, inputs)), fix=fix)
+    if len(wanted) == parts:
+        _refuse_empty(inputs, result)
     result.seconds = time.monotonic() - began
     return result
 
@@ -117,7 +126,7 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def _check(
-    workers: int, part: tuple[int, int] | None, validation: Fraction | float, max_rejects: int
+    workers: int, part: tuple[int, int] | None, validation: Fraction | float, max_rejects: Limit
 ) -> None:
     problems = []
     if workers < 1:
@@ -133,20 +142,37 @@ def _check(
                 fix="write it like 0.5%",
             )
         )
-    if max_rejects < 0:
-        problems.append(UserError("is negative", field="--max-rejects", value=max_rejects))
+    if max_rejects is not None and max_rejects < 0:
+        problems.append(UserError("is negative", field="--max-rejects", value=str(max_rejects)))
     if problems:
         raise UserErrors(problems)
 
 
-def _mend(rejects: Mapping[str, int]) -> str:
-    """What to do about records that are no documents, by the reason of most of them."""
-    why = max(rejects, key=lambda reason: rejects[reason], default="")
-    if why.startswith(("has no field", "is not text")):
-        return "is --text-field right?"
-    if why == records.LONG:
-        return "give --documents lines or blocks if it is plain text"
-    return "see the .rejects.jsonl beside --out" if why else "name files that hold text"
+def _check_out(out: str) -> None:
+    """Refuse a prefix that names no files, or none that can be made.
+
+    Raises:
+        UserError: it ends with a folder, or lies below a file.
+    """
+    name = os.path.basename(out.rstrip("/"))
+    if name in ("", ".", ".."):
+        fix = "add a name, which the shard's files begin with: --out data/zh"
+        raise UserError("is a folder's name and not a prefix of files", field="--out", value=out, fix=fix)
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        raise UserError(f"has a name of more than {_LONGEST_NAME} bytes", field="--out", value=out)
+    above = next(folder for folder in Path(out).absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"lies below {above}, which is a file", field="--out", value=out)
+
+
+def _refuse_empty(inputs: Sequence[str | Path], result: PrepareResult) -> None:
+    """Refuse inputs that have given no document, with the reason of most of their records."""
+    if result.documents + result.validation_documents:
+        return
+    why = "".join(f" ({count:,}: {reason})" for reason, count in result.rejects.items())
+    most = max(result.rejects, key=lambda reason: result.rejects[reason], default="")
+    advice = fix(most, "the .rejects.jsonl beside --out") if most else "name files that hold text"
+    raise UserError(f"has no document{why}", file=", ".join(map(str, inputs)), fix=advice)
 
 
 def _sample(slices: Sequence[documents.Slice], format: documents.DocumentFormat) -> list[str]:
@@ -170,7 +196,7 @@ def _prepare_parts(
     todo: Sequence[int],
     result: PrepareResult,
     workers: int,
-    max_rejects: int,
+    max_rejects: Limit,
     engine: str | None,
     progress: bool,
 ) -> None:
@@ -179,8 +205,19 @@ def _prepare_parts(
     result.engine, result.notes = choice.engine.name, [*result.notes, *choice.dropped]
     tokenizer = job.tokenizer
     encode = Encoding(
-        job.format, choice.engine, tokenizer.eos_id, token_dtype(tokenizer.size), job.validation
+        job.format,
+        choice.engine,
+        tokenizer.eos_id,
+        token_dtype(tokenizer.size),
+        job.validation,
+        byte_level.missing_bytes(tokenizer),
+        byte_level.unknown_id(tokenizer),
     )
+    if byte_level.drops_characters(tokenizer):
+        result.notes.append(
+            f"warning: {tokenizer.path} has no byte fallback and no unknown token: characters without a piece"
+            " vanish, and are not counted"
+        )
     drop = duplicates.find_duplicates(job, identity, workers) if job.dedup else None
     weight = sum(piece.size for index in todo for piece in job.part(index))
     with Meter(weight, shown=progress) as meter:
@@ -195,17 +232,17 @@ def _prepare_part(
     encode: Encoding,
     workers: int,
     drop: duplicates.Duplicates | None,
-    max_rejects: int,
+    max_rejects: Limit,
     meter: Meter,
 ) -> PartCounts:
-    counts = PartCounts(identity)
+    counts = PartCounts(identity, facts=job.facts)
     _write_counts(job, index, counts)
-    rejects = Rejects(job.prefix(index), max_rejects)
+    rejects = Rejects(job.prefix(index), max_rejects, job.format.encoding)
     todo = tasks(documents.blocks(job.part(index), job.format))
     with contextlib.ExitStack() as opened:
-        train = opened.enter_context(_writer(job, encode, job.prefix(index)))
+        train = opened.enter_context(_writer(job, identity, encode, job.prefix(index)))
         held_out = (
-            opened.enter_context(_writer(job, encode, job.validation_prefix(index)))
+            opened.enter_context(_writer(job, identity, encode, job.validation_prefix(index)))
             if job.validation
             else None
         )
@@ -220,20 +257,26 @@ def _prepare_part(
             if held_out is not None:
                 _add(held_out, tokens, keep & tokens.validation)
             counts.duplicates += int(keep.size - keep.sum())
-            rejects.add(tokens.rejects)
+            rejects.add(keep.size, tokens.rejects)
+            counts.lost = dict(Counter(counts.lost) + Counter(tokens.lost))
             meter.add(tokens.weight, int(tokens.sizes.sum()), tokens.ids.size)
+        rejects.add(0, [], finished=True)
     counts.documents, counts.tokens, counts.utf8_bytes = train.documents, train.tokens, train.utf8_bytes
     if held_out is not None:
         counts.validation_documents, counts.validation_tokens = held_out.documents, held_out.tokens
-    counts.rejects = rejects.close()
+    counts.rejects, counts.reject_files = rejects.close(), rejects.left_out.files
     counts.finished = True
     _write_counts(job, index, counts)
     return counts
 
 
-def _writer(job: Job, encode: Encoding, prefix: Path) -> ShardWriter:
+def _writer(job: Job, identity: str, encode: Encoding, prefix: Path) -> ShardWriter:
     return ShardWriter(
-        prefix, vocab_size=job.tokenizer.size, tokenizer=job.tokenizer.fingerprint, eos_id=encode.eos_id
+        prefix,
+        vocab_size=job.tokenizer.size,
+        tokenizer=job.tokenizer.fingerprint,
+        eos_id=encode.eos_id,
+        job=identity,
     )
 
 
@@ -268,6 +311,26 @@ def _hold_apart(job: Job, part: tuple[int, int] | None) -> None:
             )
 
 
+def _refuse_other_jobs(job: Job, identity: str, wanted: Sequence[int]) -> None:
+    """Refuse to add a part to those of another job: a task of an array may find other files than the first.
+
+    Raises:
+        UserError: there is a part of another job.
+    """
+    for index in sorted({*range(job.parts)} - {*wanted}):
+        counts = _counted(job.counts_path(index))
+        if counts is not None and counts.job != identity:
+            differs = ", ".join(
+                name for name, fact in job.facts.items() if counts.facts.get(name, fact) != fact
+            )
+            raise UserError(
+                f"is a part of another job: {differs or 'its inputs, tokenizer or options'} differ",
+                file=job.counts_path(index),
+                fix="start every part on the same files with the same options; choose another --out, or give"
+                " --overwrite to every part",
+            )
+
+
 def _clear(prefixes: Sequence[Path]) -> None:
     """Remove every shard at the prefixes."""
     for prefix in prefixes:
@@ -296,7 +359,7 @@ def _finished(job: Job, identity: str, wanted: Sequence[int]) -> dict[int, PartC
         shards = [job.prefix(index), *([job.validation_prefix(index)] if job.validation else [])]
         sides = [with_ending(prefix, ".json") for prefix in shards]
         counts = _counted(job.counts_path(index))
-        if counts is None or counts.job != identity:
+        if counts is None or not _is_this(job, identity, counts, shards):
             if found := [side for side in sides if side.is_file()]:
                 raise UserError(
                     "is the shard of another job: its inputs, tokenizer or options were not these",
@@ -306,6 +369,17 @@ def _finished(job: Job, identity: str, wanted: Sequence[int]) -> dict[int, PartC
         elif counts.finished and all(map(_is_whole, shards)):
             done[index] = counts
     return done
+
+
+def _is_this(job: Job, identity: str, counts: PartCounts, shards: Sequence[Path]) -> bool:
+    """Whether a part is of this very job, as it is told now or as an earlier rewarm told it."""
+    if counts.job == identity:
+        return True
+    if counts.job != job.earlier_identity:
+        return False
+    with contextlib.suppress(UserError):
+        return all(ShardMeta.read(shard).eos_id == job.tokenizer.eos_id for shard in shards)
+    return not counts.finished
 
 
 def _counted(path: Path) -> PartCounts | None:

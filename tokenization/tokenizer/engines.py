@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, Protocol
 
@@ -13,7 +13,13 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as spm
 
 from tokenization.errors import UserError
-from tokenization.tokenizer import hf_json
+from tokenization.tokenizer.encoder import (
+    _found_in_texts,
+    _refuse_inexact,
+    _same_json,
+    _without_special,
+    _wrong_ids,
+)
 from tokenization.tokenizer.files import Tokenizer
 
 Encoded = tuple[np.ndarray, np.ndarray]
@@ -56,12 +62,17 @@ class TokenizersEngine:
         import tokenizers
 
         self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.encode_special_tokens = True  # they are not looked for in texts
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """See `Engine`."""
         # One by one: the batch call starts threads, which a forked worker must not.
         return joined([self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts])
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a piece or an added token, or None where it is neither."""
+        index: int | None = self._tokenizer.token_to_id(token)
+        return index
 
 
 class GigatokenEngine:
@@ -149,14 +160,19 @@ def reference(tokenizer: Tokenizer, threads: int = 1) -> EncodingEngine:
     """The engine whose ids are right by definition; SentencePiece on so many `threads`.
 
     Raises:
-        UserError: its own library cannot read the tokenizer.
+        UserError: its own library cannot read the tokenizer, or does not give an added token its id.
     """
+    _refuse_inexact(tokenizer)
     try:
-        if tokenizer.model is not None:
+        if tokenizer.model is not None and not _found_in_texts(tokenizer):
             return SentencePieceEngine(tokenizer.model, threads)
-        return TokenizersEngine(plain_json(tokenizer.json or {}))
+        engine = TokenizersEngine(_same_json(tokenizer))
     except Exception as error:  # SentencePiece raises RuntimeError, tokenizers Exception itself
         raise UserError(f"cannot be loaded ({error})", file=tokenizer.path, fix="is it damaged?") from None
+    if (wrong := next(_wrong_ids(tokenizer, engine), None)) is not None:
+        fix = "give added tokens the ids that follow on those of the vocabulary, without a gap"
+        raise UserError(f"cannot be used: {wrong}", file=tokenizer.path, fix=fix)
+    return engine
 
 
 def split(encoded: Encoded) -> list[np.ndarray]:
@@ -167,25 +183,17 @@ def split(encoded: Encoded) -> list[np.ndarray]:
 
 def _engines(tokenizer: Tokenizer) -> dict[str, Callable[[], EncodingEngine]]:
     """How to make each engine that can serve the tokenizer, the fastest first."""
-    if tokenizer.model is None:
-        held = plain_json(tokenizer.json or {})
-        return {"gigatoken": lambda: GigatokenEngine(held), "tokenizers": lambda: TokenizersEngine(held)}
     model = tokenizer.model
-    slow: dict[str, Callable[[], EncodingEngine]] = {"sentencepiece": lambda: SentencePieceEngine(model)}
-    if model.trainer_spec.model_type != spm.TrainerSpec.BPE:
-        return slow
-    same = plain_json(hf_json.from_model(model))
-    fast: dict[str, Callable[[], EncodingEngine]] = {"gigatoken": lambda: GigatokenEngine(same)}
+    slow: dict[str, Callable[[], EncodingEngine]] = {}
+    if model is not None and not _found_in_texts(tokenizer):
+        slow = {"sentencepiece": lambda: SentencePieceEngine(model)}
+        if model.trainer_spec.model_type != spm.TrainerSpec.BPE:
+            return slow
+    same = _same_json(tokenizer)
+    fast: dict[str, Callable[[], EncodingEngine]] = {
+        "gigatoken": lambda: GigatokenEngine(_without_special(same))
+    }
     return fast | slow | {"tokenizers": lambda: TokenizersEngine(same)}
-
-
-def plain_json(held: Mapping[str, Any]) -> str:
-    """A `tokenizer.json` to which special tokens in a text are text; others keep their ids."""
-    added = held.get("added_tokens") or ()
-    plain = dict(held) | {"added_tokens": [token for token in added if not token.get("special")]}
-    return json.dumps(
-        plain | {"post_processor": None, "truncation": None, "padding": None}, ensure_ascii=False
-    )
 
 
 def _resident_mb() -> float:

@@ -13,10 +13,14 @@ from sentencepiece import sentencepiece_model_pb2 as spm
 
 from tokenization.errors import UserError
 from tokenization.tables import text_table
-from tokenization.text import documents, records
-from tokenization.tokenizer import engines
+from tokenization.text import documents
+from tokenization.text.inputs import shown
+from tokenization.text.streams import check_encoding
+from tokenization.text.texts import Texts
+from tokenization.tokenizer import byte_level, encoder, engines
 from tokenization.tokenizer.files import JSON_FILE, Tokenizer, open_tokenizer
 from tokenization.tokenizer.hf_json import SPACE, TokenPiece
+from tokenization.tokenizer.proof import TransformersEngine
 from tokenization.vocabulary.extend import unreachable
 from tokenization.vocabulary.scripts import script
 
@@ -92,6 +96,8 @@ class VocabularyReport:
     unused: int = 0
     """Pieces, bytes and special ones aside, that the texts do not use."""
     checks: list[Check] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """Lines on the files and records that are left out."""
 
     @property
     def broken(self) -> bool:
@@ -125,7 +131,7 @@ class VocabularyReport:
             )
             for figures in self.files
         ]
-        lines += ["", text_table(head, rows, "<<>>>>>>"), ""]
+        lines += ["", text_table(head, rows, "<<>>>>>>"), "", *self.left_out]
         for check in self.checks:
             verdict = check.skipped or f"{check.failed:,} of {check.checked:,}"
             mark = (
@@ -148,6 +154,7 @@ def report_vocabulary(
     *,
     against: str | Path | None = None,
     text_field: str = "text",
+    encoding: str = "utf-8",
     max_lines: int | None = None,
 ) -> VocabularyReport:
     """Hold `tokenizer` against its guarantees on the lines of `texts`, and beside `against` if given.
@@ -170,15 +177,16 @@ def report_vocabulary(
         other.size if other is not None else None,
     )
     subject = _Subject(opened, other)
-    format = documents.DocumentFormat(text_field, "lines")
-    for path, lines in _files(texts, format):
-        mine = FileFigures(path, str(tokenizer))
-        theirs = FileFigures(path, str(against)) if other is not None else None
-        for some in _batches(lines, max_lines):
+    found = Texts(texts, documents.DocumentFormat(text_field, "lines", check_encoding(encoding)))
+    for path in found.files:
+        mine = FileFigures(shown(path), str(tokenizer))
+        theirs = FileFigures(shown(path), str(against)) if other is not None else None
+        for some in _batches(_lines(found.read(path)), max_lines):
             subject.take(some, mine, theirs)
         result.files += [mine] if theirs is None else [mine, theirs]
     if not any(figures.lines for figures in result.files):
         raise UserError("has no line of text", file=", ".join(map(str, texts)), fix="is --text-field right?")
+    result.left_out = found.notes()
     result.unused = subject.unused()
     result.checks = [*subject.checks, *_of_pieces(opened, other)]
     return result
@@ -248,9 +256,11 @@ def _engines(
     name = "lines where {} is not " + truth.name
     through = Check(name.format(f"{JSON_FILE} through transformers"), True)
     loaded: engines.EncodingEngine | None = None
-    if tokenizer.path.parent.joinpath(JSON_FILE).is_file():
+    if not _is_utf8(str(tokenizer.path.parent)):
+        through.skipped = "transformers opens no folder whose name is not UTF-8"
+    elif tokenizer.path.parent.joinpath(JSON_FILE).is_file():
         try:
-            loaded = _TransformersEngine(tokenizer.path.parent)
+            loaded = TransformersEngine(tokenizer.path.parent)
         except Exception as error:  # whatever a user's AutoTokenizer would raise breaks the guarantee
             through.hold(f"{type(error).__name__}: {error}", False)
     else:
@@ -260,25 +270,13 @@ def _engines(
     try:
         yield fast, engines.create_engine(tokenizer, "gigatoken")
     except Exception as error:  # it may fail in any way that its own library knows
-        fast.skipped = f"gigatoken cannot read it ({error}); `data prepare` uses {truth.name}"
+        why = encoder.readable(error)
+        fast.skipped = f"gigatoken is not used ({why}); `data prepare` uses {truth.name}"
         yield fast, None
 
 
-class _TransformersEngine:
-    """What a user gets from `AutoTokenizer`, with special tokens in a text taken for text."""
-
-    name = "transformers"
-
-    def __init__(self, directory: Path) -> None:
-        import transformers
-
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-
-    def encode(self, texts: Sequence[str]) -> engines.Encoded:
-        """See `encoder.Engine`."""
-        rows = self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
-        return np.fromiter((index for row in rows for index in row), np.int32, int(lengths.sum())), lengths
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
 def _of_pieces(tokenizer: Tokenizer, other: Tokenizer | None) -> Iterator[Check]:
@@ -291,6 +289,13 @@ def _of_pieces(tokenizer: Tokenizer, other: Tokenizer | None) -> Iterator[Check]
     else:
         reached.skipped = "only known of a SentencePiece BPE model"
     yield reached
+    if byte_level.is_byte_level(tokenizer):
+        whole = Check("bytes that no piece stands for, so that they vanish from texts", False)
+        missing = byte_level.missing_bytes(tokenizer)
+        whole.checked = 256 - len(byte_level.NOT_IN_UTF8)
+        whole.failed = len(missing)
+        whole.examples = [", ".join(map(byte_level.named, missing))] if missing else []
+        yield whole
     if other is None or not _extends(tokenizer, other) or tokenizer.model is None or other.model is None:
         return
     kept = Check("pieces of the base whose score or kind has changed", True)
@@ -313,16 +318,16 @@ def _added_characters(tokenizer: Tokenizer, other: Tokenizer) -> frozenset[str]:
 
 
 def _normal(tokenizer: Tokenizer) -> np.ndarray:
+    added = {token.content for token in tokenizer.added_vocabulary}
     if tokenizer.model is not None:
-        return np.array([piece.type == TokenPiece.NORMAL for piece in tokenizer.model.pieces])
-    assert tokenizer.json is not None
-    special = {token["content"] for token in tokenizer.json.get("added_tokens") or ()}
-    return np.array([piece not in special for piece in tokenizer.pieces])
+        kinds = [piece.type == TokenPiece.NORMAL for piece in tokenizer.model.pieces]
+        return np.array([*kinds, *(False for _ in tokenizer.added)])
+    return np.array([piece not in added for piece in tokenizer.pieces])
 
 
 def _byte_ids(tokenizer: Tokenizer) -> np.ndarray:
-    """Which ids stand for single bytes by fallback."""
-    return np.array([len(piece) == 6 and piece.startswith("<0x") for piece in tokenizer.pieces])
+    """Which ids stand for single bytes of characters that are not pieces."""
+    return np.array(byte_level.byte_pieces(tokenizer))
 
 
 def _decoder(tokenizer: Tokenizer) -> Any:
@@ -332,23 +337,12 @@ def _decoder(tokenizer: Tokenizer) -> Any:
         return sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model.SerializeToString()).decode
     import tokenizers
 
-    return tokenizers.Tokenizer.from_file(str(tokenizer.path)).decode
+    return tokenizers.Tokenizer.from_str(tokenizer.path.read_text(encoding="utf-8")).decode
 
 
-def _files(
-    texts: Sequence[str | Path], format: documents.DocumentFormat
-) -> Iterator[tuple[str, Iterator[str]]]:
-    by_file: dict[str, list[documents.Slice]] = {}
-    for piece in documents.slices_of(texts, format):
-        by_file.setdefault(piece.path, []).append(piece)
-    for path, pieces in by_file.items():
-        yield path, _lines(pieces, format)
-
-
-def _lines(pieces: list[documents.Slice], format: documents.DocumentFormat) -> Iterator[str]:
-    for block in documents.blocks(pieces, format):
-        for text in records.read_records(block, format).texts:
-            yield from (line for line in text.split("\n") if line)
+def _lines(texts: Iterator[str]) -> Iterator[str]:
+    for text in texts:
+        yield from (line for line in text.split("\n") if line)
 
 
 def _batches(lines: Iterator[str], most: int | None) -> Iterator[list[str]]:

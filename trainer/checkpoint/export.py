@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from tokenization.disk import refuse_existing, whole_directory
 from tokenization.errors import UserError
+from tokenization.shards.store import open_tokens
 from tokenization.tokenizer import files
+from tokenization.tokenizer.files import Tokenizer, open_tokenizer
+from tokenization.tokenizer.fingerprint import same
 from trainer.checkpoint import rank_files
 from trainer.checkpoint.card import Card, card_of, render_card
 from trainer.checkpoint.manifest import MARKER, Checkpoint
 from trainer.model.architecture import EMBEDDINGS, file_name, read_config
 from trainer.model.loss import plain_name
+from trainer.model.tokenizer import write_tokenizer
+from trainer.model.tokens import TOKENIZER, own_tokenizer, with_special
 from trainer.recipe.load import parse_recipe
-from trainer.storage.disk import whole_directory
-from trainer.storage.hub import copy_tokenizer
+from trainer.recipe.schema import Recipe
+from trainer.storage.hub import read_generation
 from trainer.storage.run_directory import EXPORTED
 from trainer.storage.safetensors import DTYPES, MAX_SHARD_BYTES, Weight, WeightsWriter
 
@@ -38,21 +44,28 @@ def export_model(
     dtype: Literal["fp32", "bf16", "fp16"],
     card: Card,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> None:
+    generation: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> list[str]:
     """Write `weights` (made one at a time, with the names of `CausalLM` or Hugging Face) and their config.
 
     Embedding rows beyond the tokenizer's `vocab_size` pieces are padding and are not exported, so that
-    they cannot be sampled. The tokenizer's files are copied byte for byte.
+    they cannot be sampled. The tokenizer is proved to give the ids of the training. `generation` is the
+    base's generation_config.json. Returns a line for each thing that differs from the base.
 
     Raises:
-        UserError: `out` is not empty, the tokenizer is missing, `weights` have no input embedding, or a
-            weight does not fit into `dtype`.
+        UserError: `out` is not empty (unless `overwrite`), the tokenizer is missing or cannot be written so
+            that transformers gives its ids, `weights` have no input embedding, or a weight does not
+            fit into `dtype`.
         InfrastructureError: the disk is full or cannot be written.
     """
     input_name, output_name = EMBEDDINGS[config.model_type]
     written: set[str] = set()
-    with whole_directory(out) as draft:
-        copy_tokenizer(tokenizer, draft)
+    opened = open_tokenizer(tokenizer)
+    with whole_directory(out, overwrite=overwrite) as draft:
+        lines = _write_config(config, vocab_size, dtype, draft, opened, generation)
+        local_base = card.base if card.base and Path(card.base).is_dir() else None
+        proved = write_tokenizer(opened, draft, own_tokenizer(local_base) if local_base else None)
         writer = WeightsWriter(draft, max_shard_bytes)
         for weight in weights:
             name = file_name(config.model_type, plain_name(weight.name))
@@ -67,11 +80,10 @@ def export_model(
         if input_name not in written:
             raise UserError("is not among the weights to export", value=input_name)
         writer.close()
-        _write_config(config, vocab_size, dtype, draft)
-        loader = _tokenizer_loader(config.model_type, draft)
-        (draft / "README.md").write_text(render_card(card, dtype, loader), encoding="utf-8")
+        (draft / "README.md").write_text(render_card(card, dtype, proved.loader), encoding="utf-8")
         if card.state is not None:
             (draft / EXPORTED).write_text(json.dumps(card.state), encoding="utf-8")
+    return [*lines, *proved.lines]
 
 
 def _exported(weight: Weight, name: str, rows: int, dtype: torch.dtype) -> Tensor:
@@ -86,50 +98,89 @@ def _exported(weight: Weight, name: str, rows: int, dtype: torch.dtype) -> Tenso
     return cast
 
 
-def _write_config(config: PretrainedConfig, vocab_size: int, dtype: str, draft: Path) -> None:
+def _write_config(
+    config: PretrainedConfig,
+    vocab_size: int,
+    dtype: str,
+    draft: Path,
+    tokenizer: Tokenizer,
+    generation: Mapping[str, Any] | None,
+) -> list[str]:
     """Write config.json and generation_config.json for use of the model, not for its training."""
-    exported = copy.deepcopy(config)
-    exported.vocab_size = vocab_size
-    exported.dtype = DTYPES[dtype]
-    exported.use_cache = True
-    exported.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
-    exported.save_pretrained(draft)
-    GenerationConfig.from_model_config(exported).save_pretrained(draft)
-
-
-def _tokenizer_loader(model_type: str, draft: Path) -> str:
-    """Return the transformers class that loads the tokenizer unchanged.
-
-    For Qwen2, `AutoTokenizer` uses Qwen2's own rules even if tokenizer_config.json names another class.
-    """
-    path = draft / "tokenizer_config.json"
-    named = json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class", "") if path.exists() else ""
-    if model_type == "qwen2" and named.startswith(("PreTrainedTokenizer", "Llama")):
-        return "PreTrainedTokenizerFast"
-    return "AutoTokenizer"
+    fields, lines = with_special(config.to_dict(), tokenizer, "config.json")
+    fields |= {"vocab_size": vocab_size, "use_cache": True, TOKENIZER: tokenizer.fingerprint}
+    told = type(config).from_dict(fields)
+    told.dtype = DTYPES[dtype]
+    told.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    told.save_pretrained(draft)
+    if generation is None:
+        GenerationConfig.from_model_config(told).save_pretrained(draft)
+        return lines
+    settings, more = with_special(generation, tokenizer, "generation_config.json")
+    text = json.dumps(settings, indent=2, ensure_ascii=False)
+    (draft / "generation_config.json").write_text(f"{text}\n", encoding="utf-8")
+    return [*lines, *more]
 
 
 def export_checkpoint(
-    checkpoint: Checkpoint, out: Path, dtype: Literal["fp32", "bf16", "fp16"], max_shard_bytes: int
-) -> None:
-    """Export a checkpoint in the Hugging Face format, one parameter at a time.
+    checkpoint: Checkpoint,
+    out: Path,
+    dtype: Literal["fp32", "bf16", "fp16"],
+    max_shard_bytes: int,
+    overwrite: bool = False,
+) -> list[str]:
+    """Export a checkpoint in the Hugging Face format, one parameter at a time; return notes about it.
 
     Raises:
-        UserError: `out` is not empty, or the recipe's tokenizer is missing.
+        UserError: `out` is not empty (unless `overwrite`), or the recipe's tokenizer is missing or is not the
+            one that the run was trained with.
     """
+    refuse_existing(out, overwrite=overwrite)
     manifest = checkpoint.manifest
     recipe = parse_recipe(manifest.recipe, file=checkpoint.path / MARKER)
-    vocab_size = files.open_tokenizer(recipe.model.tokenizer).size
-    config = AutoConfig.for_model(**read_config(checkpoint.path))
+    tokenizer = files.open_tokenizer(recipe.model.tokenizer)
+    fields = read_config(checkpoint.path)
+    lines = _hold_tokenizer(checkpoint, recipe, fields, tokenizer)
+    config = AutoConfig.for_model(**fields)
     reader = rank_files.Reader(checkpoint.files)
-
-    export_model(
+    generation = read_generation(checkpoint.path)
+    if generation is None and recipe.model.base is not None and Path(recipe.model.base).is_dir():
+        generation = read_generation(recipe.model.base)
+    lines += export_model(
         reader.weights(),
         config,
         recipe.model.tokenizer,
         out,
-        vocab_size=vocab_size,
+        vocab_size=tokenizer.size,
         dtype=dtype,
         card=card_of(checkpoint),
         max_shard_bytes=max_shard_bytes,
+        generation=generation,
+        overwrite=overwrite,
     )
+    return lines
+
+
+def _hold_tokenizer(
+    checkpoint: Checkpoint, recipe: Recipe, config: dict[str, Any], tokenizer: files.Tokenizer
+) -> list[str]:
+    """Hold the tokenizer at the recipe's path against the one that the run was trained with.
+
+    An older checkpoint does not tell it; the shards that it was trained on do, where they still lie there.
+
+    Raises:
+        UserError: it is another one now.
+    """
+    trained = [(str(checkpoint.path), found)] if isinstance(found := config.get(TOKENIZER), str) else []
+    for source in () if trained else recipe.sources.values():
+        with contextlib.suppress(UserError):
+            trained.append((source.path, open_tokens(source.path).tokenizer))
+    for where, fingerprint in trained:
+        if not same(fingerprint, tokenizer.fingerprint):
+            what = f"is {tokenizer.fingerprint} now, and the run was trained with {fingerprint} (see {where})"
+            fix = "put that tokenizer back"
+            raise UserError(what, field="model.tokenizer", value=recipe.model.tokenizer, fix=fix)
+    if trained:
+        return []
+    unknown = "neither the checkpoint nor a shard tells the tokenizer of the training; it is not compared"
+    return [f"model.tokenizer: {recipe.model.tokenizer!r}: {unknown}"]

@@ -31,15 +31,31 @@ def add_command(commands: Any, name: str, run: Command, example: str) -> argpars
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add a recipe and its overrides."""
     example = "change a field of the recipe, such as phases.0.schedule.max_lr=5e-5"
-    parser.add_argument("recipe", help="recipe file (YAML)")
+    parser.add_argument("recipe", type=path_text, help="recipe file (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help=example)
 
 
 def add_text(parser: argparse.ArgumentParser, flag: str, **options: Any) -> None:
-    """Add the files that text is read from, and the field that holds it."""
-    defaults = {"nargs": "+", "metavar": "PATH", "help": "files or folders of text"}
+    """Add the files that text is read from, the field that holds it, and their encoding."""
+    defaults = {"type": path_text, "nargs": "+", "metavar": "PATH", "help": "files or folders of text"}
     parser.add_argument(flag, **{**defaults, **options})
     parser.add_argument("--text-field", default="text", help="field of jsonl and parquet records")
+    encoding = "encoding of the .txt and .jsonl files that are not UTF-8, such as gb18030"
+    parser.add_argument("--encoding", default="utf-8", help=encoding)
+
+
+def add_rejects(parser: argparse.ArgumentParser) -> None:
+    """Add the number or share of malformed records that a job tolerates."""
+    tolerated = (
+        "malformed records tolerated before the job stops, such as 1000 or 1%% (default: 10%%); "
+        "empty records do not count"
+    )
+    parser.add_argument("--max-rejects", type=number_or_share, metavar="N|SHARE", help=tolerated)
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Add the permission to replace what an earlier command wrote."""
+    parser.add_argument("--overwrite", action="store_true", help="replace the model or tokenizer at --out")
 
 
 def _checked(parse: Callable[[str], Any], text: str) -> Any:
@@ -52,6 +68,23 @@ def _checked(parse: Callable[[str], Any], text: str) -> Any:
 def fraction(text: str) -> Fraction:
     """Parse an exact number: `0.5%`, `1/200` or `0.005`."""
     return Fraction(_checked(exact, text))
+
+
+def path_text(text: str) -> str:
+    """Parse a path; an empty one, which a shell makes of an unset variable, would be the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; is a variable of the shell unset?")
+    return text
+
+
+def number_or_share(text: str) -> int | Fraction:
+    """Parse a whole number, or a share of at most 100 %."""
+    share = fraction(text)
+    if "%" not in text and share.denominator == 1 and share >= 0:
+        return int(share)
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor a share of at most 100%")
+    return share
 
 
 def whole_number(text: str) -> int:

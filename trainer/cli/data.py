@@ -5,13 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 from typing import Any
 
 from tokenization.errors import ExitCode, UserError
 from tokenization.tables import text_table
 from trainer.cli.answer import print_answer
-from trainer.cli.arguments import add_command, add_noun, add_recipe, add_text, fraction, part_of
+from trainer.cli.arguments import (
+    add_command,
+    add_noun,
+    add_recipe,
+    add_rejects,
+    add_text,
+    fraction,
+    part_of,
+    path_text,
+)
 from trainer.recipe import load
 from trainer.recipe.numbers import count
 
@@ -23,10 +31,10 @@ def add_data(commands: Any) -> None:
         kinds, "prepare", prepare_command, "--input zh/ --tokenizer llama2-zh --out data/zh"
     )
     add_text(prepare, "--input", required=True)
-    prepare.add_argument("--tokenizer", required=True)
-    prepare.add_argument("--out", required=True, metavar="PREFIX")
-    workers = "number of processes (default: one per core)"
-    prepare.add_argument("--workers", type=int, default=os.cpu_count(), help=workers)
+    prepare.add_argument("--tokenizer", type=path_text, required=True)
+    prepare.add_argument("--out", type=path_text, required=True, metavar="PREFIX")
+    workers = "number of processes (default: one per CPU that this process may use)"
+    prepare.add_argument("--workers", type=int, help=workers)
     prepare.add_argument(
         "--part", type=part_of, metavar="I/N", help="only the I-th of N parts, for job arrays"
     )
@@ -35,14 +43,13 @@ def add_data(commands: Any) -> None:
     held_out = "share of the documents to hold out, chosen by their hash, such as 0.5%%"
     prepare.add_argument("--validation", type=fraction, default=0, metavar="SHARE", help=held_out)
     prepare.add_argument("--deduplicate", action="store_true", help="drop exact copies of documents")
-    rejects = "malformed records tolerated before the job stops (default: 1000)"
-    prepare.add_argument("--max-rejects", type=int, default=1000, help=rejects)
+    add_rejects(prepare)
     engine = "use only this encoder (it must still reproduce the reference ids)"
     prepare.add_argument("--engine", metavar="NAME", help=engine)
     prepare.add_argument("--overwrite", action="store_true", help="replace what another job wrote at --out")
 
     inspect = add_command(kinds, "inspect", inspect_command, "data/zh")
-    inspect.add_argument("prefix")
+    inspect.add_argument("prefix", type=path_text)
 
     simulate = add_command(kinds, "simulate", simulate_command, "recipe.yaml --samples 0:100")
     add_recipe(simulate)
@@ -52,6 +59,7 @@ def add_data(commands: Any) -> None:
 
 def prepare_command(args: argparse.Namespace) -> int:
     """Turn text into token shards."""
+    from tokenization.prepare.cpus import allowed_cpus
     from tokenization.prepare.prepare import prepare
 
     result = prepare(
@@ -60,7 +68,8 @@ def prepare_command(args: argparse.Namespace) -> int:
         args.out,
         text_field=args.text_field,
         txt=args.documents,
-        workers=args.workers,
+        encoding=args.encoding,
+        workers=allowed_cpus() if args.workers is None else args.workers,
         part=args.part,
         validation=args.validation,
         dedup=args.deduplicate,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from tokenization.errors import ExitCode, RewarmError
 from trainer.cli.arguments import Command
@@ -18,6 +20,7 @@ from trainer.machine.ranks import note_status, rank_or_0, wait_for_rank0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; bad input is one line on standard error and a non-zero exit code."""
+    _escape_on(sys.stdout)
     args = _parse(arguments)
     rank = rank_or_0()
     show_log_lines(rank)
@@ -35,6 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         logger.warning("interrupted")
         return ExitCode.INTERRUPTED
+
+
+def _escape_on(stream: Any) -> None:
+    """Make `stream` escape what it cannot show, such as file names in GBK, instead of failing."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

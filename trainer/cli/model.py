@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tokenization.errors import ExitCode, UserError
+from tokenization.errors import ExitCode
 from trainer.cli.answer import print_answer
-from trainer.cli.arguments import add_command, add_noun, add_text
+from trainer.cli.arguments import add_command, add_noun, add_overwrite, add_text, path_text
 
 FIRST_CHARACTERS = 100_000
 """Of each `--text`, this much is scored before and after."""
@@ -18,27 +18,28 @@ def add_model(commands: Any) -> None:
     kinds = add_noun(commands, "model", "grow a model to an extended vocabulary")
     example = "--base llama2-7b --tokenizer llama2-zh --out llama2-7b-zh"
     extend = add_command(kinds, "extend", extend_model_command, example)
-    extend.add_argument("--base", required=True, metavar="MODEL")
-    extend.add_argument("--tokenizer", required=True, metavar="DIR")
-    extend.add_argument("--out", required=True, metavar="DIR")
+    extend.add_argument("--base", type=path_text, required=True, metavar="MODEL")
+    extend.add_argument("--tokenizer", type=path_text, required=True, metavar="DIR")
+    extend.add_argument("--out", type=path_text, required=True, metavar="DIR")
     extend.add_argument("--new-rows", choices=("subpiece_mean", "mean", "random"), default="subpiece_mean")
     extend.add_argument("--seed", type=int, default=0, help="seed of random rows")
+    add_overwrite(extend)
     add_text(extend, "--text", nargs="*", default=[])
 
 
 def extend_model_command(args: argparse.Namespace) -> int:
     """Add embedding rows for the new pieces of a tokenizer, and compare the losses on `--text`."""
-    from tokenization.text.records import first_texts
+    from tokenization.disk import refuse_existing
+    from tokenization.text.texts import first_texts
     from trainer.model.extend import bits_per_byte, extend_model, open_encoder
     from trainer.storage.hub import local_directory
 
+    refuse_existing(args.out, overwrite=args.overwrite)
     base = local_directory(args.base, field="--base")
-    texts = {path: first_texts(path, FIRST_CHARACTERS, args.text_field) for path in args.text}
-    if empty := next((path for path, text in texts.items() if not text), None):
-        raise UserError("has no text", field="--text", value=empty, fix="check --text-field")
+    texts, notes = first_texts(args.text, FIRST_CHARACTERS, args.text_field, args.encoding)
     if texts:
         open_encoder(base)  # fail now rather than after the model has been written
-    extension = extend_model(base, args.tokenizer, args.out, args.new_rows, args.seed)
+    extension = extend_model(base, args.tokenizer, args.out, args.new_rows, args.seed, args.overwrite)
     added = extension.pieces - extension.base_pieces
     lines = [
         f"{args.out}: {extension.base_pieces:,} + {added:,} pieces in {extension.rows:,} rows; a new piece "
@@ -50,6 +51,12 @@ def extend_model_command(args: argparse.Namespace) -> int:
             name: bits_per_byte(model, text) for name, model in (("before", base), ("after", args.out))
         }
         lines.append("{}: {before:.4f} bits/byte before, {after:.4f} after".format(path, **losses[path]))
-    data = {"rows": extension.rows, "pieces": extension.pieces, "bits_per_byte": losses}
-    print_answer(args, data, "\n".join(lines))
+    data = {
+        "rows": extension.rows,
+        "pieces": extension.pieces,
+        "bits_per_byte": losses,
+        "notes": list(extension.lines),
+        "left_out": notes,
+    }
+    print_answer(args, data, "\n".join([*lines, *extension.lines, *notes]))
     return ExitCode.DONE

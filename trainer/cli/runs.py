@@ -8,7 +8,14 @@ from typing import Any
 
 from tokenization.errors import ExitCode
 from trainer.cli.answer import print_answer
-from trainer.cli.arguments import add_command, add_recipe, positive_number, whole_numbers
+from trainer.cli.arguments import (
+    add_command,
+    add_overwrite,
+    add_recipe,
+    path_text,
+    positive_number,
+    whole_numbers,
+)
 from trainer.machine.log_lines import logger
 from trainer.machine.ranks import current_world, note_status, wait_for_rank0
 from trainer.recipe import load
@@ -27,22 +34,25 @@ def add_runs(commands: Any) -> None:
 
     example = "runs/x/checkpoints/step-00001000 --data data/en"
     score = add_command(commands, "eval", evaluate_command, example)
-    score.add_argument("model", metavar="MODEL|CHECKPOINT")
-    score.add_argument("--data", nargs="+", required=True, metavar="PREFIX", help="token shards")
+    score.add_argument("model", type=path_text, metavar="MODEL|CHECKPOINT")
+    score.add_argument(
+        "--data", type=path_text, nargs="+", required=True, metavar="PREFIX", help="token shards"
+    )
     score.add_argument("--seq-len", type=positive_number)
     score.add_argument("--max-tokens", type=positive_number)
 
     export = add_command(commands, "export", export_command, "runs/x --out models/llama2-zh")
     newest = "a checkpoint, or a run directory for its newest"
-    export.add_argument("checkpoint", metavar="CHECKPOINT", help=newest)
-    export.add_argument("--out", required=True, metavar="DIR")
+    export.add_argument("checkpoint", type=path_text, metavar="CHECKPOINT", help=newest)
+    export.add_argument("--out", type=path_text, required=True, metavar="DIR")
+    add_overwrite(export)
     export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
     size = "most bytes of a file (default: 5e9)"
     export.add_argument("--shard-size", type=positive_number, default="5e9", help=size)
 
     report = add_command(commands, "report", report_command, "runs/a runs/b --out report.html")
-    report.add_argument("runs", nargs="+", metavar="RUN")
-    report.add_argument("--out", required=True, metavar="FILE.html")
+    report.add_argument("runs", type=path_text, nargs="+", metavar="RUN")
+    report.add_argument("--out", type=path_text, required=True, metavar="FILE.html")
 
 
 def plan_command(args: argparse.Namespace) -> int:
@@ -100,9 +110,9 @@ def export_command(args: argparse.Namespace) -> int:
     from trainer.checkpoint.history import find_checkpoint
 
     checkpoint = find_checkpoint(Path(args.checkpoint))
-    export_checkpoint(checkpoint, Path(args.out), args.dtype, args.shard_size)
-    result = {"checkpoint": str(checkpoint.path), "out": args.out, "dtype": args.dtype}
-    print_answer(args, result, f"{args.out}: {checkpoint.path.name} in {args.dtype}")
+    lines = export_checkpoint(checkpoint, Path(args.out), args.dtype, args.shard_size, args.overwrite)
+    result = {"checkpoint": str(checkpoint.path), "out": args.out, "dtype": args.dtype, "notes": lines}
+    print_answer(args, result, "\n".join([f"{args.out}: {checkpoint.path.name} in {args.dtype}", *lines]))
     return ExitCode.DONE
 
 

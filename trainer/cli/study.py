@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenization.errors import ExitCode
 from trainer.cli.answer import print_answer
-from trainer.cli.arguments import add_command, positive_number
+from trainer.cli.arguments import add_command, path_text, positive_number
 from trainer.study.grids import STUDIES
 
 
@@ -17,8 +17,8 @@ def add_study(commands: Any) -> None:
     example = "replay --recipe recipe.yaml --out runs/replay phases.0.tokens=1e8"
     study = add_command(commands, "study", study_command, example)
     study.add_argument("name", metavar="NAME", help=", ".join(STUDIES))
-    study.add_argument("--recipe", required=True)
-    study.add_argument("--out", required=True, metavar="DIR")
+    study.add_argument("--recipe", type=path_text, required=True)
+    study.add_argument("--out", type=path_text, required=True, metavar="DIR")
     ranks = "number of ranks of each arm (default: one per GPU, or 1)"
     study.add_argument("--nproc", type=positive_number, help=ranks)
     study.add_argument("--arms-only", action="store_true", help="only write DIR/arms.txt, for a batch system")

@@ -7,7 +7,14 @@ from typing import Any
 
 from tokenization.errors import ExitCode
 from trainer.cli.answer import print_answer
-from trainer.cli.arguments import add_command, add_noun, add_text
+from trainer.cli.arguments import (
+    add_command,
+    add_noun,
+    add_overwrite,
+    add_rejects,
+    add_text,
+    path_text,
+)
 
 
 def add_vocab(commands: Any) -> None:
@@ -16,13 +23,16 @@ def add_vocab(commands: Any) -> None:
     train = add_command(kinds, "train", train_vocabulary_command, "--input zh.jsonl --size 8000 --out zh")
     add_text(train, "--input", required=True)
     train.add_argument("--size", type=int, required=True, help="number of pieces")
-    train.add_argument("--out", required=True, metavar="DIR")
+    train.add_argument("--out", type=path_text, required=True, metavar="DIR")
     train.add_argument("--seed", type=int, default=0)
+    add_rejects(train)
+    add_overwrite(train)
 
     extend = add_command(kinds, "extend", extend_vocabulary_command, "--base llama2 --add zh --out llama2-zh")
-    extend.add_argument("--base", required=True, metavar="TOKENIZER")
-    extend.add_argument("--add", required=True, metavar="TOKENIZER")
-    extend.add_argument("--out", required=True, metavar="DIR")
+    extend.add_argument("--base", type=path_text, required=True, metavar="TOKENIZER")
+    extend.add_argument("--add", type=path_text, required=True, metavar="TOKENIZER")
+    extend.add_argument("--out", type=path_text, required=True, metavar="DIR")
+    add_overwrite(extend)
     extend.add_argument("--max-pieces", type=int, help="add at most this many pieces")
     scripts = "add only pieces of these Unicode scripts (default: han)"
     extend.add_argument("--allow-scripts", nargs="+", default=["han"], help=scripts)
@@ -30,8 +40,10 @@ def add_vocab(commands: Any) -> None:
     report = add_command(
         kinds, "report", report_vocabulary_command, "--tokenizer llama2-zh --text held-out.txt"
     )
-    report.add_argument("--tokenizer", required=True, metavar="DIR")
-    report.add_argument("--against", metavar="DIR", help="the base, whose ids must not have changed")
+    report.add_argument("--tokenizer", type=path_text, required=True, metavar="DIR")
+    report.add_argument(
+        "--against", type=path_text, metavar="DIR", help="the base, whose ids must not have changed"
+    )
     add_text(report, "--text", required=True)
 
 
@@ -39,7 +51,16 @@ def train_vocabulary_command(args: argparse.Namespace) -> int:
     """Train a SentencePiece BPE vocabulary from text."""
     from tokenization.vocabulary.train import train_vocabulary
 
-    result = train_vocabulary(args.input, args.size, args.out, text_field=args.text_field, seed=args.seed)
+    result = train_vocabulary(
+        args.input,
+        args.size,
+        args.out,
+        text_field=args.text_field,
+        encoding=args.encoding,
+        max_rejects=args.max_rejects,
+        seed=args.seed,
+        overwrite=args.overwrite,
+    )
     print_answer(args, result.to_json(), result.to_text())
     return ExitCode.DONE
 
@@ -49,7 +70,12 @@ def extend_vocabulary_command(args: argparse.Namespace) -> int:
     from tokenization.vocabulary.extend import extend_vocabulary
 
     result = extend_vocabulary(
-        args.base, args.add, args.out, max_pieces=args.max_pieces, allow_scripts=args.allow_scripts
+        args.base,
+        args.add,
+        args.out,
+        max_pieces=args.max_pieces,
+        allow_scripts=args.allow_scripts,
+        overwrite=args.overwrite,
     )
     print_answer(args, result.to_json(), result.to_text())
     return ExitCode.DONE
@@ -59,6 +85,12 @@ def report_vocabulary_command(args: argparse.Namespace) -> int:
     """Measure what a vocabulary does to text; exit code 1 if it breaks a guarantee."""
     from tokenization.vocabulary.report import report_vocabulary
 
-    result = report_vocabulary(args.tokenizer, args.text, against=args.against, text_field=args.text_field)
+    result = report_vocabulary(
+        args.tokenizer,
+        args.text,
+        against=args.against,
+        text_field=args.text_field,
+        encoding=args.encoding,
+    )
     print_answer(args, result.to_json(), result.to_text())
     return ExitCode.FAILED if result.broken else ExitCode.DONE

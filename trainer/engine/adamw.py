@@ -7,6 +7,7 @@ from typing import Any
 import deepspeed
 import torch
 
+from trainer.machine import collectives
 from trainer.recipe.schema import Optimizer
 from trainer.storage.fragment import MOMENTS
 
@@ -21,7 +22,8 @@ def make_adamw(groups: list[dict[str, Any]], optimizer: Optimizer, offload: bool
     }
     if offload:
         return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
-    return torch.optim.AdamW(groups, fused=torch.cuda.is_available(), **settings)
+    # By the device that computes: DS_ACCELERATOR may say cpu where there is a GPU.
+    return torch.optim.AdamW(groups, fused=collectives.device().type == "cuda", **settings)
 
 
 def moments_of(adam: torch.optim.Optimizer, tensor: torch.Tensor) -> dict[str, torch.Tensor]:

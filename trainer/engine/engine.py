@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
+import numpy as np
 import torch
 
 from trainer.engine.adamw import applied_steps, make_adamw, set_applied_steps
@@ -122,9 +123,9 @@ class Engine:
         scale = self.world_size / float(agreed[0])
         nats = torch.zeros(2, sources, dtype=torch.float64, device=self.device)
         for number, micro in enumerate(micro_batches):
+            source = self._moved(micro.source.astype(np.int64, copy=False))
             loss, row_nats, row_targets = self.engine(*self._to_device(micro))
             self.engine.backward(loss * scale, scale_wrt_gas=False)
-            source = torch.as_tensor(micro.source, dtype=torch.int64).to(self.device)
             nats[0].index_add_(0, source, row_nats.detach().double())
             nats[1].index_add_(0, source, row_targets.double())
             if number + 1 < len(micro_batches):
@@ -160,13 +161,15 @@ class Engine:
         return nats.double(), targets.double()
 
     def _to_device(self, micro: MicroBatch) -> Iterable[torch.Tensor | None]:
-        cuda = self.device.type == "cuda"
         for array in (micro.input_ids, micro.targets, micro.positions):
-            if array is None:
-                yield None
-                continue
-            tensor = torch.as_tensor(array)
-            yield (tensor.pin_memory() if cuda else tensor).to(self.device, non_blocking=True)
+            yield None if array is None else self._moved(array)
+
+    def _moved(self, array: np.ndarray) -> torch.Tensor:
+        """A copy on the device; the host does not wait for what the device still computes."""
+        tensor = torch.as_tensor(array)
+        return (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(
+            self.device, non_blocking=True
+        )
 
     @property
     def adam_step(self) -> int:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from tokenization.errors import UserError, UserErrors
 from tokenization.shards.store import TokenStore, open_tokens
-from trainer.checkpoint import manifest, rank_files
+from tokenization.tokenizer.fingerprint import core, same
+from trainer.checkpoint import history, manifest, rank_files
 from trainer.checkpoint.history import find_checkpoint
 from trainer.evaluation.held_out import Score, evaluate
+from trainer.machine.log_lines import logger
 from trainer.mixer.batch import MicroBatch
 from trainer.model.architecture import check_config, read_config
 from trainer.model.build import build_model, load_model
 from trainer.model.loss import CausalLM
+from trainer.model.tokens import TOKENIZER, fingerprint_of
 from trainer.recipe.load import parse_recipe
 from trainer.storage.run_directory import RunDirectory
+
+_MORE = "give a larger --validation, or another shard"
 
 
 class _Alone:
@@ -36,21 +41,33 @@ class _Alone:
 
 
 def score_model(
-    model: str, prefixes: Sequence[str], seq_len: int | None = None, max_tokens: int | None = None
+    model: str,
+    prefixes: Sequence[str],
+    seq_len: int | None = None,
+    max_tokens: int | None = None,
 ) -> dict[str, Score]:
-    """Return the loss of `model` on each token shard.
+    """Return the loss of `model` on each token shard; what cannot be compared is logged.
 
     `seq_len` is the length of each window of text: by default that of the run, else the model's context, at
     most 4,096.
 
     Raises:
-        UserError: the model or a shard does not exist, or the model has too few embedding rows for a shard.
+        UserError: the model or a shard does not exist, a shard is empty, or has another tokenizer than the
+            model.
     """
     stores = {prefix: open_tokens(prefix) for prefix in prefixes}
+    if problems := [
+        UserError(f"has {store.tokens} token(s), none to score", field="--data", value=prefix, fix=_MORE)
+        for prefix, store in stores.items()
+        if store.tokens < 2
+    ]:
+        raise UserErrors(problems)
     sizes = {store.vocab_size for store in stores.values()}
     if len(sizes) > 1:
         what = f"vocabulary sizes differ: {sorted(sizes)}"
         raise UserError(what, field="--data", fix="give shards of one tokenizer")
+    for line in hold_tokenizer(model, stores):
+        logger.warning(line)
     causal, trained_seq_len = _open(model, sizes.pop())
     _check_rows(model, causal, stores)
     length = seq_len or trained_seq_len or min(causal.hf.config.max_position_embeddings, 4096)
@@ -59,6 +76,43 @@ def score_model(
         prefix: evaluate(scorer, store, seq_len=length, micro_batch_size=4, max_tokens=max_tokens)
         for prefix, store in stores.items()
     }
+
+
+def tokenizer_of(model: str) -> str | None:
+    """The fingerprint of the tokenizer that a model, checkpoint or run was made for; None: nothing tells."""
+    path = Path(model)
+    if (path / "checkpoints").is_dir():
+        good, _ = history.scan_checkpoints(path / "checkpoints")
+        path = good[-1].path if good else path
+    if (path / manifest.MARKER).exists():
+        found = read_config(path).get(TOKENIZER) if (path / "config.json").is_file() else None
+        return found if isinstance(found, str) else None
+    return fingerprint_of(model, read_config(model))
+
+
+def hold_tokenizer(model: str, stores: Mapping[str, TokenStore]) -> list[str]:
+    """Hold the shards against the tokenizer of the model; lines to be told.
+
+    Raises:
+        Problems: shards of another tokenizer, on which a loss would mean nothing.
+    """
+    wanted = tokenizer_of(model)
+    if wanted is None:
+        return [f"{model}: nothing tells its tokenizer, so the shards' was not compared with it"]
+    others = {prefix: store for prefix, store in stores.items() if not same(store.tokenizer, wanted)}
+    problems = [
+        UserError(
+            f"was made with tokenizer {store.tokenizer}, and {model} is of {wanted}",
+            field="--data",
+            value=prefix,
+            fix="prepare it with the model's own tokenizer",
+        )
+        for prefix, store in others.items()
+        if core(store.tokenizer) != core(wanted)
+    ]
+    if problems:
+        raise UserErrors(problems)
+    return [f"{prefix}: EOS, BOS or added tokens are not those of {model}'s tokenizer" for prefix in others]
 
 
 def _open(model: str, vocab_size: int) -> tuple[CausalLM, int | None]:

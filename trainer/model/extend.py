@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +17,17 @@ import sentencepiece
 import torch
 from torch import Tensor
 
+from tokenization.disk import refuse_existing, whole_directory
 from tokenization.errors import UserError
-from tokenization.tokenizer.files import open_tokenizer
+from tokenization.tokenizer.files import Tokenizer, open_tokenizer
+from tokenization.tokenizer.fingerprint import same
 from tokenization.tokenizer.hf_json import SPACE
-from trainer.model.architecture import EMBEDDINGS, check_type, file_name, read_config
+from tokenization.vocabulary.extend import whole_model
+from trainer.model.architecture import EMBEDDINGS, check_sizes, check_type, file_name, read_config
+from trainer.model.tokenizer import write_tokenizer
+from trainer.model.tokens import TOKENIZER, padding, with_special
 from trainer.model.trainable import BASE_ROWS
-from trainer.storage.disk import whole_directory
-from trainer.storage.hub import copy_tokenizer, local_directory, write_model_config
+from trainer.storage.hub import GENERATION, local_directory, read_generation
 from trainer.storage.run_directory import EXPORTED
 from trainer.storage.safetensors import Weight, WeightsReader, WeightsWriter
 
@@ -44,6 +47,8 @@ class ModelExtension:
     """Rows of the new embeddings: the pieces, and padding to a multiple of `MULTIPLE`."""
     splits: Sequence[Sequence[int]]
     """For each new piece the base's ids of its text; empty for a piece without text."""
+    lines: Sequence[str] = ()
+    """What differs from the base."""
 
     @property
     def mean_split(self) -> float:
@@ -57,6 +62,7 @@ def extend_model(
     out: str | Path,
     new_rows: NewRows = "subpiece_mean",
     seed: int = 0,
+    overwrite: bool = False,
 ) -> ModelExtension:
     """Write the model `base`, with rows for the new pieces of `tokenizer`, to the new directory `out`.
 
@@ -69,17 +75,21 @@ def extend_model(
 
     Raises:
         UserError: `base` is not a supported model directory, `tokenizer` does not extend its tokenizer or
-            adds nothing, or `out` is not empty.
+            adds nothing, or `out` is not empty (unless `overwrite`).
         InfrastructureError: the disk is full or cannot be written.
     """
     base = local_directory(base, field="--base")
     config = read_config(base, field="--base")
     check_type(config.get("model_type"), field="--base", file=base)
+    refuse_existing(out, overwrite=overwrite)
+    own, opened = open_tokenizer(base), open_tokenizer(tokenizer)
+    _hold_recorded(base, config, own)
+    check_sizes(config, field="--base", file=base)
     extension = compare_tokenizers(base, tokenizer, config["vocab_size"])
     tied = bool(config.get("tie_word_embeddings", False))
     input_name, output_name = EMBEDDINGS[config["model_type"]]
     grown = {input_name} if tied else {input_name, output_name}
-    with WeightsReader(base) as weights, whole_directory(out) as draft:
+    with WeightsReader(base) as weights, whole_directory(out, overwrite=overwrite) as draft:
         names = {name: file_name(config["model_type"], name) for name in weights.names}
         if missing := grown - set(names.values()):
             raise UserError("is missing from the weights", file=base, value=min(missing))
@@ -93,12 +103,36 @@ def extend_model(
             elif not (tied and final == output_name):
                 writer.add(Weight(final, shape, dtype, partial(weights.__getitem__, name)))
         writer.close()
-        write_model_config({**config, "vocab_size": extension.rows, BASE_ROWS: extension.base_pieces}, draft)
-        if (generation := Path(base) / "generation_config.json").is_file():
-            shutil.copyfile(generation, draft / generation.name)
+        told, lines = with_special(config, opened, "config.json")
+        told |= {
+            "vocab_size": extension.rows,
+            BASE_ROWS: extension.base_pieces,
+            TOKENIZER: opened.fingerprint,
+        }
+        lines += padding(told, opened, "--base", str(base))
+        (draft / "config.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        if (generation := read_generation(base)) is not None:
+            settings, more = with_special(generation, opened, GENERATION)
+            (draft / GENERATION).write_text(
+                json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8"
+            )
+            lines += more
         _carry_lineage(base, draft, extension.rows - extension.base_pieces)
-        copy_tokenizer(tokenizer, draft)
-    return extension
+        lines += write_tokenizer(opened, draft, own).lines
+    return replace(extension, lines=lines)
+
+
+def _hold_recorded(base: Path, config: Mapping[str, Any], own: Tokenizer) -> None:
+    """Hold the tokenizer beside the base against the one that its rows were made for.
+
+    Raises:
+        UserError: it has been replaced.
+    """
+    recorded = config.get(TOKENIZER)
+    if isinstance(recorded, str) and not same(recorded, own.fingerprint):
+        what = f"has rows of the tokenizer {recorded}, and the one beside them is {own.fingerprint}"
+        fix = "put the tokenizer back that the model was made with"
+        raise UserError(what, field="--base", value=str(base), fix=fix)
 
 
 def _carry_lineage(base: str | Path, draft: Path, new_rows: int) -> None:
@@ -143,7 +177,8 @@ def compare_tokenizers(base: str | Path, tokenizer: str | Path, base_rows: int) 
     if new.model is None:
         fix = "give one with tokenizer.model, as `rewarm vocab extend` writes"
         raise UserError("is not a SentencePiece model, which new rows need", file=new.path, fix=fix)
-    before, after = (old.model.pieces, new.model.pieces) if old.model else (old.pieces, new.pieces)
+    grown = whole_model(new)
+    before, after = (_pieces(old), grown.pieces) if old.model else (old.pieces, new.pieces)
     for number, (was, now) in enumerate(zip(before, after, strict=False)):
         if was != now:
             what = f"does not extend the base's: its piece {number} is {_shown(now)}, not {_shown(was)}"
@@ -155,9 +190,15 @@ def compare_tokenizers(base: str | Path, tokenizer: str | Path, base_rows: int) 
     if base_rows < old.size:
         what = f"has {base_rows} embedding rows for its tokenizer's {old.size} pieces"
         raise UserError(what, field="--base", value=str(base), fix="copy the model again")
-    return ModelExtension(
-        old.size, new.size, -(-new.size // MULTIPLE) * MULTIPLE, _splits(new.model, old.size)
-    )
+    return ModelExtension(old.size, new.size, -(-new.size // MULTIPLE) * MULTIPLE, _splits(grown, old.size))
+
+
+def _pieces(tokenizer: Tokenizer) -> list[Any]:
+    """A SentencePiece tokenizer's pieces; added tokens as an extension has them, as control pieces."""
+    assert tokenizer.model is not None
+    kind = type(tokenizer.model.pieces[0])
+    added = [kind(piece=token.content, score=0.0, type=kind.CONTROL) for token in tokenizer.added]
+    return [*tokenizer.model.pieces, *added]
 
 
 def _shown(piece: Any) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 
 from tokenization.errors import UserError, UserErrors
 from tokenization.shards.store import TokenStore, open_tokens
+from tokenization.tokenizer.files import Tokenizer
+from tokenization.tokenizer.fingerprint import same
 from trainer.recipe.schema import Recipe
 
 
@@ -16,8 +19,8 @@ def open_sources(recipe: Recipe, begun_with: Mapping[str, str] | None = None) ->
     fingerprints are compared, which takes no reading of tokens; `rewarm data inspect` reads them all.
 
     Raises:
-        UserErrors: sources are missing, truncated, changed since, or made with another tokenizer than the
-            first one.
+        UserErrors: sources are missing, truncated, changed since, named twice, or made with another
+            tokenizer than the first one.
     """
     stores, problems = _open_all({f"sources.{name}.path": one.path for name, one in recipe.sources.items()})
     known = {f"sources.{name}.path": fingerprint for name, fingerprint in (begun_with or {}).items()}
@@ -26,6 +29,7 @@ def open_sources(recipe: Recipe, begun_with: Mapping[str, str] | None = None) ->
             what = f"has changed since the run began: its fingerprint is {store.fingerprint}, not {before}"
             fix = "restore those shards, or declare the new ones as another source in a new phase"
             problems.append(UserError(what, field=field, value=str(store.prefix), fix=fix))
+    problems += _named_twice(stores)
     problems += _mixed_tokenizers(stores)
     if problems:
         raise UserErrors(problems)
@@ -61,31 +65,67 @@ def _open_all(prefixes: Mapping[str, str]) -> tuple[dict[str, TokenStore], list[
     return stores, problems
 
 
+def share_tokens(one: TokenStore, other: TokenStore) -> bool:
+    """Tell whether two stores have the tokens of a part in common, wherever their files are."""
+    parts = [{part.meta.checksum for part in store.parts if part.meta.tokens} for store in (one, other)]
+    return not parts[0].isdisjoint(parts[1])
+
+
+def _named_twice(stores: Mapping[str, TokenStore]) -> Iterator[UserError]:
+    """Find tokens with two names: they are read twice, and `max_epochs` counts each name by itself."""
+    for (first, one), (field, other) in combinations(stores.items(), 2):
+        if share_tokens(one, other):
+            source, path = first.removesuffix(".path"), str(one.prefix)
+            what = f"holds the same tokens as {source}, {path!r}: max_epochs would count them apart"
+            yield UserError(what, field=field, value=str(other.prefix), fix="name every text once")
+
+
+def trained_on(
+    recipe: Recipe, stores: Mapping[str, TokenStore], validation: Mapping[str, TokenStore]
+) -> Iterator[str]:
+    """Write a line for each validation set that holds text which is trained on."""
+    for name, held_out in validation.items():
+        for source, store in stores.items():
+            if share_tokens(store, held_out):
+                yield (
+                    f"validation.{name}: {str(held_out.prefix)!r} holds tokens that sources.{source} trains "
+                    "on: its score says nothing about other text; hold text out with "
+                    "`rewarm data prepare --validation`"
+                )
+
+
 def _mixed_tokenizers(stores: Mapping[str, TokenStore]) -> Iterator[UserError]:
     first = next(iter(stores.values()), None)
     for field, store in stores.items():
-        if first is not None and store.tokenizer != first.tokenizer:
+        if first is not None and not same(store.tokenizer, first.tokenizer):
             what = f"was made with tokenizer {store.tokenizer}, but {first.prefix} with {first.tokenizer}"
             fix = "prepare all sources with one tokenizer"
             yield UserError(what, field=field, value=str(store.prefix), fix=fix)
 
 
 def check_one_tokenizer(
-    recipe: Recipe, stores: Mapping[str, TokenStore], validation: Mapping[str, TokenStore], fingerprint: str
+    recipe: Recipe,
+    stores: Mapping[str, TokenStore],
+    validation: Mapping[str, TokenStore],
+    tokenizer: Tokenizer,
 ) -> None:
-    """Refuse shards that were not made with the model's tokenizer, whose fingerprint is given.
+    """Refuse shards that were not made with the model's tokenizer, or end documents with another EOS.
 
     Raises:
         UserErrors: one for each.
     """
     places = {f"sources.{name}.path": store for name, store in stores.items()}
     places |= {f"validation.{name}": store for name, store in validation.items()}
-    wanted = f"model.tokenizer {recipe.model.tokenizer} has the fingerprint {fingerprint}"
+    named = f"model.tokenizer {recipe.model.tokenizer}"
     problems = []
     for field, store in places.items():
-        if store.tokenizer != fingerprint:
-            what = f"was prepared with tokenizer {store.tokenizer}, but {wanted}"
-            fix = "prepare it again with model.tokenizer"
-            problems.append(UserError(what, field=field, value=str(store.prefix), fix=fix))
+        if not same(store.tokenizer, tokenizer.fingerprint):
+            what = f"was prepared with tokenizer {store.tokenizer}, but {named} is {tokenizer.fingerprint}"
+        elif store.eos_id != tokenizer.eos_id:
+            what = f"ends documents with {store.eos_id}, but EOS of {named} is {tokenizer.eos_id}"
+        else:
+            continue
+        fix = "prepare it again with model.tokenizer"
+        problems.append(UserError(what, field=field, value=str(store.prefix), fix=fix))
     if problems:
         raise UserErrors(problems)

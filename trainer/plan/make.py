@@ -27,12 +27,14 @@ from trainer.plan.checks import (
     refuse_another_run,
     unmeasured,
 )
-from trainer.plan.data import check_one_tokenizer, open_sources, open_validation
+from trainer.plan.data import check_one_tokenizer, open_sources, open_validation, trained_on
 from trainer.plan.memory import Memory, estimate
+from trainer.plan.tokenizer import check_as_trained, compare_with_base, with_tokenizer
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.decide import decide
 from trainer.scheduler.decision import Decision
 from trainer.scheduler.state import BaseLineage, RunState
+from trainer.storage.hub import read_generation
 from trainer.storage.run_directory import EXPORTED
 
 
@@ -50,6 +52,8 @@ class Inputs:
     """The sources, by name."""
     validation: dict[str, TokenStore]
     """`upstream`, `downstream`."""
+    remarks: list[str]
+    """A line for each difference between the base and the tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ class Plan(Inputs, Fit):
     broken: tuple[str, ...]
     """A line for each checkpoint that is not good."""
     notes: tuple[str, ...]
-    """A line for each measurement that the run will not make."""
+    """A line for each measurement that the run will not make, or not on text of its own, and the remarks."""
+    generation: dict[str, Any] | None
+    """The base's generation_config.json."""
     data: list[MixtureDescription]
     """Per phase all that decides which samples it takes."""
     decision: Decision
@@ -92,7 +98,7 @@ def make_plan(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> P
     refuse_another_run(recipe)
     checkpoint, broken = newest_checkpoint(recipe, skip)
     state = RunState.from_json(checkpoint.manifest.state) if checkpoint else None
-    inputs = _read_inputs(recipe, state)
+    inputs = _read_inputs(recipe, state, checkpoint)
     fit = _fit(recipe, inputs, world_size, state)
     data = [fit.mixture.describe(phase) for phase in range(len(recipe.phases))]
     return Plan(
@@ -101,13 +107,18 @@ def make_plan(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> P
         recipe=recipe,
         checkpoint=checkpoint,
         broken=tuple(broken),
-        notes=tuple(unmeasured(recipe, inputs.validation, checkpoint)),
+        notes=(
+            *inputs.remarks,
+            *trained_on(recipe, inputs.stores, inputs.validation),
+            *unmeasured(recipe, inputs.validation, checkpoint),
+        ),
+        generation=read_generation(recipe.model.base) if recipe.model.base else None,
         data=data,
         decision=decide(recipe, data, state, base_lineage(recipe, inputs.model_config)),
     )
 
 
-def _read_inputs(recipe: Recipe, state: RunState | None) -> Inputs:
+def _read_inputs(recipe: Recipe, state: RunState | None, checkpoint: manifest.Checkpoint | None) -> Inputs:
     """Read what the recipe names, and check each input and that they belong together.
 
     Raises:
@@ -120,10 +131,19 @@ def _read_inputs(recipe: Recipe, state: RunState | None) -> Inputs:
     validation = check(lambda: open_validation(recipe))
     check(lambda: ds_config.check_saved(preset(), recipe))
     check(lambda: check_services(recipe.logging))
-    check(lambda: check_one_tokenizer(recipe, stores(), validation(), tokenizer().fingerprint))
+    check(lambda: check_one_tokenizer(recipe, stores(), validation(), tokenizer()))
+    check(lambda: check_as_trained(recipe, tokenizer(), checkpoint))
     config = check(lambda: _model_config(recipe, tokenizer().size))
+    remarks = check(lambda: compare_with_base(recipe, config(), tokenizer()))
     check.raise_problems()
-    return Inputs(preset(), config(), tokenizer().size, stores(), validation())
+    return Inputs(
+        preset(),
+        with_tokenizer(recipe, config(), tokenizer()),
+        tokenizer().size,
+        stores(),
+        validation(),
+        remarks(),
+    )
 
 
 def _fit(recipe: Recipe, inputs: Inputs, world_size: int, state: RunState | None) -> Fit:

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 
 from tokenization import disk
+from tokenization.errors import UserError
 from trainer.metrics import names
 from trainer.report.charts import COLOURS
 from trainer.report.figures import figures, mixtures, rate
@@ -20,12 +21,25 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> None:
     """Writes a page about `runs` (run directories) to `out`: self-contained, no script, nothing to fetch.
 
     Raises:
-        UserError: a run directory holds no metrics, or a damaged file.
+        UserError: a run directory holds no metrics, or a damaged file; or `out` is something other than an
+            earlier page.
     """
-    arms = gather_runs(runs)
     out = Path(out)
+    _refuse_other(out)
+    arms = gather_runs(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     disk.write_atomically(out, page(arms, datetime.datetime.now().astimezone()))
+
+
+def _refuse_other(out: Path) -> None:
+    """Refuse to replace what is not a page that was made here.
+
+    Raises:
+        UserError: it is a directory, or a file of another kind.
+    """
+    if out.is_dir() or (out.exists() and _MARK.encode() not in out.read_bytes()[:65536]):
+        what = "exists and is not a page that rewarm made"
+        raise UserError(what, field="--out", value=str(out), fix="give a new file, such as report.html")
 
 
 def runs_table(runs: Sequence[str | Path]) -> str:
@@ -38,10 +52,14 @@ def page(arms: Sequence[RunHistory], now: datetime.datetime) -> str:
     title = ", ".join(arm.name for arm in arms)
     body = "".join((_header(arms, now), _summary(arms), figures(arms), mixtures(arms), _starts(arms), _TERMS))
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)} · rewarm</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}{_MARK}'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
         f"<body><main>{body}</main></body></html>\n"
     )
+
+
+_MARK = " · rewarm</title>"
+"""In the head of every page: what has it may be replaced by a newer one."""
 
 
 _TERMS = """<section><h2>Terms</h2><dl>

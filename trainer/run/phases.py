@@ -124,6 +124,7 @@ class PhaseRunner:
                 throughput,
                 on_failure=recipe.checkpoint.on_failure,
                 model_config=plan.model_config,
+                generation=plan.generation,
                 saved_step=checkpoint.manifest.step if checkpoint else -1,
             ),
             throughput=throughput,

@@ -29,11 +29,15 @@ class Saves:
         *,
         on_failure: Literal["stop", "continue"],
         model_config: Mapping[str, Any],
+        generation: Mapping[str, Any] | None = None,
         saved_step: int = -1,
     ) -> None:
-        """`model_config` holds the fields of the Hugging Face config; `saved_step` is already committed."""
+        """`model_config` and `generation` are written beside the weights; `saved_step` is already committed.
+
+        They hold the fields of config.json and of generation_config.json, of which a base may have none.
+        """
         self._saver, self._step_log, self._throughput = saver, step_log, throughput
-        self._on_failure, self._model_config = on_failure, model_config
+        self._on_failure, self._model_config, self._generation = on_failure, model_config, generation
         self.saved_step = saved_step
         """Step of the last save, which may still be under way; -1 once it has failed."""
         self.blocked_s = 0.0
@@ -109,7 +113,9 @@ class Saves:
             try:
                 self._saver.open_directory(step, needed)
                 # With it a checkpoint may be another run's base, wherever this run's base has gone.
-                write_model_config(self._model_config, self._saver.directory / name_of(step))
+                write_model_config(
+                    self._model_config, self._saver.directory / name_of(step), self._generation
+                )
             except (InfrastructureError, OSError) as error:
                 failure = str(error)
         failure_on_rank0: str | None = self._saver.gather(failure)[0]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import xxhash
 
 from tokenization.disk import BLOCK, checksum, sync_directory
-from tokenization.errors import InfrastructureError, UserError
 
 PAGE = 4096
 """Alignment of direct writes, in bytes."""
@@ -103,7 +101,7 @@ def _use_page_cache(file: int) -> bool:
 
 def sync_and_checksum(path: Path) -> tuple[int, str]:
     """Sync a file that was written by other means; return its size and xxh3-128."""
-    _sync(path)
+    sync_directory(path)
     return path.stat().st_size, checksum(path)
 
 
@@ -118,7 +116,8 @@ class PinnedBuffer:
         if self._memory.numel() < size:
             self.release()
             pages = mmap.mmap(-1, size)
-            pages.madvise(mmap.MADV_HUGEPAGE)  # fewer and cheaper first touches
+            with contextlib.suppress(OSError):  # a kernel may be built without huge pages
+                pages.madvise(mmap.MADV_HUGEPAGE)  # fewer and cheaper first touches
             self._memory = torch.frombuffer(pages, dtype=torch.uint8)
             if torch.cuda.is_available():
                 # If the system refuses to pin more, copies are still correct, and slower.
@@ -130,34 +129,3 @@ class PinnedBuffer:
         if self._memory.numel() and self._memory.is_pinned():
             torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())
         self._memory = torch.empty(0, dtype=torch.uint8)
-
-
-@contextmanager
-def whole_directory(out: str | Path, field: str = "--out") -> Iterator[Path]:
-    """Yield a directory to fill; it becomes `out` when the block ends, or is removed if the block fails.
-
-    Raises:
-        UserError: `out` exists and is not an empty directory.
-        InfrastructureError: the disk is full or cannot be written.
-    """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("exists and is not empty", field=field, value=str(out), fix="give a new directory")
-    draft = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        draft.mkdir(parents=True)
-        yield draft
-        for path in draft.iterdir():
-            _sync(path)
-        sync_directory(draft)
-        draft.rename(out)
-        sync_directory(out.parent)
-    except OSError as error:
-        raise InfrastructureError(f"{out}: cannot be written ({error}); nothing was left there") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tokenization.disk import write_atomically
-from tokenization.errors import InfrastructureError, UserError
+from tokenization.errors import InfrastructureError, RewarmError, UserError
+
+GENERATION = "generation_config.json"
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -17,6 +20,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
     "vocab.json",
     "merges.txt",
     "extension.json",
@@ -64,14 +68,18 @@ def fetch_from_hub(model: str | Path, files: list[str], field: str | None) -> Pa
         ) from error
 
 
-def write_model_config(config: Mapping[str, Any], directory: str | Path) -> None:
-    """Write and sync config.json, which tells transformers what the model is.
+def write_model_config(
+    config: Mapping[str, Any], directory: str | Path, generation: Mapping[str, Any] | None = None
+) -> None:
+    """Write and sync config.json, which tells transformers what the model is, and generation_config.json.
 
     Raises:
         OSError: the disk is full or fails.
     """
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    write_atomically(Path(directory) / "config.json", text)
+    for name, content in (("config.json", config), (GENERATION, generation)):
+        if content is not None:
+            text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+            write_atomically(Path(directory) / name, text)
 
 
 def copy_tokenizer(tokenizer: str | Path, directory: str | Path) -> None:
@@ -82,7 +90,7 @@ def copy_tokenizer(tokenizer: str | Path, directory: str | Path) -> None:
     """
     source = Path(tokenizer)
     if source.is_file():
-        found = {source: "tokenizer.model"}
+        found = {source: "tokenizer.json" if source.suffix == ".json" else "tokenizer.model"}
     else:
         found = {source / name: name for name in TOKENIZER_FILES if (source / name).is_file()}
     if not found:
@@ -90,3 +98,24 @@ def copy_tokenizer(tokenizer: str | Path, directory: str | Path) -> None:
         raise UserError("does not hold a tokenizer", field="tokenizer", value=str(tokenizer), fix=fix)
     for path, name in found.items():
         shutil.copyfile(path, Path(directory) / name)
+
+
+def read_generation(model: str | Path) -> dict[str, Any] | None:
+    """What a model's directory or hub id says of how to generate; None where it says nothing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    directory = Path(model)
+    with suppress(RewarmError):
+        directory = directory if directory.exists() else fetch_from_hub(model, [GENERATION], None)
+    path = directory / GENERATION
+    if not path.is_file():
+        return None
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read ({error})", file=path, fix="copy the model again") from error
+    if not isinstance(read, dict):
+        raise UserError("is not a mapping of settings", file=path, fix="copy the model again")
+    return read

@@ -24,10 +24,13 @@ from tests.helpers.model_tiny import (
     tokens,
 )
 from tokenization.errors import UserError
-from tokenization.tokenizer.files import write_directory
+from tokenization.tokenizer.directory import write_directory
+from tokenization.tokenizer.files import fingerprint
+from tokenization.vocabulary.extend import extend_vocabulary
 from trainer.cli.main import main
 from trainer.model.architecture import EMBEDDINGS, resolve_config
 from trainer.model.extend import bits_per_byte, compare_tokenizers, extend_model
+from trainer.model.tokens import TOKENIZER
 from trainer.plan.make import base_lineage
 from trainer.storage import hub
 from trainer.storage.run_directory import EXPORTED
@@ -190,7 +193,10 @@ def test_the_command_tells_the_losses_on_a_text(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a.jsonl", "has no text; check --text-field"),
+        (
+            "a.jsonl",
+            "has no text; left out 1 of 1 records: has no field 'text' (a.jsonl); is --text-field right?",
+        ),
         ("gone.jsonl", "is not there"),
         ("plain.txt", "base/tokenizer.json: is not a SentencePiece model"),
     ],
@@ -204,6 +210,38 @@ def test_a_text_that_cannot_be_read_is_told_before_anything_is_written(tmp_path,
         (tmp_path / "base" / "tokenizer.model").unlink()
     assert command(tmp_path, text) == 2
     assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_tells_what_it_leaves_out_of_a_text(tmp_path, capsys):
+    base(tmp_path)
+    lines = [{"text": "ab c"}, {"content": "lost"}, {"text": "中国"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "b.txt").write_text("ab\n中国\n", encoding="gb18030")
+    assert command(tmp_path, "a.jsonl", str(tmp_path / "b.txt"), "--encoding", "gb18030", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    expected = f"{tmp_path}/a.jsonl: left out 1 of 3 records: has no field 'text' (a.jsonl)"
+    assert told["left_out"] == [expected]
+    assert told["bits_per_byte"][f"{tmp_path}/a.jsonl"]["before"] == pytest.approx(
+        bits_per_byte(tmp_path / "base", "ab c\n中国")
+    )
+    assert told["bits_per_byte"][f"{tmp_path}/b.txt"]["before"] == pytest.approx(
+        bits_per_byte(tmp_path / "base", "ab\n中国")
+    )
+
+
+@pytest.mark.parametrize("size", [None, 0, "267"])
+def test_a_config_that_leaves_the_size_to_a_guess_is_refused(tmp_path, size):
+    base(tmp_path)
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    del config["vocab_size"]
+    if size is not None:
+        config["vocab_size"] = size
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=rf"--base: .* its config.json has vocab_size: {size!r}, which is not a size"
+    ):
+        extend_model(tmp_path / "base", tmp_path / "new", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -311,3 +349,73 @@ def test_the_hand_made_tokenizer_is_one():
         model_proto=sentencepiece_model(*ENGLISH, *CHINESE).SerializeToString()
     )
     assert processor.encode("ab c中国", out_type=str) == ["▁ab", "▁c", "中国"]
+
+
+# ---- special tokens, and the tokenizer that the rows are of
+
+
+def padded_base(tmp_path, pad, **files):
+    """A base whose config names a pad id, one row beyond the pieces of its model."""
+    old = base(tmp_path, rows=OLD + 1)
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "pad_token_id": pad}))
+    generation = {"pad_token_id": pad, "eos_token_id": 2, "temperature": 0.5}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(generation))
+    for name, held in files.items():
+        (tmp_path / "base" / f"{name}.json").write_text(json.dumps(held))
+    return old
+
+
+def test_a_pad_id_beyond_the_pieces_does_not_become_a_new_piece(tmp_path, capsys):
+    padded_base(tmp_path, OLD)
+    arguments = ["--base", str(tmp_path / "base"), "--tokenizer", str(tmp_path / "new")]
+    assert main(["model", "extend", *arguments, "--out", str(tmp_path / "out")]) == 0
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["pad_token_id"] is None
+    said = capsys.readouterr().out
+    assert f"config.json: pad_token_id {OLD} is None now" in said
+    assert f"generation_config.json: pad_token_id {OLD} is None now" in said
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["temperature"] == 0.5
+
+
+def test_an_extension_that_takes_the_id_of_an_added_token_is_refused(tmp_path):
+    padded_base(tmp_path, OLD, added_tokens={"<pad>": OLD}, special_tokens_map={"pad_token": "<pad>"})
+    with pytest.raises(UserError, match=rf"its piece {OLD} is '中国' \(score -8\), not '<pad>'"):
+        extend_model(tmp_path / "base", tmp_path / "new", tmp_path / "out")
+
+
+def test_a_token_that_is_found_in_texts_is_named_as_well(tmp_path):
+    padded_base(tmp_path, OLD, added_tokens={"<call>": OLD})
+    with pytest.raises(UserError, match=rf"its piece {OLD} is '中国' \(score -8\), not '<call>'"):
+        extend_model(tmp_path / "base", tmp_path / "new", tmp_path / "out")
+
+
+def test_an_added_token_of_the_base_keeps_its_row(tmp_path):
+    padded_base(tmp_path, OLD, added_tokens={"<pad>": OLD}, special_tokens_map={"pad_token": "<pad>"})
+    made = extend_vocabulary(tmp_path / "base", tmp_path / "new", tmp_path / "grown")
+    extension = extend_model(tmp_path / "base", tmp_path / "grown", tmp_path / "out")
+    assert (extension.base_pieces, extension.pieces) == (OLD + 1, OLD + 1 + made.added)
+    before, after = weights(tmp_path / "base"), weights(tmp_path / "out")
+    for name in EMBEDDINGS["llama"]:
+        assert torch.equal(after[name][: OLD + 1], before[name]), name
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] == OLD
+
+
+def test_the_model_tells_of_which_tokenizer_its_rows_are(tmp_path):
+    base(tmp_path)
+    extend_model(tmp_path / "base", tmp_path / "new", tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert told[TOKENIZER] == fingerprint(tmp_path / "new") == fingerprint(tmp_path / "out")
+    # Another one laid beside its rows is not taken for theirs.
+    tokenizer(tmp_path / "out", *ENGLISH, *reversed(CHINESE))
+    (tmp_path / "out" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"has rows of the tokenizer .*, and the one beside them is"):
+        extend_model(
+            tmp_path / "out", tokenizer(tmp_path / "more", *ENGLISH, *CHINESE, "a国"), tmp_path / "again"
+        )
+
+
+def test_pad_that_is_eos_is_told(tmp_path):
+    padded_base(tmp_path, 2)
+    extension = extend_model(tmp_path / "base", tmp_path / "new", tmp_path / "out")
+    assert any("pad_token_id 2 is EOS as well" in line for line in extension.lines)

@@ -1,17 +1,28 @@
 """What a plan says of a run that has begun, and what it refuses before ranks are joined."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.helpers import runs
+from tests.helpers.byte_level import save, tokenizer_json
 from tests.helpers.checkpoints import manifest
 from tokenization.errors import UserErrors
+from tokenization.shards.writer import ShardWriter
+from tokenization.tokenizer import files
+from tokenization.vocabulary.train import train_vocabulary
 from trainer.checkpoint import history
 from trainer.checkpoint.manifest import commit_checkpoint
+from trainer.model import architecture
+from trainer.model.architecture import read_config
 from trainer.plan.make import make_plan
 from trainer.plan.render import plan_to_json, render_plan
+from trainer.plan.tokenizer import with_tokenizer
 from trainer.recipe import load
+from trainer.storage.hub import read_generation, write_model_config
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +167,124 @@ def test_a_batch_size_that_changes_in_mid_run_counts_in_all_that_is_told_of_the_
 
 
 @pytest.mark.parametrize("name", ["from_sample", "train", "skipped"])
-def test_a_source_of_any_name_is_planned_saved_and_restored(file, data, name):
-    edits = f"sources.{name}={{path: {data}/zh, role: new}}", f"phases.0.mixture={{{name}: 3/4, en: 1/4}}"
-    state = saved(file, *edits)
-    again = plan(file, *edits)
+def test_a_source_of_any_name_is_planned_saved_and_restored(data, tmp_path, name):
+    tree = runs.recipe(data, tmp_path / "run", phases=2)
+    tree["sources"][name] = tree["sources"].pop("zh")
+    for phase in tree["phases"]:
+        phase["mixture"][name] = phase["mixture"].pop("zh")
+    file = runs.write(tree, tmp_path / "recipe.yaml")
+    state = saved(file)
+    again = plan(file)
     assert again.decision.kind == "restore", again.decision.render()
     assert again.decision.diff == ()
     assert again.data[0] == state.phases[0].data
-    other = plan(file, edits[0], f"phases.0.mixture={{{name}: 1/2, en: 1/2}}").decision
+    other = plan(file, f"phases.0.mixture={{{name}: 1/2, en: 1/2}}").decision
     assert [difference.part for difference in other.diff] == ["data", "data"]
+
+
+# ---- the base, the tokenizer and the shards are of one tokenizer
+
+
+def grown(folder, tokenizer, **config):
+    """A model directory without weights, which is all that a plan reads of a base."""
+    folder.mkdir()
+    for path in Path(tokenizer).iterdir():
+        shutil.copyfile(path, folder / path.name)
+    fields = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    told = {"model_type": "llama", "vocab_size": 420, "max_position_embeddings": 64, **fields, **config}
+    (folder / "config.json").write_text(json.dumps(told))
+    return folder
+
+
+def other_tokenizer(folder):
+    """As many pieces as the data's tokenizer, and not the same ones."""
+    corpus = folder / "other.txt"
+    corpus.write_text("\n".join(runs.text("en", 300, 8) + runs.text("zh", 300, 9)).upper(), encoding="utf-8")
+    train_vocabulary([corpus], 420, folder / "other")
+    return folder / "other"
+
+
+def test_a_base_of_another_vocabulary_of_the_same_size_is_refused(file, data, tmp_path):
+    same = grown(tmp_path / "same", data / "tokenizer")
+    assert plan(file, "model.init=null", f"model.base={same}").notes == ()
+    other = grown(tmp_path / "base", other_tokenizer(tmp_path))
+    with pytest.raises(
+        UserErrors, match=r"^model.base: '.*base' has a row of .* for the id \d+, which is .*"
+    ):
+        plan(file, "model.init=null", f"model.base={other}")
+
+
+def test_a_base_that_tells_its_tokenizer_is_held_to_it(file, data, tmp_path):
+    other = files.fingerprint(other_tokenizer(tmp_path))
+    base = grown(tmp_path / "base", data / "tokenizer", tokenizer_fingerprint=other)
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (base / name).unlink()
+    with pytest.raises(UserErrors, match=f"has rows of the tokenizer {other}, and model.tokenizer"):
+        plan(file, "model.init=null", f"model.base={base}")
+
+
+def test_a_pad_id_that_is_a_piece_of_text_is_refused_and_one_that_is_eos_is_told(file, data, tmp_path):
+    base = grown(tmp_path / "base", data / "tokenizer", pad_token_id=400)
+    with pytest.raises(
+        UserErrors, match=r"has pad_token_id 400 in config.json, which is '.*', a piece of text"
+    ):
+        plan(file, "model.init=null", f"model.base={base}")
+    told = grown(tmp_path / "told", data / "tokenizer", pad_token_id=2)
+    (note,) = plan(file, "model.init=null", f"model.base={told}").notes
+    assert "pad_token_id 2 is EOS as well" in note
+
+
+def test_what_the_base_says_of_generating_goes_into_every_checkpoint(file, data, tmp_path):
+    base = grown(tmp_path / "base", data / "tokenizer")
+    assert plan(file, "model.init=null", f"model.base={base}").generation is None
+    (base / "generation_config.json").write_text('{"temperature": 0.5}')
+    found = plan(file, "model.init=null", f"model.base={base}")
+    assert found.generation == {"temperature": 0.5}
+    (tmp_path / "checkpoint").mkdir()
+    write_model_config(found.model_config, tmp_path / "checkpoint", found.generation)
+    assert read_generation(tmp_path / "checkpoint") == found.generation
+    assert read_config(tmp_path / "checkpoint")["tokenizer_fingerprint"] == files.fingerprint(base)
+
+
+def test_random_weights_have_the_special_ids_of_the_tokenizer(file, tmp_path):
+    recipe = load.load_recipe(file)
+    tokenizer = files.open_tokenizer(save(tmp_path / "bytes", tokenizer_json(special=("<|end|>",))))
+    told = with_tokenizer(recipe, architecture.resolve_config(recipe, tokenizer.size), tokenizer)
+    assert told["tokenizer_fingerprint"] == tokenizer.fingerprint
+    ids = (told["eos_token_id"], told["bos_token_id"], told["pad_token_id"])
+    assert ids == (tokenizer.size - 1, None, None), "not LLaMA's 2 and 1, which are bytes here"
+    chosen = load.load_recipe(file, ["model.init.eos_token_id=5"])
+    assert with_tokenizer(chosen, architecture.resolve_config(chosen, 420), tokenizer)["eos_token_id"] == 5
+
+
+def test_a_run_goes_on_with_the_tokenizer_that_it_began_with(file):
+    state = saved(file)
+    path = plan(file).recipe.directory / "checkpoints" / history.name_of(state.step) / "config.json"
+    path.write_text(json.dumps({"tokenizer_fingerprint": plan(file).model_config["tokenizer_fingerprint"]}))
+    assert plan(file).decision.kind == "restore"
+    path.write_text(json.dumps({"tokenizer_fingerprint": "another.one"}))
+    with pytest.raises(UserErrors, match=r"model.tokenizer: .* now, but .* was trained with another.one"):
+        plan(file)
+
+
+def test_shards_of_an_earlier_rewarm_are_known_and_their_eos_is_held(file, data, tmp_path):
+    tokenizer = files.open_tokenizer(data / "tokenizer")
+    for eos, good in ((2, True), (1, False)):
+        options = {"vocab_size": 420, "tokenizer": tokenizer.fingerprint[:32], "eos_id": eos}
+        with ShardWriter(tmp_path / f"upstream-{eos}", **options) as shard:
+            shard.add_document([5, 6, eos])
+        override = f"validation.upstream={tmp_path}/upstream-{eos}"
+        if good:
+            assert plan(file, override).notes == ()
+        else:
+            with pytest.raises(
+                UserErrors, match=r"validation.upstream: .* ends documents with 1, but EOS of .* 2"
+            ):
+                plan(file, override)
+
+
+def test_a_validation_set_that_is_trained_on_is_told(file, data):
+    (note,) = plan(file, f"validation.downstream={data}/zh").notes
+    assert note.startswith(f"validation.downstream: '{data}/zh' holds tokens that sources.zh trains on")
+    assert note in render_plan(plan(file, f"validation.downstream={data}/zh"))
+    assert plan(file).notes == ()

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from safetensors.torch import save_file as write_safetensors
 
+from tokenization.disk import whole_directory
 from tokenization.errors import InfrastructureError, UserError
 from trainer.storage import safetensors
-from trainer.storage.disk import whole_directory
 from trainer.storage.hub import copy_tokenizer
 from trainer.storage.safetensors import Weight, WeightsReader, WeightsWriter
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 
 import pytest
+import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as spm
 
 from tokenization.errors import UserError
-from tokenization.tokenizer.files import open_tokenizer, write_directory
+from tokenization.tokenizer.directory import write_directory
+from tokenization.tokenizer.files import open_tokenizer
 from tokenization.vocabulary import extend, report, train
+from tokenization.vocabulary.extend import unreachable
 
 Piece = spm.ModelProto.SentencePiece
 ENGLISH = [f"line {index} about the lazy dog and the quick brown fox" for index in range(200)]
@@ -130,11 +135,64 @@ def test_a_directory_with_only_tokenizer_json(folder, tmp_path):
     assert result.files[0].tokens == result.files[1].tokens
 
 
+@pytest.mark.parametrize("names", [["tokenizer.model", "tokenizer.json"], ["tokenizer.json"]])
+def test_a_folder_whose_name_is_not_utf_8_is_no_fault_of_its_tokenizer(folder, tmp_path, names):
+    named = tmp_path / os.fsdecode("词表".encode("gbk"))
+    named.mkdir()
+    for name in [*names, "tokenizer_config.json"]:
+        (named / name).write_bytes((folder / "out" / name).read_bytes())
+    result = report.report_vocabulary(named, [folder / "zh.txt"])
+    assert not result.broken
+    assert check(result, "transformers").skipped
+    assert (check(result, "round trip").checked, check(result, "round trip").failed) == (200, 0)
+
+
 def test_a_model_file_alone(folder, tmp_path):
     (tmp_path / "x.model").write_bytes((folder / "out" / "tokenizer.model").read_bytes())
     result = report.report_vocabulary(tmp_path / "x.model", [folder / "zh.txt"], max_lines=7)
     assert "there is no tokenizer.json" in check(result, "transformers").skipped
     assert result.files[0].lines == 7
+
+
+@pytest.mark.parametrize(
+    "rules", [{}, {"treat_whitespace_as_suffix": True}, {"split_by_whitespace": False}], ids=str
+)
+def test_pieces_of_a_tokenizer_that_strips_spaces_are_reached_inside_a_line(tmp_path, rules):
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*ENGLISH, *CHINESE]),
+        model_writer=written,
+        model_type="bpe",
+        vocab_size=420,
+        byte_fallback=True,
+        remove_extra_whitespaces=True,
+        minloglevel=2,
+        **rules,
+    )
+    model = spm.ModelProto()
+    model.ParseFromString(written.getvalue())
+    assert unreachable(model) == []
+    model.pieces.add(piece="a▁▁b", score=-999, type=Piece.NORMAL)
+    model.pieces.add(piece="▁▁", score=-999, type=Piece.NORMAL)
+    assert unreachable(model) == ["a▁▁b", "▁▁"]
+
+
+def test_what_is_left_out_is_told(folder, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a line"}\n{"content": "another"}\n{"content": "third"}\n')
+    (tmp_path / "b.csv").write_text("text")
+    result = report.report_vocabulary(folder / "out", [tmp_path])
+    assert result.left_out == [
+        "left out 1 file(s) of other kinds: b.csv",
+        "left out 2 of 3 records: has no field 'text' (a.jsonl)",
+    ]
+    assert all(line in result.to_text().splitlines() for line in result.left_out)
+    assert result.to_json()["left_out"] == result.left_out
+
+
+def test_a_text_in_another_encoding(folder, tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(CHINESE), encoding="gb18030")
+    (figures,) = report.report_vocabulary(folder / "out", [tmp_path / "a.txt"], encoding="gb18030").files
+    assert (figures.lines, figures.utf8_bytes) == (200, sum(len(line.encode()) for line in CHINESE))
 
 
 def test_no_text_is_told(folder, tmp_path):

@@ -26,9 +26,7 @@ from tokenization.text import documents
 
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("place", "<i8")])
 
-
 _HELD = 4 << 20
-
 
 _BUCKETS = 256
 

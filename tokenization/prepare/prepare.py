@@ -38,13 +38,10 @@ from tokenization.tokenizer.files import open_tokenizer
 
 PART_BYTES = 1 << 30
 
-
 MAX_PARTS = 128
-
 
 _LONGEST_NAME = 200
 """Bytes that leave room for what is added to the name of a shard's prefix."""
-
 
 _SAMPLE_SLICES, _SAMPLE_BYTES = 32, 1 << 18
 

@@ -26,9 +26,7 @@ from tokenization.tokenizer.engines import Encoded, EncodingEngine
 
 Task = list[documents.Block]
 
-
 Made = TypeVar("Made")
-
 
 _SPLIT_SEED = 0x5EED
 

@@ -23,18 +23,13 @@ from tokenization.errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
 
-
 HEADER = struct.Struct("<9sQBQQ")
-
 
 _DTYPES: dict[int, np.dtype] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
 
-
 CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
-
 CHUNK = 1 << 20
-
 
 META_VERSION = 1
 

@@ -24,19 +24,14 @@ from tokenization.text.streams import unpack
 TxtDocuments = Literal["file", "blocks", "lines"]
 """What one document of a `.txt` is: the file, a run of lines between blank ones, or a line."""
 
-
 BLOCK_BYTES = 4 << 20
 
-
 _SLICES = 1 << 14
-
 
 MAX_DOCUMENT_BYTES = 32 << 20
 """A longer document is none: it is a corpus whose documents were not told apart."""
 
-
 _LONGEST_BLANK = 1 << 20
-
 
 _SPACES = (
     rb"(?:[\t-\r\x1c-\x20]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f"
@@ -44,9 +39,7 @@ _SPACES = (
 )
 """A character for which `str.isspace` holds, in UTF-8: books have U+3000 and U+00A0 in their blank lines."""
 
-
 _BLANK = re.compile(_SPACES + rb"*+")
-
 
 _BLANK_LINE = re.compile(rb"(?<=\n)(?:(?!\n)" + _SPACES + rb")*+\n")
 

@@ -17,7 +17,6 @@ from tokenization.text.streams import PACKED, unpack
 
 Kind = Literal["txt", "jsonl", "parquet", "arrow"]
 
-
 _KINDS: dict[str, Kind] = {
     ".txt": "txt",
     ".jsonl": "jsonl",
@@ -28,44 +27,31 @@ _KINDS: dict[str, Kind] = {
 }
 """By the ending of a name, whose case does not matter."""
 
-
 _IN_FOLDERS = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 
-
 _READ = f"{' '.join(_IN_FOLDERS)} (plain, .gz or .zst)"
-
 
 _SYSTEM = {"__MACOSX", "__pycache__", "lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir"}
 """Folders that programs leave beside their users' files; the names of others begin with a dot."""
 
-
 _RUN = "recipe.resolved.yaml"
 """A folder that holds it is a run's."""
 
-
 _SHARD = re.compile(r"(.+?)(?:\.bin|\.idx|\.json|\.prepared\.json|\.duplicates\.npz.*)(?:\.partial)?")
-
 
 _REJECTS = ".rejects.jsonl"
 
-
 _TOKENIZER = {"merges.txt", "vocab.txt"}
-
 
 _FIRST_LINE_BYTES = 64 << 20
 
-
 _NAMED = 5
-
 
 _OTHERS = "file(s) of other kinds"
 
-
 _HIDDEN = "hidden file(s) or folder(s)"
 
-
 _OURS = "file(s) or folder(s) that rewarm wrote"
-
 
 _TWICE = "file(s) named before"
 

@@ -25,14 +25,11 @@ from tokenization.text.streams import guess_encoding, unpack
 
 _BOM = b"\xef\xbb\xbf"
 
-
 LONG = f"is longer than {MAX_DOCUMENT_BYTES >> 20} MiB"
 """Why a record is rejected that is longer than any document."""
 
-
 EMPTY = frozenset({"is empty", "is null"})
 """Why records are left out that have no text, so that none is lost."""
-
 
 OTHER_ENCODING = "is not UTF-8 but "
 """How the reason begins that ends with the encoding which a record seems to have."""

@@ -17,15 +17,11 @@ from tokenization.text.inputs import shown
 Limit = int | Fraction | None
 """How many records may be lost: a number, a share, or the usual share."""
 
-
 _USUAL = Fraction(1, 10)
-
 
 _KEPT = 1000
 
-
 _NAMED = 3
-
 
 _EARLY = 1000
 """So many lost records may already tell what a share would tell at the end."""

@@ -17,20 +17,15 @@ from tokenization.errors import UserError
 PACKED = (".gz", ".zst", ".zstd")
 """Endings of compressed files, in lower case."""
 
-
 _ASCII = bytes(range(128))
-
 
 _TELLING = 64
 """So many bytes beyond ASCII tell an encoding."""
 
-
 _CHUNK = 1 << 20
-
 
 _PACKED_CHUNK = 1 << 12
 """Bytes that are unpacked at once: a small step, since a few of them can hold much text."""
-
 
 _LARGEST_WINDOW = 1 << 31
 """The longest window that zstd has; to read a file takes as much memory as its window is long."""
@@ -201,6 +196,5 @@ def _marked(error: UnicodeError) -> tuple[str, int]:
 
 
 _MARK = "rewarm-mark"
-
 
 codecs.register_error(_MARK, _marked)

@@ -11,7 +11,6 @@ from tokenization.errors import UserError
 
 ADDED_FILE, SPECIAL_FILE = "added_tokens.json", "special_tokens_map.json"
 
-
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 

@@ -25,7 +25,6 @@ from tokenization.tokenizer.files import Tokenizer
 Encoded = tuple[np.ndarray, np.ndarray]
 """Ids of several texts end to end, and how many belong to each text."""
 
-
 _MEMORY_MB = 200
 
 

@@ -21,7 +21,6 @@ from tokenization.tokenizer.hf_json import TokenPiece
 
 MODEL_FILE, JSON_FILE, CONFIG_FILE = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 
-
 _TIKTOKEN = re.compile(rb"(?:[A-Za-z0-9+/]+=* \d+\r?\n){2}")
 
 

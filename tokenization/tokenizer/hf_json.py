@@ -17,7 +17,6 @@ from tokenization.errors import UserError
 
 TokenPiece = spm.ModelProto.SentencePiece
 
-
 SPACE = "▁"
 
 

@@ -15,9 +15,7 @@ from tokenization.tokenizer.hf_json import SPACE, TokenPiece
 
 Loader = Literal["AutoTokenizer", "PreTrainedTokenizerFast"]
 
-
 LOADERS: tuple[Loader, ...] = ("AutoTokenizer", "PreTrainedTokenizerFast")
-
 
 MOST_RUNS = 20_000
 """Pairs of pieces that are encoded for a proof, spread over the whole vocabulary."""

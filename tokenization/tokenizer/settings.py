@@ -13,15 +13,12 @@ from tokenization.tokenizer.files import CONFIG_FILE, JSON_FILE, Tokenizer
 
 TEMPLATE_FILE = "chat_template.jinja"
 
-
 SEVERAL = ("additional_special_tokens", "extra_special_tokens")
-
 
 _CARRIED = (
     *("chat_template", "model_max_length", "padding_side", "truncation_side", "model_input_names"),
     *("add_bos_token", "add_eos_token", "clean_up_tokenization_spaces"),
 )
-
 
 _OF_A_CLASS = {
     *("tokenizer_class", "added_tokens_decoder", "name_or_path", "special_tokens_map_file", "backend"),

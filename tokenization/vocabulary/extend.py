@@ -32,7 +32,6 @@ from tokenization.vocabulary.scripts import SCRIPT_NAMES, script
 SENTINEL = -1e8
 """Scores below it mark pieces of no rank, such as LLaMA's runs of spaces at −1e9."""
 
-
 _ASCII = frozenset(string.ascii_letters + string.digits + string.punctuation)
 
 

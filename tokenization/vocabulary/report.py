@@ -26,7 +26,6 @@ from tokenization.vocabulary.scripts import script
 
 EXAMPLES = 5
 
-
 _LINES = 4096
 
 

@@ -35,16 +35,13 @@ _BLOCKS = [
     (0x40000, ""),
 ]
 
-
 _STARTS = [start for start, _ in _BLOCKS]
-
 
 _NAMED = {
     *("latin", "greek", "cyrillic", "armenian", "hebrew", "arabic", "devanagari", "bengali", "gurmukhi"),
     *("gujarati", "oriya", "tamil", "telugu", "kannada", "malayalam", "sinhala", "thai", "lao", "tibetan"),
     *("myanmar", "georgian", "ethiopic", "khmer", "mongolian"),
 }
-
 
 SCRIPT_NAMES = frozenset(_NAMED | {"han", "hiragana", "katakana", "hangul"})
 """The scripts that can be allowed."""

@@ -26,10 +26,8 @@ from tokenization.tokenizer.files import Tokenizer
 LINE_CHARS = 1000
 """Longer lines are cut: SentencePiece's trainer would leave them out."""
 
-
 _FIRST_PIECES = 3 + 256
 """unk, bos, eos and the bytes."""
-
 
 _LARGEST_SIZE = 2**31 - 1
 

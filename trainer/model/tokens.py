@@ -14,7 +14,6 @@ from trainer.storage.hub import TOKENIZER_FILES, fetch_from_hub
 TOKENIZER = "tokenizer_fingerprint"
 """The config field that tells of which tokenizer the rows of the embeddings are."""
 
-
 NAMES = ("bos", "eos", "pad")
 
 

@@ -61,7 +61,6 @@ def page(arms: Sequence[RunHistory], now: datetime.datetime) -> str:
 _MARK = " · rewarm</title>"
 """In the head of every page: what has it may be replaced by a newer one."""
 
-
 _TERMS = """<section><h2>Terms</h2><dl>
 <dt>bits per byte</dt><dd>total nats / (ln 2 · UTF-8 bytes): comparable across tokenizers; less is better</dd>
 <dt>upstream</dt><dd>held-out text of the distribution that the base was trained on</dd>

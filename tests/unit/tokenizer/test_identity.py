@@ -14,7 +14,8 @@ from tests.helpers.model_tiny import CHINESE, ENGLISH, sentencepiece_model
 from tokenization.errors import UserError
 from tokenization.prepare.prepare import prepare
 from tokenization.shards.store import open_tokens
-from tokenization.tokenizer import encoder, engines, fingerprint
+from tokenization.tokenizer import encoder, engines
+from tokenization.tokenizer import fingerprint as fingerprints
 from tokenization.tokenizer.directory import write_directory
 from tokenization.tokenizer.files import fingerprint, open_tokenizer
 from tokenization.tokenizer.hf_json import TokenPiece
@@ -81,7 +82,7 @@ def test_whatever_decides_ids_beside_a_model_changes_the_fingerprint(tmp_path, f
     plain = directory(tmp_path / "plain")
     told = fingerprint(directory(tmp_path / "told", **files))
     assert told != fingerprint(plain)
-    assert fingerprint.core(told) == fingerprint.core(fingerprint(plain))
+    assert fingerprints.core(told) == fingerprints.core(fingerprint(plain))
 
 
 @pytest.mark.parametrize(
@@ -121,18 +122,20 @@ def test_what_decides_no_id_leaves_the_fingerprint(tmp_path):
 def test_a_fingerprint_of_an_earlier_rewarm_is_its_first_half():
     # As the versions before wrote them, for these very tokenizers.
     model = sentencepiece_model("a")
-    assert fingerprint.of_model(model) == fingerprint.core(fingerprint.join(fingerprint.of_model(model), [2]))
-    assert fingerprint.same("core", "core.rest")
-    assert fingerprint.same("core.rest", "core.rest")
-    assert not fingerprint.same("core.rest", "core.other")
-    assert not fingerprint.same("core", "other.rest")
+    assert fingerprints.of_model(model) == fingerprints.core(
+        fingerprints.join(fingerprints.of_model(model), [2])
+    )
+    assert fingerprints.same("core", "core.rest")
+    assert fingerprints.same("core.rest", "core.rest")
+    assert not fingerprints.same("core.rest", "core.other")
+    assert not fingerprints.same("core", "other.rest")
 
 
 def as_before(prefix):
     """Make the shard's side file one of an earlier rewarm."""
     side = prefix.with_name(f"{prefix.name}.json")
     told = json.loads(side.read_text())
-    side.write_text(json.dumps({**told, "tokenizer": fingerprint.core(told["tokenizer"])}))
+    side.write_text(json.dumps({**told, "tokenizer": fingerprints.core(told["tokenizer"])}))
 
 
 def test_shards_of_an_earlier_rewarm_stay_what_they_are(tmp_path):
@@ -147,7 +150,7 @@ def test_shards_of_an_earlier_rewarm_stay_what_they_are(tmp_path):
     as_before(tmp_path / "parts-00000-of-00002")
     before = open_tokens(tmp_path / "new")
     assert before.fingerprint == now.fingerprint, "a run must know its sources again"
-    assert fingerprint.same(before.tokenizer, now.tokenizer)
+    assert fingerprints.same(before.tokenizer, now.tokenizer)
     mixed = open_tokens(tmp_path / "parts")
     assert (mixed.fingerprint, mixed.tokenizer) == (parts, now.tokenizer)
 

@@ -118,7 +118,7 @@ class MixtureDescription:
 
 
 def _escaped(name: str) -> str:
-    """A source called `from_sample` gets a dot, so that its weight is not taken for the segment's start."""
+    """Prefix a source called `from_sample` with a dot: its weight is not the segment's start."""
     return f".{name}" if name.lstrip(".") == _START else name
 
 

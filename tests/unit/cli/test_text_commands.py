@@ -37,7 +37,7 @@ def test_an_empty_path_is_not_the_working_folder(words, tmp_path, monkeypatch, c
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2
-    assert "an empty path; is a variable of the shell unset?" in capsys.readouterr().err
+    assert "the path is empty; is a variable of the shell unset?" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -79,7 +79,7 @@ def test_an_answer_is_shown_whatever_the_names_and_the_terminal(data, tmp_path, 
                 [
                     sys.executable,
                     "-c",
-                    "import sys; from trainer.cli import main; sys.exit(main())",
+                    "import sys; from trainer.cli.main import main; sys.exit(main())",
                     *words,
                     *form,
                 ],

@@ -36,7 +36,7 @@ _IMPORTED = (
     "torch._dynamo",
     "torch.utils.cpp_extension",
     "transformers.models.llama.modeling_llama",
-    "trainer.run",
+    "trainer.run.start",
 )
 
 

@@ -37,7 +37,6 @@ setup(
         "pyarrow>=17",
         "tokenizers>=0.22",
         "tensorboard>=2.15",
-        "matplotlib>=3.8",
         "tqdm>=4.66",
         "psutil>=5.9",
     ],

@@ -27,7 +27,7 @@ for name in $(compgen -e); do
         SLURM_* | PMI_* | PMIX_* | OMPI_* | TORCHELASTIC_* | WANDB_* | DS_*) unset "$name" ;;
     esac
 done
-export DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false
+export DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 bash launch/setup.sh
 # Compiled ops of this environment; a cache that environments share is rebuilt at every change between them.

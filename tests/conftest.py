@@ -15,6 +15,17 @@ settings.register_profile("rewarm", deadline=None)
 settings.load_profile("rewarm")
 
 
+def pytest_collection_modifyitems(items):
+    """Skip what is marked `gpu` where there is no CUDA device, and import torch only if something is."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture
 def log_lines():
     """What the trainer logs while the test runs, one message each."""

@@ -89,6 +89,15 @@ def row(
     _kept.flush()
 
 
+def found(out: Path, step: str, name: str) -> Row | None:
+    """What an earlier step wrote in `out`: its last row of this name; None if it got no further."""
+    path = out / "results.jsonl"
+    if not path.is_file():
+        return None
+    rows = [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return next((one for one in reversed(rows) if (one.step, one.name) == (step, name)), None)
+
+
 @contextmanager
 def trial(name: str) -> Iterator[None]:
     """Turn an exception into a row that is not ok, so that what follows is still tried."""

@@ -1,0 +1,234 @@
+"""Step 4 of benchmarks/gpu.sh: how fast the trainer's engine is, beside a bare PyTorch loop.
+
+    python -m benchmarks.gpu.fast --out DIR [--cpu] [--minutes M]
+
+1B random weights at 4,096 tokens in bf16, with two vocabularies, with and without recomputation; the two
+loops take turns (ours, bare, ours, bare), each with the card to itself. Then the largest LLaMA that fits.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.gpu.rows import options, row
+
+if TYPE_CHECKING:
+    from benchmarks.gpu.engines import Setting, Timed
+
+
+def main() -> int:
+    """Always 0: what fails is a row."""
+    asked = options()
+    if asked.cpu:
+        os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    row("started", note="toy sizes on the CPU" if asked.cpu else "")
+    with tempfile.TemporaryDirectory(prefix="rewarm-fast-") as folder:
+        measure(Path(folder), asked.cpu, time.monotonic() + 60 * asked.minutes)
+    return 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all measurements share."""
+
+    folder: Path
+    store: Any
+    steps: int
+    """Of ours, in each of its two turns."""
+    bare_steps: int
+    until: float
+    """On the monotonic clock: what would go beyond is not begun."""
+
+    def left(self) -> float:
+        """Seconds that remain."""
+        return self.until - time.monotonic()
+
+
+def measure(folder: Path, cpu: bool, until: float) -> None:
+    """All rows, in order of worth."""
+    from benchmarks.gpu import engines
+    from trainer import distributed
+    from trainer.launcher import World
+
+    distributed.start(World())
+    shape = engines.TOY if cpu else engines.ONE_B
+    small, large = (512, 640) if cpu else (32_000, 55_296)
+    store = engines.make_noise(folder, small, 100_000 if cpu else 4_000_000)
+    bench = Bench(folder, store, 2 if cpu else 10, 1 if cpu else 6, until)
+    first = engines.Setting(shape, small)
+    if cpu:
+        first = replace(first, seq_len=64, micro_batch_size=2)
+    took(bench, "32k", first, turns=2, needs_s=50)
+    took(bench, "55k", replace(first, vocab_size=large), turns=2, needs_s=50)
+    took(bench, "32k, recompute", replace(first, recompute=True), turns=1, needs_s=40)
+    largest(bench, first, cpu)
+    took(bench, "55k, recompute", replace(first, vocab_size=large, recompute=True), turns=1, needs_s=40)
+    building(bench, first)
+    distributed.stop()
+
+
+def took(bench: Bench, name: str, setting: Setting, turns: int, needs_s: float) -> None:
+    """Ours and the bare loop by turns, each row as it is known."""
+    from benchmarks.gpu import engines
+
+    name = f"{setting.shape.name} {name}"
+    rates: dict[str, list[float]] = {}
+    for turn in range(turns):
+        for kind, make, steps in (("ours", engines.Ours, bench.steps), ("bare", engines.Bare, bench.bare_steps)):
+            if bench.left() < needs_s / (2 * turns):
+                row(f"{name}: {kind}, turn {turn + 1}", note="not tried: no time left")
+                continue
+            label = f"{name}: {kind}"
+            done = fitting(label, setting, lambda one, make=make, steps=steps: timed(bench, make, one, steps))
+            if done is None:
+                continue
+            used, found, peak, ready_s, left_gib = done
+            rates.setdefault(kind, []).append(found.tokens / found.seconds)
+            tell(label, turn + 1, used, found, peak, ready_s)
+            if left_gib > 0.5:
+                row(f"{label}, memory left after close", False, round(left_gib, 2), "GiB", "given back too late")
+    if len(rates) == 2:
+        ours, bare = (sum(rates[kind]) / len(rates[kind]) for kind in ("ours", "bare"))
+        row(f"{name}: ours / bare", value=round(ours / bare, 3), unit="x", note="mean tokens/s of all turns")
+
+
+def fitting(label: str, setting: Setting, attempt: Callable[[Setting], Any]) -> Any:
+    """What `attempt` answers for the largest micro batch, from the setting's down, that fits; None if none."""
+    while True:
+        memory_full, problem = tried(attempt, setting)
+        if problem is None:
+            return setting, *memory_full
+        row(label, ok=False, note=f"micro batch {setting.micro_batch_size}: {problem}")
+        if not memory_full or setting.micro_batch_size == 1:
+            return None
+        half = setting.micro_batch_size // 2
+        setting = replace(setting, micro_batch_size=half, accumulation=setting.accumulation * 2)
+
+
+def tried(attempt: Callable[[Setting], Any], setting: Setting) -> tuple[Any, str | None]:
+    """(answer, None), or (whether memory was the reason, what went wrong), with the memory given back."""
+    from benchmarks.gpu import engines
+
+    try:
+        return attempt(setting), None
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        full = "out of memory" in str(error).lower()
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:250]}"
+    engines.forget()  # the error's frames, which held the tensors, are gone by now
+    return full, problem
+
+
+def timed(bench: Bench, make: Any, setting: Setting, steps: int) -> tuple[Timed, float | None, float, float]:
+    """Two steps to warm up and `steps` on the clock; their time, the peak, the seconds until ready, what is left."""
+    from benchmarks.gpu import engines
+
+    engines.forget()
+    before = engines.held_gib()
+    began = time.perf_counter()
+    loop = make(setting, bench.folder, bench.store)
+    engines.synchronize()
+    ready_s = time.perf_counter() - began
+    try:
+        loop.steps(2)
+        found = loop.steps(steps)
+        peak = engines.peak_gib()
+    finally:
+        loop.close()
+    del loop
+    engines.forget()
+    return found, peak, ready_s, engines.held_gib() - before
+
+
+def tell(
+    label: str, turn: int, setting: Setting, found: Timed, peak: float | None, ready_s: float
+) -> None:
+    """The rows of one measurement."""
+    from benchmarks.gpu import engines
+    from trainer.model.flops import flops_per_token, matmul_parameters, peak_flops
+
+    rate = found.tokens / found.seconds
+    steps = found.tokens // setting.tokens_per_step
+    how = (
+        f"turn {turn}; {steps} steps of {setting.tokens_per_step:,} tokens, micro batch {setting.micro_batch_size}"
+        f" x {setting.accumulation}; {1e3 * found.seconds / steps:.0f} ms a step; ready after {ready_s:.1f} s; "
+        f"loss {found.loss:.2f}"
+    )
+    row(f"{label}, tokens/s", value=round(rate, 1), unit="tokens/s", note=how)
+    config = setting.shape.config(setting.vocab_size)
+    if ceiling := peak_flops(engines.card(), setting.dtype):
+        by_6n = 6 * matmul_parameters(config) * rate / ceiling
+        whole = flops_per_token(config, setting.seq_len) * rate / ceiling
+        row(f"{label}, MFU 6N", value=round(100 * by_6n, 1), unit="%", note=f"of {ceiling / 1e12:.0f} TFLOP/s")
+        row(f"{label}, MFU 6N+12Lds", value=round(100 * whole, 1), unit="%")
+    if peak is not None:
+        row(f"{label}, peak memory", value=round(peak, 2), unit="GiB")
+    row(f"{label}, data wait", value=round(1e3 * found.wait_s / steps, 2), unit="ms/step")
+
+
+def largest(bench: Bench, like: Setting, cpu: bool) -> None:
+    """The largest shape whose states leave room: steps with recomputation and a micro batch of 1."""
+    import torch
+
+    from benchmarks.gpu import engines
+    from trainer.model.flops import parameters
+    from trainer.model.memory import estimate
+
+    for shape in (engines.SMALLER_TOY,) if cpu else (engines.SEVEN_B, engines.THREE_B):
+        setting = replace(like, shape=shape, recompute=True, micro_batch_size=1, accumulation=4)
+        config = shape.config(setting.vocab_size)
+        memory = estimate(
+            config,
+            stage=2,
+            offload_optimizer=False,
+            offload_parameters=False,
+            world_size=1,
+            seq_len=setting.seq_len,
+            dtype=setting.dtype,
+            recompute=True,
+        )
+        needs = memory.states + memory.per_sample
+        name, billions = f"largest: {shape.name}", parameters(config) / 1e9
+        expected = f"{billions:.2f}e9 parameters, estimated {needs / 2**30:.1f} GiB"
+        if not cpu and needs > 1.05 * torch.cuda.get_device_properties(0).total_memory:
+            row(name, note=f"not tried: {expected}, more than the card has")
+            continue
+        if bench.left() < 45:
+            row(name, note="not tried: no time left")
+            continue
+        steps = max(2, bench.steps // 2)
+        done = fitting(name, setting, lambda one, steps=steps: timed(bench, engines.Ours, one, steps))
+        if done is not None:
+            used, found, peak, ready_s, _ = done
+            row(name, ok=True, value=round(billions, 2), unit="1e9 parameters", note=expected)
+            tell(name, 1, used, found, peak, ready_s)
+            return
+
+
+def building(bench: Bench, setting: Setting) -> None:
+    """Seconds in which the trainer draws random weights, on the CPU as it does."""
+    from trainer.model.build import build
+
+    if bench.left() < 30:
+        row(f"{setting.shape.name}: drawing weights", note="not tried: no time left")
+        return
+    began = time.perf_counter()
+    build(setting.recipe(bench.folder), setting.vocab_size)
+    row(
+        f"{setting.shape.name}: drawing weights",
+        value=round(time.perf_counter() - began, 2),
+        unit="s",
+        note="by trainer.model.build on the CPU; the measurements above draw theirs on the card",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Small seeded models, batches and engines, as the steps share them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+
+from trainer.engine import Engine, sharded_loading
+from trainer.model.build import build
+from trainer.model.loss import CausalLM
+from trainer.model.trainable import parameter_groups
+from trainer.recipe import Recipe, parse
+from trainer.sharding import Layout, complete
+
+RECIPE = """
+name: gpu
+model: {tokenizer: none, init: {}}
+deepspeed: none
+seq_len: 16
+global_batch_size: 8
+sources: {a: {path: a, role: new}}
+phases: [{name: one, tokens: 1e9, mixture: {a: 1}, schedule: {kind: constant, max_lr: 1e-3}}]
+validation: {every_tokens: 1e9}
+checkpoint: {every_tokens: 1e9}
+"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's shape and the batch that it is trained on."""
+
+    hidden: int
+    layers: int
+    heads: int
+    vocab: int
+    seq_len: int
+    batch: int
+
+    @property
+    def init(self) -> dict[str, int]:
+        """The fields of `model.init`: a LLaMA with half as many key and value heads as heads."""
+        return {
+            "hidden_size": self.hidden,
+            "intermediate_size": 3 * self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.heads // 2,
+        }
+
+
+def recipe(size: Size, dtype: str, *overrides: str) -> Recipe:
+    """A recipe of this size with random weights."""
+    init = ", ".join(f"{name}: {value}" for name, value in size.init.items())
+    own = (f"model.init={{{init}}}", f"model.dtype={dtype}", f"seq_len={size.seq_len}")
+    return parse(RECIPE, [*own, f"global_batch_size={size.batch}", *overrides])
+
+
+@dataclass
+class Rows:
+    """A micro batch as the loader gives it."""
+
+    input_ids: np.ndarray
+    targets: np.ndarray
+    source: np.ndarray
+    positions: np.ndarray | None = None
+
+    def cut(self, micro: int) -> list[Rows]:
+        """The same rows in micro batches of `micro`."""
+        return [
+            Rows(
+                self.input_ids[at : at + micro],
+                self.targets[at : at + micro],
+                self.source[at : at + micro],
+                None if self.positions is None else self.positions[at : at + micro],
+            )
+            for at in range(0, len(self.input_ids), micro)
+        ]
+
+
+def rows(size: Size, seed: int, documents: Sequence[int] = ()) -> Rows:
+    """A global batch of random tokens; with `documents`, their lengths, which fill a row."""
+    drawn = np.random.default_rng(seed).integers(0, size.vocab, (size.batch, size.seq_len + 1))
+    positions = None
+    if documents:
+        one = np.concatenate([np.arange(length) for length in documents])
+        positions = np.broadcast_to(one, (size.batch, size.seq_len)).copy()
+    return Rows(drawn[:, :-1].copy(), drawn[:, 1:].copy(), np.zeros(size.batch, np.int64), positions)
+
+
+@contextmanager
+def engine(
+    made: Recipe, size: Size, zero: dict[str, Any], micro: int, base_rows: int | None = None
+) -> Iterator[tuple[CausalLM, Engine]]:
+    """The recipe's model under our engine, alone on this device; its memory is given back at the end."""
+    layout = Layout(1, micro, size.batch // micro)
+    fields = {**size.init, "vocab_size": size.vocab}
+    config = complete({"zero_optimization": zero}, made, layout, fields)
+    with sharded_loading(config):
+        causal = build(made, size.vocab)
+    if base_rows is not None:
+        causal.hf.config.base_vocab_size = base_rows
+    groups = parameter_groups(causal, made.phases[0], made.optimizer.weight_decay)
+    under = Engine(causal, groups, config, made.optimizer)
+    try:
+        yield causal, under
+    finally:
+        under.close()
+
+
+def whole(causal: CausalLM) -> dict[str, torch.Tensor]:
+    """Copies on the host of the weights that the next forward pass computes with."""
+    found = {}
+    for name, parameter in causal.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=None):
+            found[name] = parameter.detach().to("cpu", copy=True)
+    return found

@@ -82,7 +82,10 @@ def took(bench: Bench, name: str, setting: Setting, turns: int, needs_s: float) 
     name = f"{setting.shape.name} {name}"
     rates: dict[str, list[float]] = {}
     for turn in range(turns):
-        for kind, make, steps in (("ours", engines.Ours, bench.steps), ("bare", engines.Bare, bench.bare_steps)):
+        for kind, make, steps in (
+            ("ours", engines.Ours, bench.steps),
+            ("bare", engines.Bare, bench.bare_steps),
+        ):
             if bench.left() < needs_s / (2 * turns):
                 row(f"{name}: {kind}, turn {turn + 1}", note="not tried: no time left")
                 continue
@@ -94,7 +97,13 @@ def took(bench: Bench, name: str, setting: Setting, turns: int, needs_s: float) 
             rates.setdefault(kind, []).append(found.tokens / found.seconds)
             tell(label, turn + 1, used, found, peak, ready_s)
             if left_gib > 0.5:
-                row(f"{label}, memory left after close", False, round(left_gib, 2), "GiB", "given back too late")
+                row(
+                    f"{label}, memory left after close",
+                    False,
+                    round(left_gib, 2),
+                    "GiB",
+                    "given back too late",
+                )
     if len(rates) == 2:
         ours, bare = (sum(rates[kind]) / len(rates[kind]) for kind in ("ours", "bare"))
         row(f"{name}: ours / bare", value=round(ours / bare, 3), unit="x", note="mean tokens/s of all turns")
@@ -148,9 +157,7 @@ def timed(bench: Bench, make: Any, setting: Setting, steps: int) -> tuple[Timed,
     return found, peak, ready_s, engines.held_gib() - before
 
 
-def tell(
-    label: str, turn: int, setting: Setting, found: Timed, peak: float | None, ready_s: float
-) -> None:
+def tell(label: str, turn: int, setting: Setting, found: Timed, peak: float | None, ready_s: float) -> None:
     """The rows of one measurement."""
     from benchmarks.gpu import engines
     from trainer.model.flops import flops_per_token, matmul_parameters, peak_flops
@@ -167,7 +174,9 @@ def tell(
     if ceiling := peak_flops(engines.card(), setting.dtype):
         by_6n = 6 * matmul_parameters(config) * rate / ceiling
         whole = flops_per_token(config, setting.seq_len) * rate / ceiling
-        row(f"{label}, MFU 6N", value=round(100 * by_6n, 1), unit="%", note=f"of {ceiling / 1e12:.0f} TFLOP/s")
+        row(
+            f"{label}, MFU 6N", value=round(100 * by_6n, 1), unit="%", note=f"of {ceiling / 1e12:.0f} TFLOP/s"
+        )
         row(f"{label}, MFU 6N+12Lds", value=round(100 * whole, 1), unit="%")
     if peak is not None:
         row(f"{label}, peak memory", value=round(peak, 2), unit="GiB")

@@ -30,7 +30,9 @@ def make_data(folder: Path) -> Path:
     from tokenization.vocabulary import open_tokenizer, train
 
     corpus = folder / "corpus.txt"
-    words = "the law of a people is what it keeps while its rulers change 国家为了维护人民的权利制定本法".split()
+    words = (
+        "the law of a people is what it keeps while its rulers change 国家为了维护人民的权利制定本法".split()
+    )
     random = np.random.default_rng(0)
     corpus.write_text("\n".join(" ".join(random.choice(words, 30)) for _ in range(800)), encoding="utf-8")
     train([corpus], 300, folder / "tokenizer")

@@ -104,7 +104,10 @@ def main() -> int:
         with trial("killed and resumed"):
             differing = survive(bench, cases)
             if differing and not asked.cpu:
-                row("losses differ run by run", note="the same with eager attention, to see where it comes from")
+                row(
+                    "losses differ run by run",
+                    note="the same with eager attention, to see where it comes from",
+                )
                 survive(bench, [Case(case.dtype, case.preset, "eager") for case in differing])
         with trial("export"):
             exported(bench, next(case for case in cases if case.dtype == "fp32"))
@@ -247,7 +250,9 @@ def exported(bench: Bench, case: Case) -> None:
     size = open_tokenizer(bench.data / "tokenizer").size
     trained = build(parse(checkpoint.manifest.recipe), size, weights=False)
     reader = portable.Reader(checkpoint.files)
-    trained.load_state_dict({name: reader.whole(name) for name in trained.state_dict() if name in reader.pieces})
+    trained.load_state_dict(
+        {name: reader.whole(name) for name in trained.state_dict() if name in reader.pieces}
+    )
     ids = torch.arange(3, 67).view(1, 64).to(device)
     with torch.no_grad():
         ours = trained.to(device).eval().hf(ids).logits[..., :size]

@@ -94,11 +94,19 @@ class Run:
     def __init__(self, out: Path, minutes: float, cpu: bool, package: str = "benchmarks.gpu") -> None:
         """Keeps results in `out`; the steps are modules of `package`."""
         self.out, self.cpu, self.package = out, cpu, package
+        self.extensions = out
         self.end = time.monotonic() + 60 * minutes
         self.table = Table(out, commit=commit(), cpu=cpu)
 
     def all(self, plan: Sequence[Step] = PLAN) -> bool:
         """Run the plan; whether all that was tried is right."""
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as made:
+            # Of our own, so that nobody else's unfinished build makes a step wait.
+            self.extensions = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or made)
+            self._steps(plan)
+        return self.table.right
+
+    def _steps(self, plan: Sequence[Step]) -> None:
         for number, step in enumerate(plan):
             left = self.end - time.monotonic()
             self.table.title(step.name, step.title)
@@ -108,12 +116,11 @@ class Run:
             self._run(step, left * step.share / sum(one.share for one in plan[number:]))
             if self.table.failed("ground", "card"):
                 break  # without a card nothing else can be tried
-        return self.table.right
 
     def _run(self, step: Step, seconds: float) -> None:
         """One step, ended with all that it started when its time is over."""
         log = self.out / f"{step.log or step.name}.log"
-        begin = time.monotonic()
+        begin, begun = time.monotonic(), time.time()
         command = [sys.executable, "-u", "-m", f"{self.package}.{step.name}", "--out", str(self.out)]
         command += ["--minutes", f"{seconds / 60:.3f}", *(["--cpu"] if self.cpu else [])]
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, log.open("ab") as errors:
@@ -122,7 +129,7 @@ class Run:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=environment(self.cpu, Path(scratch)),
+                env=environment(self.cpu, Path(scratch), self.extensions),
                 start_new_session=True,
             )
             assert process.stdout is not None
@@ -137,6 +144,7 @@ class Run:
             reader.join(5)
         took = f"{time.monotonic() - begin:.0f} s"
         if status is None:
+            unlock(self.extensions, begun)
             self._add(Row(step.name, "time limit", False, None, "", f"ended after {took}, before it was through"))
         elif status != 0:
             self._add(Row(step.name, "exit status", False, status, "", f"it broke off after {took}"))
@@ -178,7 +186,14 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def environment(cpu: bool, scratch: Path) -> dict[str, str]:
+def unlock(extensions: Path, since: float) -> None:
+    """Remove the locks of builds that a killed step had begun: PyTorch waits for such a lock for ever."""
+    for lock in extensions.glob("**/lock"):
+        if lock.stat().st_mtime >= since:
+            lock.unlink(missing_ok=True)
+
+
+def environment(cpu: bool, scratch: Path, extensions: Path) -> dict[str, str]:
     """What a step runs in: one card or none, no network, no launcher's variables, a scratch folder."""
     launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_ID")
     kept = {name: value for name, value in os.environ.items() if name not in launcher}
@@ -189,6 +204,7 @@ def environment(cpu: bool, scratch: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": str(scratch),
+        "TORCH_EXTENSIONS_DIR": str(extensions),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -95,17 +95,22 @@ def rows(size: Size, seed: int, documents: Sequence[int] = ()) -> Rows:
 
 @contextmanager
 def engine(
-    made: Recipe, size: Size, zero: dict[str, Any], micro: int, base_rows: int | None = None
+    made: Recipe, size: Size, zero: dict[str, Any], micro: int, new_rows_from: int | None = None
 ) -> Iterator[tuple[CausalLM, Engine]]:
-    """The recipe's model under our engine, alone on this device; its memory is given back at the end."""
+    """The recipe's model under our engine, alone on this device; its memory is given back at the end.
+
+    With `new_rows_from` the embeddings' rows from there on count as appended, and only they are trained.
+    """
     layout = Layout(1, micro, size.batch // micro)
     fields = {**size.init, "vocab_size": size.vocab}
     config = complete({"zero_optimization": zero}, made, layout, fields)
     with sharded_loading(config):
         causal = build(made, size.vocab)
-    if base_rows is not None:
-        causal.hf.config.base_vocab_size = base_rows
-    groups = parameter_groups(causal, made.phases[0], made.optimizer.weight_decay)
+    phase = made.phases[0]
+    if new_rows_from is not None:
+        causal.hf.config.base_vocab_size = new_rows_from
+        phase = phase.model_copy(update={"train": "new_rows"})
+    groups = parameter_groups(causal, phase, made.optimizer.weight_decay)
     under = Engine(causal, groups, config, made.optimizer)
     try:
         yield causal, under

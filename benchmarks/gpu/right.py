@@ -140,8 +140,8 @@ def new_rows(size: Size) -> None:
     for dtype, stage in (*(("fp32", stage) for stage in STAGES), *(("bf16", stage) for stage in (1, 2, 3))):
         name = f"train: new_rows, {dtype}, ZeRO-{stage}"
         with trial(name):
-            made = recipe(size, dtype, "phases.0.train=new_rows")
-            with engine(made, size, {"stage": stage}, size.batch // 2, base_rows=old) as (causal, under):
+            made = recipe(size, dtype)
+            with engine(made, size, {"stage": stage}, size.batch // 2, new_rows_from=old) as (causal, under):
                 before = whole(causal)
                 for step in range(3):
                     under.train_step(rows(size, step).cut(size.batch // 2), LR, 1, step, False)

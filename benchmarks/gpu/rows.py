@@ -46,24 +46,28 @@ class Options:
 
 
 def options(arguments: list[str] | None = None) -> Options:
-    """Read a step's command line."""
+    """Read a step's command line; from here on standard output holds rows alone."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--minutes", type=float, default=10.0)
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
+    _reserve()
     return Options(given.out, given.cpu, given.minutes)
 
 
-def _stdout_for_rows() -> TextIO:
-    """Keep the standard output for rows; what libraries print goes to standard error, also from C and children."""
-    kept = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return kept
-
-
 _kept: TextIO | None = None
+
+
+def _reserve() -> TextIO:
+    """Keep the standard output for rows; what libraries print goes to standard error, also from C and children."""
+    global _kept
+    if _kept is None:
+        sys.stdout.flush()
+        _kept = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+    return _kept
 
 
 def row(
@@ -74,19 +78,13 @@ def row(
     note: str = "",
     step: str | None = None,
 ) -> None:
-    """Print a row at once; `step` is the running module's name unless given.
-
-    The first call moves the process's standard output to standard error for everything but rows.
-    """
-    global _kept
-    if _kept is None:
-        sys.stdout.flush()
-        _kept = _stdout_for_rows()
+    """Print a row at once; `step` is the running module's name unless given."""
     if isinstance(value, float) and not math.isfinite(value):
         value = str(value)  # JSON has neither infinities nor NaN
     found = Row(step or Path(sys.argv[0]).stem, name, ok, value, unit, note)
-    _kept.write(json.dumps(asdict(found), ensure_ascii=False) + "\n")
-    _kept.flush()
+    rows = _reserve()
+    rows.write(json.dumps(asdict(found), ensure_ascii=False) + "\n")
+    rows.flush()
 
 
 def found(out: Path, step: str, name: str) -> Row | None:

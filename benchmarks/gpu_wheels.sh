@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Makes a folder of wheels: what benchmarks/gpu.sh needs and a bare CUDA image with PyTorch and transformers lacks.
+#
+#   bash benchmarks/gpu_wheels.sh DIR [--python 3.12]
+#
+# Run it where there is a network, for the Python version of the machine with the card (Linux, x86-64). There:
+#   python3 -m pip install --no-index --no-deps --target SITE DIR/*.whl && export PYTHONPATH=SITE
+#
+# PYTHON   the interpreter whose pip is used (default: python3)
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-python3}
+most_mib=60
+packages=(
+    gigatoken awkward awkward_cpp pydantic pydantic_core annotated-types typing-inspection typing_extensions
+    orjson xxhash hjson msgpack py-cpuinfo einops psutil sentencepiece
+)
+
+fail() {
+    printf 'gpu_wheels: %s\n' "$*" >&2
+    exit 2
+}
+
+# The line of requirements.lock that pins a package.
+pin() {
+    grep -ixE "${1//[-_]/[-_]}==.*" "$root/requirements.lock" || fail "requirements.lock does not pin $1"
+}
+
+[[ $# -ge 1 && $1 != -* ]] || fail "name a folder: bash benchmarks/gpu_wheels.sh DIR [--python 3.12]"
+folder=$1
+shift
+version=3.12
+while (($#)); do
+    case $1 in
+        --python) version=${2:-} && shift 2 || fail "--python needs a version, such as 3.12" ;;
+        *) fail "$1 is not an option; the options are DIR and --python 3.12" ;;
+    esac
+done
+[[ $version =~ ^3\.[0-9]+$ ]] || fail "--python $version is not a version such as 3.12"
+"$python" -m pip --version >/dev/null || fail "$python has no pip; name another interpreter: PYTHON=..."
+
+mkdir -p "$folder"
+rm -f "$folder"/*.whl  # two versions of one package would stop the whole install
+
+pins=()
+for package in "${packages[@]}"; do
+    pins+=("$(pin "$package")")
+done
+platforms=()
+for glibc in 2_28 2_27 2_26 2_24 2_17 2_12 2_5; do
+    platforms+=(--platform "manylinux_${glibc}_x86_64")
+done
+platforms+=(--platform manylinux2014_x86_64 --platform manylinux2010_x86_64 --platform manylinux1_x86_64)
+"$python" -m pip download --quiet --no-deps --only-binary=:all: --implementation cp --python-version "$version" \
+    "${platforms[@]}" --dest "$folder" "${pins[@]}"
+
+# DeepSpeed comes as source. Without its compiled operators it is the same for every Python; nothing here needs CUDA.
+DS_BUILD_OPS=0 DS_ACCELERATOR=cpu "$python" -m pip wheel --quiet --no-deps --no-cache-dir --wheel-dir "$folder" \
+    "$(pin deepspeed)"
+compgen -G "$folder/deepspeed-*-py3-none-any.whl" >/dev/null ||
+    fail "deepspeed was not built as a wheel for every Python: $(ls "$folder"/deepspeed-*)"
+
+mib=$(($(du -sk --apparent-size "$folder" | cut -f1) / 1024))
+printf 'gpu_wheels: %d wheels for Python %s, %d MiB together, in %s\n' "$(ls "$folder"/*.whl | wc -l)" "$version" "$mib" "$folder"
+((mib < most_mib)) || fail "that is not under $most_mib MiB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -150,7 +151,8 @@ class Arena:
         if self._memory.numel() < size:
             self.release()
             pages = mmap.mmap(-1, size)
-            pages.madvise(mmap.MADV_HUGEPAGE)  # fewer and cheaper first touches
+            with contextlib.suppress(OSError):  # a kernel may be built without huge pages
+                pages.madvise(mmap.MADV_HUGEPAGE)  # fewer and cheaper first touches
             self._memory = torch.frombuffer(pages, dtype=torch.uint8)
             if torch.cuda.is_available():
                 # Where the system pins no more, copies are as right and slower.

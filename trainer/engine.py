@@ -209,9 +209,9 @@ class Engine:
         scale = self.world_size / float(agreed[0])
         nats = torch.zeros(2, sources, dtype=torch.float64, device=self.device)
         for number, micro in enumerate(micro_batches):
+            source = self._moved(micro.source.astype(np.int64, copy=False))
             loss, row_nats, row_targets = self.engine(*self._to_device(micro))
             self.engine.backward(loss * scale, scale_wrt_gas=False)
-            source = torch.as_tensor(micro.source, dtype=torch.int64).to(self.device)
             nats[0].index_add_(0, source, row_nats.detach().double())
             nats[1].index_add_(0, source, row_targets.double())
             if number + 1 < len(micro_batches):
@@ -247,13 +247,15 @@ class Engine:
         return nats.double(), targets.double()
 
     def _to_device(self, micro: MicroBatch) -> Iterable[torch.Tensor | None]:
-        cuda = self.device.type == "cuda"
         for array in (micro.input_ids, micro.targets, micro.positions):
-            if array is None:
-                yield None
-                continue
-            tensor = torch.as_tensor(array)
-            yield (tensor.pin_memory() if cuda else tensor).to(self.device, non_blocking=True)
+            yield None if array is None else self._moved(array)
+
+    def _moved(self, array: np.ndarray) -> torch.Tensor:
+        """A copy on the device; the host does not wait for what the device still computes."""
+        tensor = torch.as_tensor(array)
+        return (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(
+            self.device, non_blocking=True
+        )
 
     def _stretched(self, rows: dict[str, Rows]) -> Iterator[Stretched]:
         """This rank's part of the rows that have a learning rate of their own, and its factor."""
@@ -463,7 +465,8 @@ def _adamw(groups: list[dict[str, Any]], optimizer: Optimizer, offload: bool) ->
     }
     if offload:
         return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
-    return torch.optim.AdamW(groups, fused=torch.cuda.is_available(), **settings)
+    # By the device that computes: DS_ACCELERATOR may say cpu where there is a GPU.
+    return torch.optim.AdamW(groups, fused=distributed.device().type == "cuda", **settings)
 
 
 def _replay_bias_correction(adam: Any, steps: int) -> None:

@@ -204,8 +204,11 @@ class Ours:
 
 
 class Bare:
-    """The loop that one writes by hand: weights and gradients in the model's dtype, AdamW (fused on a GPU) on
-    fp32 masters, gradients clipped to norm 1, transformers' own forward, cross-entropy of all logits in fp32."""
+    """The loop that one writes by hand.
+
+    Weights and gradients in the model's dtype, AdamW (fused on a GPU) on fp32 masters, gradients clipped to
+    norm 1, transformers' own forward, cross-entropy of all logits in fp32.
+    """
 
     def __init__(self, setting: Setting, folder: Path, store: TokenStore) -> None:
         self.setting = setting

@@ -110,7 +110,7 @@ def took(bench: Bench, name: str, setting: Setting, turns: int, needs_s: float) 
 
 
 def fitting(label: str, setting: Setting, attempt: Callable[[Setting], Any]) -> Any:
-    """What `attempt` answers for the largest micro batch, from the setting's down, that fits; None if none."""
+    """What `attempt` answers for the largest micro batch that fits, from the setting's down; or None."""
     while True:
         memory_full, problem = tried(attempt, setting)
         if problem is None:
@@ -137,7 +137,7 @@ def tried(attempt: Callable[[Setting], Any], setting: Setting) -> tuple[Any, str
 
 
 def timed(bench: Bench, make: Any, setting: Setting, steps: int) -> tuple[Timed, float | None, float, float]:
-    """Two steps to warm up and `steps` on the clock; their time, the peak, the seconds until ready, what is left."""
+    """Times `steps` after two to warm up: (their time, peak GiB, seconds until ready, GiB not given back)."""
     from benchmarks.gpu import engines
 
     engines.forget()
@@ -165,9 +165,9 @@ def tell(label: str, turn: int, setting: Setting, found: Timed, peak: float | No
     rate = found.tokens / found.seconds
     steps = found.tokens // setting.tokens_per_step
     how = (
-        f"turn {turn}; {steps} steps of {setting.tokens_per_step:,} tokens, micro batch {setting.micro_batch_size}"
-        f" x {setting.accumulation}; {1e3 * found.seconds / steps:.0f} ms a step; ready after {ready_s:.1f} s; "
-        f"loss {found.loss:.2f}"
+        f"turn {turn}; {steps} steps of {setting.tokens_per_step:,} tokens, "
+        f"micro batch {setting.micro_batch_size} x {setting.accumulation}; "
+        f"{1e3 * found.seconds / steps:.0f} ms a step; ready after {ready_s:.1f} s; loss {found.loss:.2f}"
     )
     row(f"{label}, tokens/s", value=round(rate, 1), unit="tokens/s", note=how)
     config = setting.shape.config(setting.vocab_size)

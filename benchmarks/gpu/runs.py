@@ -25,16 +25,14 @@ SAME = ("loss/train", "grad_norm", "lr", "data/samples_crc32", "eval/upstream/bi
 
 
 def make_data(folder: Path) -> Path:
-    """A tokenizer of 420 pieces, and shards `en`, `zh` and `en-val` of its ids, some far oftener than others."""
+    """A tokenizer of 300 pieces, and shards `en`, `zh` and `en-val` of ids of which some are frequent."""
     from tokenization.shards import ShardWriter
     from tokenization.vocabulary import open_tokenizer, train
 
     corpus = folder / "corpus.txt"
-    words = (
-        "the law of a people is what it keeps while its rulers change 国家为了维护人民的权利制定本法".split()
-    )
+    words = ("the law of a people is what it keeps while its rulers", "国家为了维护人民的权利制定本法")
     random = np.random.default_rng(0)
-    corpus.write_text("\n".join(" ".join(random.choice(words, 30)) for _ in range(800)), encoding="utf-8")
+    corpus.write_text("\n".join(" ".join(random.choice(words, 3)) for _ in range(800)), encoding="utf-8")
     train([corpus], 300, folder / "tokenizer")
     tokenizer = open_tokenizer(folder / "tokenizer")
     for name, documents in (("en", 4000), ("zh", 4000), ("en-val", 40)):

@@ -119,9 +119,9 @@ def main() -> int:
 def survive(bench: Bench, cases: list[Case]) -> list[Case]:
     """Undisturbed, again, killed and resumed, across devices; the cases whose two undisturbed runs differ."""
     whole = {case: bench.start(bench.recipe(case, "whole")) for case in cases}
-    again = {} if bench.cpu else {
-        case: bench.start(bench.recipe(case, "again"), launcher=number == 0) for number, case in enumerate(cases)
-    }  # fmt: skip
+    again = {}
+    for case in () if bench.cpu else cases:
+        again[case] = bench.start(bench.recipe(case, "again"), launcher=case is cases[0])
     killed = {case: bench.start(bench.recipe(case, "killed")) for case in cases}
     single = [case for case in cases if case.dtype == "fp32" and case.attention == "auto"]
     step = 8 * bench.sizes.get("seq_len", 128)
@@ -141,9 +141,12 @@ def survive(bench: Bench, cases: list[Case]) -> list[Case]:
         with trial(f"{case.name}: undisturbed"):
             if not ended(bench, f"{case.name}: undisturbed", whole[case]):
                 continue
-            if case in again and ended(bench, f"{case.name}: a second time", again[case]):
-                if not compared(bench, case, "again", f"{case.name}: two undisturbed runs are equal"):
-                    differing.append(case)
+            if (
+                case in again
+                and ended(bench, f"{case.name}: a second time", again[case])
+                and not compared(bench, case, "again", f"{case.name}: two undisturbed runs are equal")
+            ):
+                differing.append(case)
             if case in resumed and ended(bench, f"{case.name}: resumed after kill -9", resumed[case]):
                 name = f"{case.name}: equal to an undisturbed run after kill -9"
                 compared(bench, case, "killed", name, note=twice(bench.run(case, "killed"), at[case]))

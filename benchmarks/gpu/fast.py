@@ -115,8 +115,9 @@ def fitting(label: str, setting: Setting, attempt: Callable[[Setting], Any]) -> 
         memory_full, problem = tried(attempt, setting)
         if problem is None:
             return setting, *memory_full
-        row(label, ok=False, note=f"micro batch {setting.micro_batch_size}: {problem}")
-        if not memory_full or setting.micro_batch_size == 1:
+        smaller = memory_full and setting.micro_batch_size > 1
+        row(label, ok=None if smaller else False, note=f"micro batch {setting.micro_batch_size}: {problem}")
+        if not smaller:
             return None
         half = setting.micro_batch_size // 2
         setting = replace(setting, micro_batch_size=half, accumulation=setting.accumulation * 2)

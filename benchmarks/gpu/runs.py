@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -24,6 +25,21 @@ SAME = ("loss/train", "grad_norm", "lr", "data/samples_crc32", "eval/upstream/bi
 """What two runs of one recipe have in common at each step."""
 
 
+def import_all() -> None:
+    """Imports what a run will import, so that forked ones need not."""
+    for name in _IMPORTED:
+        importlib.import_module(name)
+
+
+_IMPORTED = (
+    "networkx",
+    "torch._dynamo",
+    "torch.utils.cpp_extension",
+    "transformers.models.llama.modeling_llama",
+    "trainer.run",
+)
+
+
 def make_data(folder: Path) -> Path:
     """A tokenizer of 300 pieces, and shards `en`, `zh` and `en-val` of ids of which some are frequent."""
     from tokenization.shards import ShardWriter
@@ -35,7 +51,7 @@ def make_data(folder: Path) -> Path:
     corpus.write_text("\n".join(" ".join(random.choice(words, 3)) for _ in range(800)), encoding="utf-8")
     train([corpus], 300, folder / "tokenizer")
     tokenizer = open_tokenizer(folder / "tokenizer")
-    for name, documents in (("en", 4000), ("zh", 4000), ("en-val", 40)):
+    for name, documents in (("en", 4000), ("zh", 4000), ("en-val", 10)):
         with ShardWriter(
             folder / name,
             vocab_size=tokenizer.size,

@@ -145,7 +145,9 @@ class Run:
         took = f"{time.monotonic() - begin:.0f} s"
         if status is None:
             unlock(self.extensions, begun)
-            self._add(Row(step.name, "time limit", False, None, "", f"ended after {took}, before it was through"))
+            self._add(
+                Row(step.name, "time limit", False, None, "", f"ended after {took}, before it was through")
+            )
         elif status != 0:
             self._add(Row(step.name, "exit status", False, status, "", f"it broke off after {took}"))
         print(f"      ({step.name} took {took})", flush=True)
@@ -259,7 +261,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def set_aside(out: Path) -> Path | None:
     """Move an earlier run's files into a folder of their own; None if there are none."""
-    earlier = [path for path in (*out.glob("*.log"), *out.glob("*.jsonl"), *out.glob("table.md")) if path.is_file()]
+    earlier = [
+        path for path in (*out.glob("*.log"), *out.glob("*.jsonl"), *out.glob("table.md")) if path.is_file()
+    ]
     if not earlier:
         return None
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")

@@ -33,7 +33,11 @@ def card(cpu: bool) -> None:
     about = torch.cuda.get_device_properties(0)
     note = f"{about.total_memory / 2**30:.1f} GiB, {about.multi_processor_count} multiprocessors, sm_{about.major}{about.minor}"
     row("card", ok=True, value=about.name, note=note)
-    row("driver", value=driver(), note=f"CUDA {torch.version.cuda}, NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}")
+    row(
+        "driver",
+        value=driver(),
+        note=f"CUDA {torch.version.cuda}, NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}",
+    )
     row("bf16 is supported", ok=torch.cuda.is_bf16_supported(including_emulation=False))
 
 
@@ -50,10 +54,16 @@ def host() -> None:
     """Name what is installed, and the host."""
     row("versions", value=", ".join(f"{name} {found}" for name in PACKAGES if (found := installed(name))))
     lacking = [tool for tool in TOOLS if shutil.which(tool) is None]
-    note = f"lacks {', '.join(lacking)}: what DeepSpeed compiles is not tried" if lacking else ", ".join(TOOLS)
+    note = (
+        f"lacks {', '.join(lacking)}: what DeepSpeed compiles is not tried" if lacking else ", ".join(TOOLS)
+    )
     row("compilers", value=f"{len(TOOLS) - len(lacking)} of {len(TOOLS)}", note=note)
     memory = psutil.virtual_memory().total / 2**30
-    row("host", value=f"{os.cpu_count()} cores", note=f"{memory:.0f} GiB of memory, Linux {platform.release()}")
+    row(
+        "host",
+        value=f"{os.cpu_count()} cores",
+        note=f"{memory:.0f} GiB of memory, Linux {platform.release()}",
+    )
 
 
 def installed(name: str) -> str | None:
@@ -75,7 +85,9 @@ def seconds(work: Callable[[], object], cpu: bool, repeats: int = REPEATS) -> fl
             work()
             times.append(time.perf_counter() - begin)
         return statistics.median(times)
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    events = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)
+    ]
     for begin_event, end_event in events:
         begin_event.record()
         work()

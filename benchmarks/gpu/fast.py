@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,7 @@ def took(bench: Bench, name: str, setting: Setting, turns: int, needs_s: float) 
 
     name = f"{setting.shape.name} {name}"
     rates: dict[str, list[float]] = {}
+    settings = {"ours": setting, "bare": setting}
     for turn in range(turns):
         for kind, make, steps in (
             ("ours", engines.Ours, bench.steps),
@@ -90,10 +92,11 @@ def took(bench: Bench, name: str, setting: Setting, turns: int, needs_s: float) 
                 row(f"{name}: {kind}, turn {turn + 1}", note="not tried: no time left")
                 continue
             label = f"{name}: {kind}"
-            done = fitting(label, setting, lambda one, make=make, steps=steps: timed(bench, make, one, steps))
+            done = fitting(label, settings[kind], partial(timed, bench, make, steps))
             if done is None:
                 continue
             used, found, peak, ready_s, left_gib = done
+            settings[kind] = used
             rates.setdefault(kind, []).append(found.tokens / found.seconds)
             tell(label, turn + 1, used, found, peak, ready_s)
             if left_gib > 0.5:
@@ -137,7 +140,7 @@ def tried(attempt: Callable[[Setting], Any], setting: Setting) -> tuple[Any, str
     return full, problem
 
 
-def timed(bench: Bench, make: Any, setting: Setting, steps: int) -> tuple[Timed, float | None, float, float]:
+def timed(bench: Bench, make: Any, steps: int, setting: Setting) -> tuple[Timed, float | None, float, float]:
     """Times `steps` after two to warm up: (their time, peak GiB, seconds until ready, GiB not given back)."""
     from benchmarks.gpu import engines
 
@@ -215,7 +218,7 @@ def largest(bench: Bench, like: Setting, cpu: bool) -> None:
             row(name, note="not tried: no time left")
             continue
         steps = max(2, bench.steps // 2)
-        done = fitting(name, setting, lambda one, steps=steps: timed(bench, engines.Ours, one, steps))
+        done = fitting(name, setting, partial(timed, bench, engines.Ours, steps))
         if done is not None:
             used, found, peak, ready_s, _ = done
             row(name, ok=True, value=round(billions, 2), unit="1e9 parameters", note=expected)

@@ -276,8 +276,9 @@ def cost(bench: Bench) -> None:
         sizes, steps, every = bench.sizes, 12, 4
     else:
         sizes = {"hidden": 1536, "layers": 16, "seq_len": 2048}
-        steps, every = 180, 60
-    if not bench.cpu and bench.left() < 50:
+        every = 60 if bench.left() > 75 else 30
+        steps = 5 * every // 2
+    if not bench.cpu and bench.left() < 35:
         row("cost of a save", note="not tried: no time left")
         return
     run = bench.data / "cost"

@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat; each file says in its first lines what it measures and how to run it."""
+"""Measurements that anyone can repeat; each file says first what it measures and how to run it."""

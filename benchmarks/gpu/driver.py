@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.util
 import json
@@ -94,7 +95,7 @@ class Run:
     def __init__(self, out: Path, minutes: float, cpu: bool, package: str = "benchmarks.gpu") -> None:
         """Keeps results in `out`; the steps are modules of `package`."""
         self.out, self.cpu, self.package = out, cpu, package
-        self.extensions = out
+        self.extensions = out / "extensions"
         self.end = time.monotonic() + 60 * minutes
         self.table = Table(out, commit=commit(), cpu=cpu)
 
@@ -172,19 +173,13 @@ def end(process: subprocess.Popen[bytes]) -> None:
     if importlib.util.find_spec("psutil") is not None:
         import psutil
 
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             children = psutil.Process(process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            pass
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     for child in children:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
-        except psutil.NoSuchProcess:
-            pass
     process.wait()
 
 
@@ -212,6 +207,8 @@ def environment(cpu: bool, scratch: Path, extensions: Path) -> dict[str, str]:
     }
     if cpu:
         alone = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        if not any(extensions.glob("**/deepspeed_shm_comm.so")):
+            alone["CXX"] = "none-in-a-dry-run"  # the trainer then does without what DeepSpeed would build
     else:
         first = kept.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         alone = {"CUDA_VISIBLE_DEVICES": first or "0"}

@@ -27,11 +27,12 @@ def card(cpu: bool) -> None:
         row("card", value="no card", note="a dry run on toy sizes")
         return
     if not torch.cuda.is_available():
-        built = f"torch {torch.__version__} is built {'for CUDA ' + torch.version.cuda if torch.version.cuda else 'without CUDA'}"
-        row("card", ok=False, note=f"torch finds no CUDA card here; {built}")
+        cuda = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        row("card", ok=False, note=f"torch {torch.__version__}, built {cuda}, finds no card")
         return
     about = torch.cuda.get_device_properties(0)
-    note = f"{about.total_memory / 2**30:.1f} GiB, {about.multi_processor_count} multiprocessors, sm_{about.major}{about.minor}"
+    built = f"{about.multi_processor_count} multiprocessors, sm_{about.major}{about.minor}"
+    note = f"{about.total_memory / 2**30:.1f} GiB, {built}"
     row("card", ok=True, value=about.name, note=note)
     row(
         "driver",

@@ -27,7 +27,7 @@ class Row:
     step: str
     name: str
     ok: bool | None
-    """True and False: it works and it does not. None: it was not tried (the note says why) or is a plain number."""
+    """Whether it works; None: it was not tried (the note says why), or is a number and no more."""
     value: float | str | None
     unit: str
     note: str
@@ -61,7 +61,7 @@ _kept: TextIO | None = None
 
 
 def _reserve() -> TextIO:
-    """Keep the standard output for rows; what libraries print goes to standard error, also from C and children."""
+    """Keep the standard output for rows; what libraries and children print goes to standard error."""
     global _kept
     if _kept is None:
         sys.stdout.flush()

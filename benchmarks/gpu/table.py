@@ -56,9 +56,8 @@ class Table:
         """The whole table in Markdown."""
         ground = {row.name: row for row in self.rows if row.step == "ground"}
         card = ground["card"].value if "card" in ground else "no card" if self.cpu else "unknown card"
-        facts = [
-            f"**{card}**, commit {self.commit}, {self.begun:%Y-%m-%d %H:%M} UTC, Python {platform.python_version()}"
-        ]
+        when = f"{self.begun:%Y-%m-%d %H:%M} UTC"
+        facts = [f"**{card}**, commit {self.commit}, {when}, Python {platform.python_version()}"]
         if "versions" in ground:
             facts.append(str(ground["versions"].value))
         lines = ["; ".join(facts), "", "| | what | value | note |", "|---|---|---:|---|"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -181,11 +183,12 @@ def distance(ours: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
 
 
 def bf16(size: Size, device: torch.device, cpu: bool) -> None:
-    """Measure the gradient of one global batch in bf16, cut into 1, 16 and 128 micro batches, against fp32's.
+    """Measure the gradient of one global batch in bf16, cut into more and more micro batches, against fp32's.
 
-    The same 128 rows each time, so what grows with the number of micro batches is the error of summing them.
+    The rows are the same each time, so what grows with the number of cuts is the error of summing them.
     """
-    size = Size(size.hidden, size.layers, size.heads, size.vocab, size.seq_len // 2, 128)
+    most = 16 if cpu else 128
+    size = dataclasses.replace(size, seq_len=size.seq_len // 2, batch=most)
     batch = rows(size, 7)
     made = recipe(size, "bf16", "optimizer.grad_clip=0")
     rounded = {name: value.float() for name, value in build(made, size.vocab).named_parameters()}
@@ -193,19 +196,16 @@ def bf16(size: Size, device: torch.device, cpu: bool) -> None:
         by_hand(size, batch, rounded, device, dtype) for dtype in (torch.float32, torch.bfloat16)
     )
     note = "norm of the gradient's error, by the norm of fp32's gradient"
-    cuts = [(2, 1), (2, 16), (2, 128)]
-    for stage, parts in cuts if cpu else [*cuts, (1, 128), (3, 128)]:
+    cuts = [(2, 1), (2, most // 8), (2, most)]
+    for stage, parts in cuts if cpu else [*cuts, (1, most), (3, most)]:
         name = f"bf16 gradient, ZeRO-{stage}, micro batches: {parts}"
-        with trial(name), engine(made, size, {"stage": stage}, 128 // parts) as (_, under):
-            result = under.train_step(batch.cut(128 // parts), 0.0, 1, 0, False)
+        with trial(name), engine(made, size, {"stage": stage}, most // parts) as (_, under):
+            result = under.train_step(batch.cut(most // parts), 0.0, 1, 0, False)
             assert result.applied, "the step was skipped"
             ours = {name: value.view(rounded[name].shape) for name, value in gradients(under).items()}
             row(name, value=distance(ours, exact), note=note)
-    row(
-        "bf16 gradient, summed outside of bf16, micro batches: 128",
-        value=distance(summed, exact),
-        note=f"{note}; by hand",
-    )
+    name = f"bf16 gradient, summed outside of bf16, micro batches: {most}"
+    row(name, value=distance(summed, exact), note=f"{note}; by hand")
 
 
 def by_hand(
@@ -299,8 +299,10 @@ def block_diagonal(positions: Tensor, dtype: torch.dtype) -> Tensor:
 
 def chunked(size: Size, device: torch.device, cpu: bool) -> None:
     """Compare the loss in chunks with whole logits: values and gradients."""
-    vocab, length = (4096, 1100) if cpu else (32000, 1024)
-    size = Size(size.hidden, 1, size.heads, vocab, length, 8)
+    vocab, length = (512, 64) if cpu else (32000, 1024)
+    if cpu:
+        loss.CHUNK_LOGITS = 2**14
+    size = dataclasses.replace(size, layers=1, vocab=vocab, seq_len=length)
     assert size.batch * length > loss.CHUNK_LOGITS // vocab, "one chunk holds all of it"
     batch = rows(size, 11)
     batch.targets[:, ::7] = loss.IGNORED
@@ -327,25 +329,32 @@ def chunked(size: Size, device: torch.device, cpu: bool) -> None:
     )
 
 
-def main(asked: Options) -> None:
-    """Write the rows."""
+@contextmanager
+def alone() -> Iterator[torch.device]:
+    """A process group of this process, and its device, where fp32 is fp32."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     distributed.start(World())
-    device, size = distributed.device(), small(asked.cpu)
-    parts = (
-        ("parity", lambda: parity(size, device)),
-        ("frozen embeddings", lambda: frozen(size, device, asked.cpu)),
-        ("new_rows", lambda: new_rows(size, asked.cpu)),
-        ("chunked loss", lambda: chunked(size, device, asked.cpu)),
-        ("bf16 gradient", lambda: bf16(size, device, asked.cpu)),
-        ("document mask", lambda: documents(size, device, asked.cpu)),
-    )
-    for name, part in parts:
-        with trial(name):
-            part()
-        gc.collect()
+    yield distributed.device()
     distributed.stop()
+
+
+def main(asked: Options) -> None:
+    """Write the rows."""
+    size = small(asked.cpu)
+    with alone() as device:
+        parts = (
+            ("parity", lambda: parity(size, device)),
+            ("frozen embeddings", lambda: frozen(size, device, asked.cpu)),
+            ("new_rows", lambda: new_rows(size, asked.cpu)),
+            ("chunked loss", lambda: chunked(size, device, asked.cpu)),
+            ("bf16 gradient", lambda: bf16(size, device, asked.cpu)),
+            ("document mask", lambda: documents(size, device, asked.cpu)),
+        )
+        for name, part in parts:
+            with trial(name):
+                part()
+            gc.collect()
 
 
 if __name__ == "__main__":

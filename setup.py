@@ -23,7 +23,7 @@ setup(
     install_requires=[
         "torch>=2.6",
         "deepspeed>=0.19",
-        "transformers>=5.23",
+        "transformers>=5.17",
         "datasets>=4.0",
         "accelerate>=1.10",
         "sentencepiece>=0.2.1",

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from tests.unit import scheduler_runs
-from tokenization.tokenizer_files import write_directory
+from tokenization.directories import write_directory
 from trainer.cli import main
 from trainer.errors import UserError
 from trainer.model import directory

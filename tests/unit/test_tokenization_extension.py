@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2 as spm
 
 from tokenization import encoder, tokenizer_json, vocabulary
+from tokenization.directories import write_directory
 from tokenization.errors import Problems, UserError
 from tokenization.extension import append, choose, unreachable
-from tokenization.tokenizer_files import Tokenizer, open_tokenizer, write_directory
+from tokenization.tokenizer_files import Tokenizer, open_tokenizer
 
 Piece = spm.ModelProto.SentencePiece
 
@@ -206,7 +207,7 @@ def test_added_tokens_beside_the_model_are_not_overwritten(tmp_path, name, chang
     held = json.loads((base / name).read_text()) if (base / name).exists() else {}
     (base / "tokenizer.json").unlink()  # which a slow tokenizer has not
     (base / name).write_text(json.dumps({**held, **change}))
-    with pytest.raises(UserError, match=rf"{name}: has <pad>, which tokenizer[.]model has not"):
+    with pytest.raises(UserError, match=rf"{name}: has <pad>, which tokenizer[.]model does not have"):
         vocabulary.extend(base, saved(tmp_path / "a", ADD), tmp_path / "out")
     vocabulary.extend(base / "tokenizer.model", tmp_path / "a", tmp_path / "out")
 

@@ -299,11 +299,11 @@ def _added_characters(tokenizer: Tokenizer, other: Tokenizer) -> frozenset[str]:
 
 
 def _normal(tokenizer: Tokenizer) -> np.ndarray:
+    added = {token.content for token in tokenizer.added_vocabulary}
     if tokenizer.model is not None:
-        return np.array([piece.type == Piece.NORMAL for piece in tokenizer.model.pieces])
-    assert tokenizer.json is not None
-    special = {token["content"] for token in tokenizer.json.get("added_tokens") or ()}
-    return np.array([piece not in special for piece in tokenizer.pieces])
+        kinds = [piece.type == Piece.NORMAL for piece in tokenizer.model.pieces]
+        return np.array([*kinds, *(False for _ in tokenizer.added)])
+    return np.array([piece not in added for piece in tokenizer.pieces])
 
 
 def _byte_ids(tokenizer: Tokenizer) -> np.ndarray:

@@ -261,6 +261,8 @@ def _wrong_ids(tokenizer: Tokenizer, engine: Engine) -> Iterator[str]:
             if (given := engine.id_of(token.content)) != token.id:
                 yield f"{engine.name} gives {token.content!r} the id {given}, and its file {token.id}"
     found = [token for token in _found_in_texts(tokenizer) if not token.flags[0]]
+    if not found:
+        return
     for token, row in zip(found, split(engine.encode([token.content for token in found])), strict=True):
         if row.tolist() != [token.id]:
             yield f"{engine.name} makes {row.tolist()} of {token.content!r}, and the file gives it {token.id}"

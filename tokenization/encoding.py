@@ -8,11 +8,11 @@ import os
 import signal
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ import numpy as np
 import xxhash
 
 from tokenization import documents, records
+from tokenization.bytelevel import named
 from tokenization.encoder import Encoded, Engine
 from tokenization.errors import InfrastructureError
 
@@ -37,20 +38,38 @@ class Encoding:
     eos_id: int
     dtype: np.dtype
     validation: Fraction
+    missing_bytes: bytes = b""
+    """Bytes for which the vocabulary has no piece: the engine leaves them out."""
+    unknown_id: int | None = None
+    """The id that stands for text without a piece."""
 
     def __call__(self, task: Task) -> Tokens:
         """Read and encode a task; every document ends with EOS."""
         batches = [records.read(block, self.format) for block in task]
         texts = [text for batch in batches for text in batch.texts]
-        ids, lengths = _with_eos(self.engine.encode(texts), self.eos_id, self.dtype)
+        encoded = self.engine.encode(texts)
+        ids, lengths = _with_eos(encoded, self.eos_id, self.dtype)
+        sizes = np.array([size for batch in batches for size in batch.sizes], dtype=np.int64)
+        lost = [_lost(text, self.missing_bytes) for text in texts] if self.missing_bytes else []
+        if any(lost):
+            sizes -= np.array([one.total() for one in lost], dtype=np.int64)
         return Tokens(
             ids,
             lengths,
-            np.array([size for batch in batches for size in batch.sizes], dtype=np.int64),
+            sizes,
             held_out(texts, self.validation),
             [reject for batch in batches for reject in batch.rejects],
             sum(block.weight for block in task),
+            self._told(encoded, lost),
         )
+
+    def _told(self, encoded: Encoded, lost: list[Counter[int]]) -> dict[str, int]:
+        told = Counter({f"byte {named(byte)}": count for byte, count in sum(lost, Counter[int]()).items()})
+        if self.unknown_id is not None and (unknown := int((encoded[0] == self.unknown_id).sum())):
+            told[f"text that became the unknown token {self.unknown_id}"] = unknown
+        if any(lost):
+            told["documents"] = sum(map(bool, lost))
+        return dict(told)
 
 
 @dataclass(frozen=True)
@@ -67,6 +86,8 @@ class Tokens:
     """Whether each document belongs to the validation set."""
     rejects: list[records.Reject]
     weight: int
+    lost: dict[str, int] = field(default_factory=dict)
+    """What the tokenizer has no piece for, and how often; `documents` counts those that lost bytes."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +174,14 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
+
+
+def _lost(text: str, missing: bytes) -> Counter[int]:
+    """How often a text has each of the `missing` bytes."""
+    data = text.encode()
+    if len(data.translate(None, missing)) == len(data):
+        return Counter()
+    return Counter({byte: count for byte in missing if (count := data.count(byte))})
 
 
 def _with_eos(encoded: Encoded, eos_id: int, dtype: np.dtype) -> Encoded:

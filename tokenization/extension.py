@@ -19,10 +19,12 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as spm
 
 from tokenization import tokenizer_json
+from tokenization.directories import refuse_existing, whole_directory, write_directory
 from tokenization.encoder import HARD_LINES, disagreements
 from tokenization.errors import Problems, UserError, nearest
 from tokenization.scripts import NAMES, script
-from tokenization.tokenizer_files import Piece, Tokenizer, added_tokens, open_tokenizer, write_directory
+from tokenization.settings import carried
+from tokenization.tokenizer_files import Piece, Tokenizer, open_tokenizer
 
 SENTINEL = -1e8
 """Scores below it mark pieces of no rank, such as LLaMA's runs of spaces at −1e9."""
@@ -62,25 +64,32 @@ def extend(
     *,
     max_pieces: int | None = None,
     allow_scripts: Sequence[str] = ("han",),
+    overwrite: bool = False,
 ) -> Extension:
     """Write to the directory `out` the tokenizer `base`, ids and scores kept, then the pieces of `add`.
 
     Pieces come in `add`'s order, characters before words where `max_pieces` bounds how many. A piece stays
     out when the base has it, when it could touch English or another script than those allowed, or when no
     sequence of merges reaches it. `extension.json` in `out` lists every piece with its reason. Before
-    anything is written, the new `tokenizer.json` is held against SentencePiece.
+    anything is written, the new `tokenizer.json` is held against SentencePiece. The base's added tokens keep
+    their ids, and its chat template and other settings are handed down.
 
     Raises:
-        UserError: a tokenizer is of a kind that cannot be extended exactly; a script is unknown.
+        UserError: a tokenizer is of a kind that cannot be extended exactly; a script is unknown; `out` holds
+            something, and `overwrite` is not given.
     """
     _check_arguments(base, add, out, max_pieces, allow_scripts)
+    refuse_existing(out, overwrite=overwrite)
     base_tokenizer, add_tokenizer = open_tokenizer(base), open_tokenizer(add)
     notes: list[str] = []
-    base_model = _base_model(base, base_tokenizer, notes)
+    base_model = _base_model(base_tokenizer, notes)
     offered = _in_merge_order(_offered_model(add_tokenizer), notes)
     chosen, left_out = choose(base_model, offered, allow_scripts, max_pieces)
     model = append(base_model, chosen, base_tokenizer.path)
     _prove(base_model, model, base_tokenizer.path)
+    ids = {piece.piece: index for index, piece in enumerate(model.pieces)}
+    settings = carried(base_tokenizer, ids.get)
+    notes += settings.left_out
     grown = Tokenizer(Path(out), model, None, {})
     counted = {why: len(pieces) for why, pieces in left_out.items()}
     result = Extension(
@@ -95,7 +104,9 @@ def extend(
     )
     listed = result.to_json() | {"version": 1, "allow_scripts": sorted(allow_scripts), "pieces": chosen}
     del listed["out"]
-    write_directory(out, model, {"extension.json": listed | {"left_out": left_out}})
+    extra = {"extension.json": listed | {"left_out": left_out}}
+    with whole_directory(out, overwrite=overwrite) as draft:
+        write_directory(draft, model, extra, settings=settings)
     return result
 
 
@@ -209,7 +220,7 @@ def _check_arguments(
         raise Problems(problems)
 
 
-def _base_model(base: str | Path, tokenizer: Tokenizer, notes: list[str]) -> spm.ModelProto:
+def _base_model(tokenizer: Tokenizer, notes: list[str]) -> spm.ModelProto:
     """The base as a SentencePiece model, rebuilt from `tokenizer.json` if need be."""
     if tokenizer.model is None:
         held = dict(tokenizer.json or {})
@@ -223,9 +234,7 @@ def _base_model(base: str | Path, tokenizer: Tokenizer, notes: list[str]) -> spm
             f" {same} its scores are counted anew, and text is prepared as SentencePiece does"
         )
     else:
-        model = tokenizer.model
-        if Path(base).is_dir():
-            _refuse_tokens_outside(tokenizer)
+        model = whole_model(tokenizer)
     rules = model.normalizer_spec
     kinds = {piece.type for piece in model.pieces}
     complaints = [
@@ -268,16 +277,33 @@ def _tied(model: spm.ModelProto) -> list[str]:
     return []
 
 
-def _refuse_tokens_outside(tokenizer: Tokenizer) -> None:
-    """Added tokens of a directory that its `tokenizer.model` does not know would collide with new ids."""
-    known = set(tokenizer.pieces)
-    for file, tokens in added_tokens(tokenizer).items():
-        if outside := [token for token in tokens if token not in known]:
-            raise UserError(
-                f"has {', '.join(outside[:5])}, which tokenizer.model has not: their ids would be given away",
-                file=file,
-                mend="give the tokenizer.model file itself as --base to extend without them",
-            )
+def whole_model(tokenizer: Tokenizer) -> spm.ModelProto:
+    """The SentencePiece model of a tokenizer, with the added tokens of its directory as pieces of their own.
+
+    They become control pieces under the ids that they have, and EOS and BOS are those of the directory.
+
+    Raises:
+        UserError: one is to be found in texts, which a control piece is not.
+    """
+    assert tokenizer.model is not None
+    model = spm.ModelProto()
+    model.CopyFrom(tokenizer.model)
+    if found := [token for token in tokenizer.added if not token.special]:
+        names = ", ".join(token.content for token in found[:5])
+        raise UserError(
+            f"has {names}, which tokenizer.model does not have, and which would be found in texts",
+            file=tokenizer.path.parent / found[0].file,
+            mend='mark such tokens as "special": true in added_tokens_decoder of tokenizer_config.json, or'
+            " give the tokenizer.model file itself to go on without them",
+        )
+    for token in tokenizer.added:
+        model.pieces.add(piece=token.content, score=0.0, type=Piece.CONTROL)
+    spec = model.trainer_spec
+    spec.vocab_size = len(model.pieces)
+    for name in ("eos", "bos"):
+        index = tokenizer.special_id(name)
+        setattr(spec, f"{name}_id", -1 if index is None else index)
+    return model
 
 
 def _offered_model(tokenizer: Tokenizer) -> spm.ModelProto:

@@ -13,6 +13,7 @@ from typing import Any
 import xxhash
 
 from tokenization import documents
+from tokenization.fingerprint import core
 from tokenization.shard_format import beside
 from tokenization.shards import part_prefix
 from tokenization.tokenizer_files import Tokenizer
@@ -31,6 +32,8 @@ class PartCounts:
     validation_tokens: int = 0
     duplicates: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
+    """What the tokenizer has no piece for, see `encoding.Tokens.lost`."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,19 @@ class Job:
     @property
     def identity(self) -> str:
         """Equal for equal bytes: the files as they are, the tokenizer and the options."""
+        return self._identity(self.tokenizer.fingerprint)
+
+    @property
+    def earlier_identity(self) -> str:
+        """The identity that an earlier rewarm wrote, which knew half of the tokenizer's fingerprint."""
+        return self._identity(core(self.tokenizer.fingerprint))
+
+    def _identity(self, tokenizer: str) -> str:
         files = sorted({piece.path for piece in self.slices})
         stats = [(file, stat.st_size, stat.st_mtime_ns) for file in files for stat in [Path(file).stat()]]
         facts = [
             stats,
-            self.tokenizer.fingerprint,
+            tokenizer,
             asdict(self.format),
             self.parts,
             str(self.validation),
@@ -106,6 +117,8 @@ class Prepared:
     duplicates: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
     """Records that are no documents, by the reason."""
+    lost: dict[str, int] = field(default_factory=dict)
+    """What the tokenizer has no piece for, and how often: it is not in the shards."""
     engine: str = ""
     """The encoder used; empty when nothing was left to do."""
     notes: list[str] = field(default_factory=list)
@@ -123,6 +136,7 @@ class Prepared:
         ):
             setattr(self, name, getattr(self, name) + getattr(counts, name))
         self.rejects = dict(Counter(self.rejects) + Counter(counts.rejects))
+        self.lost = dict(Counter(self.lost) + Counter(counts.lost))
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -142,9 +156,20 @@ class Prepared:
         if self.duplicates:
             lines.append(f"left out {self.duplicates:,}: duplicate documents")
         lines += [f"left out {count:,}: {why}" for why, count in sorted(self.rejects.items())]
+        lines += self._lost_lines()
         if self.finished_before:
             lines.append(f"{self.finished_before} part(s) had been finished before")
         if self.engine:
             rate = self.utf8_bytes / 1e6 / max(self.seconds, 1e-9)
             lines.append(f"encoded by {self.engine} in {self.seconds:.1f} s ({rate:.1f} MB/s)")
         return "\n".join([*lines, *self.notes])
+
+    def _lost_lines(self) -> list[str]:
+        """A line for each sort of text that the tokenizer cannot write down."""
+        within = f" (in {self.lost['documents']:,} documents)" if "documents" in self.lost else ""
+        return [
+            f"warning: {count:,} × {what}{within if what.startswith('byte') else ''}: the tokenizer has no"
+            " piece for it, so it is not in the shards"
+            for what, count in sorted(self.lost.items())
+            if what != "documents"
+        ]

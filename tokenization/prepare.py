@@ -12,6 +12,7 @@ import math
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
@@ -19,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenization import documents, duplicates, encoder, records
+from tokenization import bytelevel, documents, duplicates, encoder, records
 from tokenization.encoding import Encoding, Tokens, run, tasks
 from tokenization.errors import Problems, UserError
 from tokenization.inputs import find
 from tokenization.jobs import Job, PartCounts, Prepared
 from tokenization.progress import Meter
 from tokenization.rejects import Rejects
-from tokenization.shard_format import beside, disk, write_atomically
+from tokenization.shard_format import ShardMeta, beside, disk, write_atomically
 from tokenization.shards import ShardWriter, open_tokens, token_dtype
 from tokenization.tokenizer_files import open_tokenizer
 
@@ -171,8 +172,19 @@ def _prepare_parts(
     result.engine, result.notes = choice.engine.name, [*result.notes, *choice.dropped]
     tokenizer = job.tokenizer
     encode = Encoding(
-        job.format, choice.engine, tokenizer.eos_id, token_dtype(tokenizer.size), job.validation
+        job.format,
+        choice.engine,
+        tokenizer.eos_id,
+        token_dtype(tokenizer.size),
+        job.validation,
+        bytelevel.missing_bytes(tokenizer),
+        bytelevel.unknown_id(tokenizer),
     )
+    if bytelevel.drops_characters(tokenizer):
+        result.notes.append(
+            f"warning: {tokenizer.path} has no byte fallback and no unknown token: characters without a piece"
+            " vanish, and are not counted"
+        )
     drop = duplicates.find(job, identity, workers) if job.dedup else None
     weight = sum(piece.size for index in todo for piece in job.part(index))
     with Meter(weight, shown=progress) as meter:
@@ -213,6 +225,7 @@ def _prepare_part(
                 _add(held_out, tokens, keep & tokens.validation)
             counts.duplicates += int(keep.size - keep.sum())
             rejects.add(tokens.rejects)
+            counts.lost = dict(Counter(counts.lost) + Counter(tokens.lost))
             meter.add(tokens.weight, int(tokens.sizes.sum()), tokens.ids.size)
     counts.documents, counts.tokens, counts.utf8_bytes = train.documents, train.tokens, train.utf8_bytes
     if held_out is not None:
@@ -288,7 +301,7 @@ def _finished(job: Job, identity: str, wanted: Sequence[int]) -> dict[int, PartC
         shards = [job.prefix(index), *([job.validation_prefix(index)] if job.validation else [])]
         sides = [beside(prefix, ".json") for prefix in shards]
         counts = _counted(job.counts_path(index))
-        if counts is None or counts.job != identity:
+        if counts is None or not _is_this(job, identity, counts, shards):
             if found := [side for side in sides if side.is_file()]:
                 raise UserError(
                     "is the shard of another job: its inputs, tokenizer or options were not these",
@@ -298,6 +311,17 @@ def _finished(job: Job, identity: str, wanted: Sequence[int]) -> dict[int, PartC
         elif counts.finished and all(map(_is_whole, shards)):
             done[index] = counts
     return done
+
+
+def _is_this(job: Job, identity: str, counts: PartCounts, shards: Sequence[Path]) -> bool:
+    """Whether a part is of this very job, as it is told now or as an earlier rewarm told it."""
+    if counts.job == identity:
+        return True
+    if counts.job != job.earlier_identity:
+        return False
+    with contextlib.suppress(UserError):
+        return all(ShardMeta.read(shard).eos_id == job.tokenizer.eos_id for shard in shards)
+    return not counts.finished
 
 
 def _counted(path: Path) -> PartCounts | None:

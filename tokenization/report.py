@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from sentencepiece import sentencepiece_model_pb2 as spm
 
-from tokenization import documents, encoder, records
+from tokenization import bytelevel, documents, encoder, records
 from tokenization.errors import UserError
 from tokenization.extension import unreachable
+from tokenization.proof import TransformersEngine
 from tokenization.scripts import script
 from tokenization.tokenizer_files import JSON_FILE, Piece, Tokenizer, open_tokenizer
 from tokenization.tokenizer_json import SPACE
@@ -245,7 +246,7 @@ def _engines(tokenizer: Tokenizer, truth: encoder.Engine) -> Iterator[tuple[Chec
     loaded: encoder.Engine | None = None
     if tokenizer.path.parent.joinpath(JSON_FILE).is_file():
         try:
-            loaded = _TransformersEngine(tokenizer.path.parent)
+            loaded = TransformersEngine(tokenizer.path.parent)
         except Exception as error:  # whatever a user's AutoTokenizer would raise breaks the guarantee
             through.hold(f"{type(error).__name__}: {error}", False)
     else:
@@ -255,25 +256,9 @@ def _engines(tokenizer: Tokenizer, truth: encoder.Engine) -> Iterator[tuple[Chec
     try:
         yield fast, encoder.create(tokenizer, "gigatoken")
     except Exception as error:  # it may fail in any way that its own library knows
-        fast.skipped = f"gigatoken cannot read it ({error}); `data prepare` uses {truth.name}"
+        why = encoder.readable(error)
+        fast.skipped = f"gigatoken is not used ({why}); `data prepare` uses {truth.name}"
         yield fast, None
-
-
-class _TransformersEngine:
-    """What a user gets from `AutoTokenizer`, with special tokens in a text taken for text."""
-
-    name = "transformers"
-
-    def __init__(self, directory: Path) -> None:
-        import transformers
-
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-
-    def encode(self, texts: Sequence[str]) -> encoder.Encoded:
-        """See `encoder.Engine`."""
-        rows = self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
-        return np.fromiter((index for row in rows for index in row), np.int32, int(lengths.sum())), lengths
 
 
 def _of_pieces(tokenizer: Tokenizer, other: Tokenizer | None) -> Iterator[Check]:
@@ -286,6 +271,13 @@ def _of_pieces(tokenizer: Tokenizer, other: Tokenizer | None) -> Iterator[Check]
     else:
         reached.skipped = "only known of a SentencePiece BPE model"
     yield reached
+    if bytelevel.is_byte_level(tokenizer):
+        whole = Check("bytes that no piece stands for, so that they vanish from texts", False)
+        missing = bytelevel.missing_bytes(tokenizer)
+        whole.checked = 256 - len(bytelevel.NOT_IN_UTF8)
+        whole.failed = len(missing)
+        whole.examples = [", ".join(map(bytelevel.named, missing))] if missing else []
+        yield whole
     if other is None or not _extends(tokenizer, other) or tokenizer.model is None or other.model is None:
         return
     kept = Check("pieces of the base whose score or kind has changed", True)
@@ -308,16 +300,16 @@ def _added_characters(tokenizer: Tokenizer, other: Tokenizer) -> frozenset[str]:
 
 
 def _normal(tokenizer: Tokenizer) -> np.ndarray:
+    added = {token.content for token in tokenizer.added_vocabulary}
     if tokenizer.model is not None:
-        return np.array([piece.type == Piece.NORMAL for piece in tokenizer.model.pieces])
-    assert tokenizer.json is not None
-    special = {token["content"] for token in tokenizer.json.get("added_tokens") or ()}
-    return np.array([piece not in special for piece in tokenizer.pieces])
+        kinds = [piece.type == Piece.NORMAL for piece in tokenizer.model.pieces]
+        return np.array([*kinds, *(False for _ in tokenizer.added)])
+    return np.array([piece not in added for piece in tokenizer.pieces])
 
 
 def _byte_ids(tokenizer: Tokenizer) -> np.ndarray:
-    """Which ids stand for single bytes by fallback."""
-    return np.array([len(piece) == 6 and piece.startswith("<0x") for piece in tokenizer.pieces])
+    """Which ids stand for single bytes of characters that are not pieces."""
+    return np.array(bytelevel.byte_pieces(tokenizer))
 
 
 def _decoder(tokenizer: Tokenizer) -> Any:

@@ -129,7 +129,7 @@ def checksum(path: Path) -> str:
 
 def write_meta(prefix: Path, meta: ShardMeta) -> None:
     """Write the side file, which makes the shard count, after all else is on the disk."""
-    _sync_directory(prefix.parent)
+    sync(prefix.parent)
     write_atomically(beside(prefix, ".json"), json.dumps(asdict(meta), indent=2) + "\n")
 
 
@@ -141,11 +141,12 @@ def write_atomically(path: Path, text: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    _sync_directory(path.parent)
+    sync(path.parent)
 
 
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file or a directory outlast a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -6,6 +6,7 @@ A source is one shard, or the parts `PREFIX-00000-of-00004` … of one, which ar
 from __future__ import annotations
 
 import json
+import operator
 import os
 import re
 from bisect import bisect_left
@@ -19,6 +20,7 @@ import numpy.typing as npt
 import xxhash
 
 from tokenization.errors import UserError
+from tokenization.fingerprint import core, same
 from tokenization.shard_format import (
     CODES,
     HEADER,
@@ -60,7 +62,10 @@ class TokenStore:
         self.prefix = prefix
         self.parts = parts
         first = parts[0].meta
-        self.tokenizer, self.vocab_size, self.eos_id = first.tokenizer, first.vocab_size, first.eos_id
+        self.tokenizer = max((part.meta.tokenizer for part in parts), key=len)
+        """The fingerprint that tells most: parts of an earlier rewarm have half of it."""
+        self.eos_id = first.eos_id
+        self.vocab_size = max(part.meta.vocab_size for part in parts)
         self.dtype = token_dtype(first.vocab_size)
         self._starts = np.cumsum([0] + [part.meta.tokens for part in parts])
         self.tokens = int(self._starts[-1])
@@ -170,8 +175,8 @@ def open_tokens(prefix: str | Path) -> TokenStore:
     parts = [_Part(part) for part in find_parts(prefix)]
     first = parts[0].meta
     for part in parts[1:]:
-        for field in ("tokenizer", "vocab_size", "eos_id"):
-            if getattr(part.meta, field) != getattr(first, field):
+        for field, like in (("tokenizer", same), ("vocab_size", _one_dtype), ("eos_id", operator.eq)):
+            if not like(getattr(part.meta, field), getattr(first, field)):
                 raise UserError(
                     f"is not {getattr(first, field)!r}, as in the first part",
                     file=beside(part.prefix, ".json"),
@@ -180,6 +185,11 @@ def open_tokens(prefix: str | Path) -> TokenStore:
                     mend="prepare every part with one tokenizer",
                 )
     return TokenStore(Path(prefix), parts)
+
+
+def _one_dtype(one: int, other: int) -> bool:
+    """Whether ids of two vocabularies are stored alike: of one with and one without its added tokens, say."""
+    return token_dtype(one) == token_dtype(other)
 
 
 @dataclass(frozen=True)
@@ -309,6 +319,11 @@ def adopt(prefix: str | Path, *, vocab_size: int, tokenizer: str, eos_id: int) -
 
 
 def _fingerprint(metas: list[ShardMeta]) -> str:
-    """Of what the store holds: its tokens, whatever parts they are in would change the checksums."""
-    facts = [[meta.tokenizer, meta.eos_id, meta.tokens, meta.documents, meta.checksum] for meta in metas]
+    """Of what the store holds: its tokens, whatever parts they are in would change the checksums.
+
+    Of the tokenizer's fingerprint the half that an earlier rewarm wrote: runs know their sources by this.
+    """
+    facts = [
+        [core(meta.tokenizer), meta.eos_id, meta.tokens, meta.documents, meta.checksum] for meta in metas
+    ]
     return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())

@@ -1,22 +1,21 @@
-"""A tokenizer on disk: found, identified by its fingerprint, and written as a directory that others load."""
+"""A tokenizer on disk: found, read with the tokens added beside it, and identified by its fingerprint."""
 
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2 as spm
 
-from tokenization import tokenizer_json
-from tokenization.errors import InfrastructureError, UserError
-from tokenization.shard_format import write_atomically
+from tokenization import added
+from tokenization import fingerprint as fingerprints
+from tokenization.added import AddedToken
+from tokenization.errors import UserError
 
 Piece = spm.ModelProto.SentencePiece
 MODEL_FILE, JSON_FILE, CONFIG_FILE = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
@@ -32,10 +31,18 @@ class Tokenizer:
     json: Mapping[str, Any] | None
     config: Mapping[str, Any]
     """`tokenizer_config.json`, or empty."""
+    added: tuple[AddedToken, ...] = ()
+    """Tokens of the files beside `path` that it lacks; none where a file, not a directory, was named."""
+    directory: bool = False
+    """Whether a directory was named: then its config says which tokens are BOS and EOS."""
 
     @cached_property
     def pieces(self) -> list[str]:
-        """Every piece, by id."""
+        """Every piece, by id, added tokens included; empty where an id has none."""
+        return [*self._own_pieces, *(token.content for token in self.added)]
+
+    @cached_property
+    def _own_pieces(self) -> list[str]:
         if self.model is not None:
             return [piece.piece for piece in self.model.pieces]
         assert self.json is not None
@@ -56,41 +63,90 @@ class Tokenizer:
         Raises:
             UserError: the tokenizer does not name one.
         """
-        return self._special_id("eos", "</s>")
+        if (index := self.special_id("eos")) is None:
+            raise UserError(
+                "has no EOS token",
+                file=self.path,
+                mend="name it as eos_token in tokenizer_config.json beside it",
+            )
+        return index
 
-    def _special_id(self, name: str, usual: str) -> int:
+    @property
+    def bos_id(self) -> int | None:
+        """The id that a text may begin with; None: the tokenizer has none."""
+        return self.special_id("bos")
+
+    @property
+    def pad_id(self) -> int | None:
+        """The id that fills up batches; None: the tokenizer has none."""
+        return self.special_id("pad")
+
+    def special_id(self, name: str) -> int | None:
+        """The id of the `bos`, `eos`, `pad` or `unk` token, or None where there is none.
+
+        A directory's tokenizer_config.json has the first word, as it has in transformers. Of a single
+        `.model` file the model's own word counts.
+        """
+        own = None
         if self.model is not None:
             index = int(getattr(self.model.trainer_spec, f"{name}_id"))
-            if 0 <= index < self.size:
-                return index
-        named = self.config.get(f"{name}_token", usual)
-        content = named.get("content") if isinstance(named, Mapping) else named
-        if content not in self.pieces:
-            raise UserError(
-                f"has no {name.upper()} token",
-                file=self.path,
-                mend=f"name it as {name}_token in tokenizer_config.json beside it",
-            )
-        return self.pieces.index(content)
+            own = index if 0 <= index < len(self.model.pieces) else None
+            if own is not None and not self.directory:
+                return own
+        named = f"{name}_token" in self.config
+        content = added.content_of(self.config.get(f"{name}_token"))
+        if content in self._ids:
+            return self._ids[str(content)]
+        if own is None and not named and (name == "eos" or self.model is None):
+            return self._ids.get({"bos": "<s>", "eos": "</s>"}.get(name, ""))
+        return None if named and content is None and name != "eos" else own
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {piece: index for index, piece in enumerate(self.pieces) if piece}
+
+    def id_of(self, piece: str) -> int | None:
+        """The id of a piece or an added token, or None where it is neither."""
+        return self._ids.get(piece)
+
+    @property
+    def added_vocabulary(self) -> list[AddedToken]:
+        """Every added token: those of `tokenizer.json`, where it is the truth, and those beside it."""
+        own = (self.json or {}).get("added_tokens") or () if self.model is None else ()
+        listed = [AddedToken.read(token, token["id"], bool(token.get("special"))) for token in own]
+        return [*listed, *self.added]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the ordered pieces, scores, types and rules: equal fingerprints give equal ids."""
-        return (
-            _model_fingerprint(self.model) if self.model is not None else _json_fingerprint(self.json or {})
-        )
+        """Of everything that decides ids (see `tokenization.fingerprint`): equal ones give equal ids."""
+        if self.model is not None:
+            core = fingerprints.of_model(self.model)
+        else:
+            core = fingerprints.of_json(self.json or {})
+        beside = [[token.id, token.content, token.special, token.flags] for token in self.added]
+        return fingerprints.join(core, [self.special_id("eos"), self.bos_id, beside])
+
+    def is_text(self, index: int) -> bool:
+        """Whether an id may come about in the ids of a text: it is neither beyond the pieces nor special."""
+        if not 0 <= index < self.size or not self.pieces[index]:
+            return False
+        if self.model is not None and index < len(self.model.pieces):
+            return self.model.pieces[index].type not in (Piece.CONTROL, Piece.UNKNOWN, Piece.UNUSED)
+        return all(token.id != index or not token.special for token in self.added_vocabulary)
 
 
 def open_tokenizer(path: str | Path) -> Tokenizer:
     """Read the tokenizer at `path`: a directory, a SentencePiece `.model` file or a `tokenizer.json`.
 
-    In a directory `tokenizer.model` is the truth; `tokenizer.json` serves where there is none.
+    In a directory `tokenizer.model` is the truth, with the tokens that the other files there add to it;
+    `tokenizer.json` serves where there is none.
 
     Raises:
-        UserError: there is no tokenizer, or its file is damaged.
+        UserError: there is no tokenizer, its file is damaged, or its files are of different tokenizers.
     """
     path = Path(path)
-    if path.is_dir():
+    directory = path.is_dir()
+    if directory:
         candidates = [path / MODEL_FILE, path / JSON_FILE]
         found = next((file for file in candidates if file.is_file()), None)
         if found is None:
@@ -100,77 +156,43 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
         path = found
     if not path.is_file():
         raise UserError("is not there", file=path, mend="name a tokenizer's directory or a `.model` file")
-    config_path = path.parent / CONFIG_FILE
-    config = _read_json(config_path) if config_path.is_file() else {}
+    config = _optional_json(path.parent / CONFIG_FILE)
     if path.suffix == ".json":
-        return Tokenizer(path, None, _checked_json(path), config)
-    return Tokenizer(path, _read_model(path), None, config)
+        read = Tokenizer(path, None, _checked_json(path), config, directory=directory)
+    else:
+        read = Tokenizer(path, _read_model(path), None, config, directory=directory)
+    return _with_beside(read) if directory else read
 
 
-def added_tokens(tokenizer: Tokenizer) -> dict[Path, list[str]]:
-    """By file, the pieces that the files beside a `tokenizer.model` name: transformers reads them all.
-
-    Raises:
-        UserError: a file is damaged.
-    """
-    folder, found = tokenizer.path.parent, {}
-    if (path := folder / JSON_FILE).is_file():
-        found[path] = open_tokenizer(path).pieces
-    if (path := folder / "added_tokens.json").is_file():
-        found[path] = list(_read_json(path))
-    decoder = tokenizer.config.get("added_tokens_decoder") or {}
-    found[folder / CONFIG_FILE] = [token["content"] for token in decoder.values()]
-    return found
+def _with_beside(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer of a directory, with the tokens that the files there add to it."""
+    folder = tokenizer.path.parent
+    other = _optional_json(folder / JSON_FILE) if tokenizer.model is not None else None
+    special_map = _optional_json(folder / added.SPECIAL_FILE)
+    tokens = added.beside(
+        tokenizer.pieces,
+        folder=folder,
+        json=other,
+        config=tokenizer.config,
+        listed=_optional_json(folder / added.ADDED_FILE),
+        special_map=special_map,
+    )
+    whole = replace(tokenizer, config={**special_map, **tokenizer.config}, added=tokens)
+    vocabulary = ((other or {}).get("model") or {}).get("vocab")
+    for piece, index in vocabulary.items() if isinstance(vocabulary, dict) else ():
+        if whole.id_of(piece) != index:
+            raise UserError(
+                f"has the piece {piece!r} as {index}, and {MODEL_FILE} beside it has not: they are different"
+                " tokenizers",
+                file=folder / JSON_FILE,
+                mend="remove the one that the model does not use",
+            )
+    return whole
 
 
 def fingerprint(path: str | Path) -> str:
     """The fingerprint of the tokenizer at `path`, a directory or a file."""
     return open_tokenizer(path).fingerprint
-
-
-def write_directory(out: str | Path, model: spm.ModelProto, extra: Mapping[str, Any] | None = None) -> None:
-    """Write `model` as a directory for SentencePiece, `tokenizers` and `transformers`; they all give its ids.
-
-    `extra` maps names of further JSON files to what they hold. `PreTrainedTokenizerFast` is named as the
-    class since `LlamaTokenizer` rebuilds the rules and then differs from SentencePiece.
-
-    Raises:
-        InfrastructureError: the directory cannot be written.
-    """
-    special = _special_tokens(model)
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **special,
-        "clean_up_tokenization_spaces": False,
-        "add_bos_token": "bos_token" in special,
-        "add_eos_token": False,
-    }
-    files = {
-        JSON_FILE: tokenizer_json.from_model(model),
-        CONFIG_FILE: config,
-        "special_tokens_map.json": special,
-        **(extra or {}),
-    }
-    out = Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, held in files.items():
-            text = json.dumps(held, ensure_ascii=False, indent=None if name == JSON_FILE else 2)
-            write_atomically(out / name, f"{text}\n")
-        write_atomically(out / MODEL_FILE, model.SerializeToString(deterministic=True))
-    except OSError as error:
-        raise InfrastructureError(f"{out}: cannot be written ({error.strerror or error})") from error
-
-
-def _special_tokens(model: spm.ModelProto) -> dict[str, str]:
-    spec = model.trainer_spec
-    ids = {
-        "bos_token": spec.bos_id,
-        "eos_token": spec.eos_id,
-        "unk_token": spec.unk_id,
-        "pad_token": spec.pad_id,
-    }
-    return {name: model.pieces[index].piece for name, index in ids.items() if 0 <= index < len(model.pieces)}
 
 
 def _read_model(path: Path) -> spm.ModelProto:
@@ -198,35 +220,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return read
 
 
+def _optional_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; empty where it is not there."""
+    return _read_json(path) if path.is_file() else {}
+
+
 def _checked_json(path: Path) -> dict[str, Any]:
     read = _read_json(path)
     model = read.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or not model["vocab"]:
         raise UserError("is not a tokenizer with a vocabulary", file=path, field="model.vocab")
     return read
-
-
-def _model_fingerprint(model: spm.ModelProto) -> str:
-    trainer, rules = model.trainer_spec, model.normalizer_spec
-    digest = xxhash.xxh3_128(b"sentencepiece 1")
-    flags = (
-        trainer.model_type,
-        trainer.byte_fallback,
-        trainer.treat_whitespace_as_suffix,
-        rules.add_dummy_prefix,
-        rules.remove_extra_whitespaces,
-        rules.escape_whitespaces,
-        trainer.eos_id,
-    )
-    digest.update(repr([int(flag) for flag in flags]).encode())
-    for text in (rules.precompiled_charsmap, *(piece.piece.encode() for piece in model.pieces)):
-        digest.update(struct.pack("<Q", len(text)) + text)
-    for piece in model.pieces:
-        digest.update(struct.pack("<fB", piece.score, piece.type))
-    return digest.hexdigest()
-
-
-def _json_fingerprint(held: Mapping[str, Any]) -> str:
-    rules = {name: held.get(name) for name in ("normalizer", "pre_tokenizer", "added_tokens", "model")}
-    text = json.dumps(rules, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return xxhash.xxh3_128_hexdigest(b"tokenizer.json 1" + text.encode())

@@ -119,9 +119,9 @@ def to_model(held: dict[str, Any], file: object) -> spm.ModelProto:
     if not _is_llama_text(held):
         raise refuse("prepares text otherwise than by `▁` for a space and one in front")
     by_id = {index: piece for piece, index in bpe["vocab"].items()}
-    outside = [
-        token["content"] for token in held.get("added_tokens") or () if token["content"] not in bpe["vocab"]
-    ]
+    beyond = [token for token in held.get("added_tokens") or () if token["content"] not in bpe["vocab"]]
+    by_id |= {token["id"]: token["content"] for token in beyond if token.get("special")}
+    outside = [token["content"] for token in beyond if not token.get("special")]
     if outside or sorted(by_id) != list(range(len(by_id))):
         raise refuse(f"has tokens beside its vocabulary ({', '.join(outside) or 'gaps between ids'})")
     special = {token["content"] for token in held.get("added_tokens") or ()}

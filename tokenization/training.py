@@ -15,8 +15,9 @@ import xxhash
 from sentencepiece import sentencepiece_model_pb2 as spm
 
 from tokenization import documents, records
+from tokenization.directories import refuse_existing, whole_directory, write_directory
 from tokenization.errors import InfrastructureError, UserError
-from tokenization.tokenizer_files import Tokenizer, write_directory
+from tokenization.tokenizer_files import Tokenizer
 
 LINE_CHARS = 1000
 """Longer lines are cut: SentencePiece's trainer would leave them out."""
@@ -55,6 +56,7 @@ def train(
     character_coverage: float = 0.9995,
     seed: int = 0,
     threads: int = 2,
+    overwrite: bool = False,
 ) -> Training:
     """Train a BPE vocabulary of `size` pieces in LLaMA's layout and write it to the directory `out`.
 
@@ -63,15 +65,18 @@ def train(
     by a hash of `seed` and the line's place.
 
     Raises:
-        UserError: there is no text, or it cannot make that many pieces.
+        UserError: there is no text, it cannot make that many pieces, or `out` holds something and `overwrite`
+            is not given.
     """
+    refuse_existing(out, overwrite=overwrite)
     lines, files, held = sample(inputs, documents.Format(text_field, "lines"), sample_bytes, seed)
     if not lines:
         raise UserError(
             "has no line of text", file=", ".join(map(str, inputs)), mend="is --text-field right?"
         )
     model = _train(lines, size, character_coverage, threads)
-    write_directory(out, model)
+    with whole_directory(out, overwrite=overwrite) as draft:
+        write_directory(draft, model)
     trained = Tokenizer(Path(out), model, None, {})
     return Training(str(out), trained.fingerprint, trained.size, files, held, len(lines))
 

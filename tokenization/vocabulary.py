@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenization.extension import Extension, extend
+from tokenization.extension import Extension, extend, whole_model
 from tokenization.report import Report, report
 from tokenization.tokenizer_files import Tokenizer, fingerprint, open_tokenizer
 from tokenization.training import Training, train
@@ -17,4 +17,5 @@ __all__ = [
     "open_tokenizer",
     "report",
     "train",
+    "whole_model",
 ]

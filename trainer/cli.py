@@ -80,6 +80,7 @@ def _vocab(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--out", required=True, metavar="DIR")
     train.add_argument("--text-field", default="text", help="of jsonl and parquet records")
     train.add_argument("--seed", type=int, default=0)
+    _overwrite(train)
     extend = _command(
         kinds,
         "extend",
@@ -91,6 +92,7 @@ def _vocab(parser: argparse.ArgumentParser) -> None:
     extend.add_argument("--add", required=True, metavar="TOKENIZER")
     extend.add_argument("--out", required=True, metavar="DIR")
     extend.add_argument("--max-pieces", type=int, help="add at most so many")
+    _overwrite(extend)
     extend.add_argument(
         "--allow-scripts",
         nargs="+",
@@ -166,6 +168,7 @@ def _model(parser: argparse.ArgumentParser) -> None:
     extend.add_argument("--out", required=True, metavar="DIR")
     extend.add_argument("--new-rows", choices=("subpiece_mean", "mean", "random"), default="subpiece_mean")
     extend.add_argument("--seed", type=int, default=0, help="of random rows")
+    _overwrite(extend)
     extend.add_argument("--text", nargs="*", default=[], metavar="PATH", help="text to compare the losses on")
     extend.add_argument("--text-field", default="text", help="of jsonl and parquet records")
 
@@ -203,6 +206,7 @@ def _runs(rooms: Any) -> None:
         "checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run directory for its newest"
     )
     export.add_argument("--out", required=True, metavar="DIR")
+    _overwrite(export)
     export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
     export.add_argument("--shard-size", type=_positive, default="5e9", help="bytes per file at most")
     report = _command(
@@ -224,6 +228,10 @@ def _runs(rooms: Any) -> None:
     study.add_argument("--nproc", type=_positive, help="ranks of each arm (default: the GPUs here, or 1)")
     study.add_argument("--arms-only", action="store_true", help="write DIR/arms.txt for a batch system")
     study.add_argument("overrides", nargs="*", metavar="field=value", help="for every arm")
+
+
+def _overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace the model or tokenizer at --out")
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:

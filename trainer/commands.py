@@ -84,7 +84,14 @@ def train_vocabulary(asked: argparse.Namespace) -> int:
     """`rewarm vocab train`."""
     from tokenization import vocabulary
 
-    told = vocabulary.train(asked.input, asked.size, asked.out, text_field=asked.text_field, seed=asked.seed)
+    told = vocabulary.train(
+        asked.input,
+        asked.size,
+        asked.out,
+        text_field=asked.text_field,
+        seed=asked.seed,
+        overwrite=asked.overwrite,
+    )
     answer(asked, told.to_json(), told.to_text())
     return 0
 
@@ -94,7 +101,12 @@ def extend_vocabulary(asked: argparse.Namespace) -> int:
     from tokenization import vocabulary
 
     told = vocabulary.extend(
-        asked.base, asked.add, asked.out, max_pieces=asked.max_pieces, allow_scripts=asked.allow_scripts
+        asked.base,
+        asked.add,
+        asked.out,
+        max_pieces=asked.max_pieces,
+        allow_scripts=asked.allow_scripts,
+        overwrite=asked.overwrite,
     )
     answer(asked, told.to_json(), told.to_text())
     return 0
@@ -143,18 +155,21 @@ def inspect_data(asked: argparse.Namespace) -> int:
 
 def extend_model(asked: argparse.Namespace) -> int:
     """`rewarm model extend`: grown embeddings, and what that did to the loss."""
+    from tokenization.directories import refuse_existing
     from trainer.model.directory import local
     from trainer.model.extend import bits_per_byte, encoder, extend
 
+    refuse_existing(asked.out, overwrite=asked.overwrite)
     base = local(asked.base, field="--base")
     texts = {path: _beginning(path, 100_000, asked.text_field) for path in asked.text}
     if texts:
         encoder(base)  # which could not be had otherwise until all is written
-    extension = extend(base, asked.tokenizer, asked.out, asked.new_rows, asked.seed)
+    extension = extend(base, asked.tokenizer, asked.out, asked.new_rows, asked.seed, asked.overwrite)
     added = extension.pieces - extension.base_pieces
     lines = [
         f"{asked.out}: {extension.base_pieces:,} + {added:,} pieces in {extension.rows:,} rows; a new piece "
-        f"was {extension.mean_split:.2f} base tokens on average"
+        f"was {extension.mean_split:.2f} base tokens on average",
+        *extension.lines,
     ]
     losses = {}
     for path, text in texts.items():
@@ -162,9 +177,8 @@ def extend_model(asked: argparse.Namespace) -> int:
             name: bits_per_byte(model, text) for name, model in (("before", base), ("after", asked.out))
         }
         lines.append("{}: {before:.4f} bits/byte before, {after:.4f} after".format(path, **losses[path]))
-    answer(
-        asked, {"rows": extension.rows, "pieces": extension.pieces, "bits_per_byte": losses}, "\n".join(lines)
-    )
+    told = {"rows": extension.rows, "pieces": extension.pieces, "bits_per_byte": losses}
+    answer(asked, {**told, "notes": list(extension.lines)}, "\n".join(lines))
     return 0
 
 
@@ -192,9 +206,9 @@ def export(asked: argparse.Namespace) -> int:
     from trainer.checkpoint.take import export_checkpoint, find
 
     checkpoint = find(Path(asked.checkpoint))
-    export_checkpoint(checkpoint, Path(asked.out), asked.dtype, asked.shard_size)
-    told = {"checkpoint": str(checkpoint.path), "out": asked.out, "dtype": asked.dtype}
-    answer(asked, told, f"{asked.out}: {checkpoint.path.name} in {asked.dtype}")
+    lines = export_checkpoint(checkpoint, Path(asked.out), asked.dtype, asked.shard_size, asked.overwrite)
+    told = {"checkpoint": str(checkpoint.path), "out": asked.out, "dtype": asked.dtype, "notes": lines}
+    answer(asked, told, "\n".join([f"{asked.out}: {checkpoint.path.name} in {asked.dtype}", *lines]))
     return 0
 
 
@@ -202,7 +216,10 @@ def evaluate(asked: argparse.Namespace) -> int:
     """`rewarm eval`: nats per token and bits per byte of a model or checkpoint on token shards."""
     from trainer.score import score_model
 
-    scores = score_model(asked.model, asked.data, asked.seq_len, asked.max_tokens)
+    def say(line: str) -> None:
+        print(f"rewarm: {line}", file=sys.stderr, flush=True)
+
+    scores = score_model(asked.model, asked.data, asked.seq_len, asked.max_tokens, say)
     rows = {
         prefix: {"bits_per_byte": s.bits_per_byte, "nats_per_token": s.nats_per_token, "tokens": s.tokens}
         for prefix, s in scores.items()

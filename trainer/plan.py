@@ -13,6 +13,7 @@ import psutil
 import yaml
 
 from tokenization import vocabulary
+from tokenization.fingerprint import same
 from tokenization.shards import TokenStore, open_tokens
 from trainer import sharding
 from trainer.checkpoint import commit
@@ -22,7 +23,8 @@ from trainer.evaluation import Baseline, measured_on
 from trainer.metrics import check as check_logging
 from trainer.mixer.mixture import Mixture, SourceSize
 from trainer.mixer.sources import open_sources
-from trainer.model import architecture
+from trainer.model import architecture, tokens
+from trainer.model.directory import read_generation
 from trainer.model.memory import Memory, estimate
 from trainer.recipe import Recipe
 from trainer.scheduler.resume import Decision, decide
@@ -61,11 +63,13 @@ class Plan:
     broken: tuple[str, ...]
     """A line for each checkpoint that is not good."""
     notes: tuple[str, ...]
-    """A line for each thing that the run will not measure."""
+    """A line for each thing that the run will not measure, or that is odd about its tokens."""
     data: list[dict[str, Any]]
     """Per phase what the mixer takes its samples from."""
     base: BaseLineage | None
     decision: Decision
+    generation: dict[str, Any] | None = None
+    """What the base says of how to generate."""
 
 
 def checkpoints(recipe: Recipe) -> Path:
@@ -87,7 +91,8 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
     state = RunState.from_json(checkpoint.manifest.state) if checkpoint else None
     together = _Together()
     preset = together(lambda: sharding.read_preset(recipe.deepspeed))
-    vocab_size = together(lambda: vocabulary.open_tokenizer(recipe.model.tokenizer).size)
+    tokenizer = together(lambda: vocabulary.open_tokenizer(recipe.model.tokenizer))
+    vocab_size = tokenizer.size if tokenizer is not None else None
     described = {
         field: value for record in (state.phases if state else ()) for field, value in record.data.items()
     }
@@ -96,13 +101,18 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
     if preset is not None:
         together(lambda: sharding.check_saved(preset, recipe))
     together(lambda: check_logging(recipe.logging))
-    if stores is not None and validation is not None and vocab_size is not None:
-        together(lambda: _one_tokenizer(recipe, stores, validation))
+    if stores is not None and validation is not None and tokenizer is not None:
+        together(lambda: _one_tokenizer(recipe, tokenizer, stores, validation))
+    if checkpoint is not None and tokenizer is not None:
+        together(lambda: _as_trained(recipe, tokenizer, checkpoint))
     if vocab_size is not None:
         together.problems += architecture.check(recipe, vocab_size)
-    if preset is None or stores is None or validation is None or vocab_size is None or together.problems:
+    if preset is None or stores is None or validation is None or tokenizer is None or together.problems:
         raise Problems(together.problems)
+    vocab_size = tokenizer.size
     config = architecture.resolve(recipe, vocab_size)
+    of_tokens = together(lambda: _of_tokens(recipe, config, tokenizer))
+    config = _with_tokenizer(recipe, config, tokenizer)
     together(lambda: _trained(recipe, vocab_size))
     memory = _memory(recipe, preset, config, world_size)
     layout = together(lambda: _layout(recipe, memory, world_size))
@@ -128,9 +138,10 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
         memory=memory,
         checkpoint=checkpoint,
         broken=tuple(broken),
-        notes=tuple(_unmeasured(recipe, validation, checkpoint)),
+        notes=(*(of_tokens or ()), *_unmeasured(recipe, validation, checkpoint)),
         data=data,
         base=base,
+        generation=read_generation(recipe.model.base) if recipe.model.base else None,
         decision=decide(recipe, data, state, base),
     )
 
@@ -222,11 +233,47 @@ def _unmeasured(
         yield f"{where} scored on another set ({changed}); put that back, or start a new run directory"
 
 
+def _of_tokens(recipe: Recipe, config: Mapping[str, Any], tokenizer: vocabulary.Tokenizer) -> list[str]:
+    """Hold the base against the tokenizer; lines to be told."""
+    base = recipe.model.base
+    if base is None:
+        return []
+    return [*tokens.compare(base, config, tokenizer), *tokens.padding(config, tokenizer, value=base)]
+
+
+def _with_tokenizer(
+    recipe: Recipe, config: dict[str, Any], tokenizer: vocabulary.Tokenizer
+) -> dict[str, Any]:
+    """The config with the tokenizer's fingerprint; of random weights also with its EOS, BOS and pad."""
+    told = {**config, tokens.TOKENIZER: tokenizer.fingerprint}
+    if recipe.model.base is None:
+        ids = {f"{name}_token_id": tokenizer.special_id(name) for name in tokens.NAMES}
+        told |= {field: index for field, index in ids.items() if field not in (recipe.model.init or {})}
+    return told
+
+
+def _as_trained(recipe: Recipe, tokenizer: vocabulary.Tokenizer, checkpoint: commit.Checkpoint) -> None:
+    """A run goes on with the tokenizer that it was trained with."""
+    if not (checkpoint.path / "config.json").is_file():
+        return
+    recorded = architecture.read_config(checkpoint.path).get(tokens.TOKENIZER)
+    if isinstance(recorded, str) and not same(recorded, tokenizer.fingerprint):
+        raise UserError(
+            f"is {tokenizer.fingerprint} now, and {checkpoint.path} was trained with {recorded}",
+            field="model.tokenizer",
+            value=recipe.model.tokenizer,
+            mend="restore the tokenizer that the run began with, or give another run_dir",
+        )
+
+
 def _one_tokenizer(
-    recipe: Recipe, stores: Mapping[str, TokenStore], validation: Mapping[str, TokenStore]
+    recipe: Recipe,
+    tokenizer: vocabulary.Tokenizer,
+    stores: Mapping[str, TokenStore],
+    validation: Mapping[str, TokenStore],
 ) -> None:
     """Shards made with another tokenizer than the model's would be noise."""
-    wanted = vocabulary.fingerprint(recipe.model.tokenizer)
+    wanted = tokenizer.fingerprint
     places = {f"sources.{name}.path": store for name, store in stores.items()}
     places |= {f"validation.{name}": store for name, store in validation.items()}
     problems = [
@@ -238,7 +285,17 @@ def _one_tokenizer(
             mend="prepare it again with model.tokenizer",
         )
         for field, store in places.items()
-        if store.tokenizer != wanted
+        if not same(store.tokenizer, wanted)
+    ]
+    problems += [
+        UserError(
+            f"ends documents with {store.eos_id}, and EOS of {recipe.model.tokenizer} is {tokenizer.eos_id}",
+            field=field,
+            value=str(store.prefix),
+            mend="prepare it again with model.tokenizer",
+        )
+        for field, store in places.items()
+        if same(store.tokenizer, wanted) and store.eos_id != tokenizer.eos_id
     ]
     if problems:
         raise Problems(problems)

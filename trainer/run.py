@@ -225,6 +225,7 @@ class _Runner:
             loader=loader,
             validation=self.plan.validation,
             model_config=self.plan.model_config,
+            generation=self.plan.generation,
             micro_batch_size=layout.micro_batch_size,
             saver=self.saver,
             metrics=self.metrics,

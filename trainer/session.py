@@ -48,6 +48,8 @@ class Session:
     spikes: Spikes
     say: Callable[[str], None]
     versions: dict[str, str]
+    generation: Mapping[str, Any] | None = None
+    """The base's `generation_config.json`, which an export hands on."""
     baseline: dict[str, Baseline] = field(default_factory=dict)
     """Of each validation set that was scored before the first step."""
     tokens_before: int = 0
@@ -180,7 +182,8 @@ class Session:
             try:
                 self.saver.prepare(self.state.step, self.engine.saved_bytes)
                 # With it a checkpoint may be another run's base, wherever this run's base has gone.
-                write_config(self.model_config, self.saver.directory / name_of(self.state.step))
+                directory = self.saver.directory / name_of(self.state.step)
+                write_config(self.model_config, directory, self.generation)
             except (InfrastructureError, OSError) as error:
                 failure = str(error)
         failure = distributed.from_rank0(failure)

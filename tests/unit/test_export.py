@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import json
 import weakref
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from byte_level import save, tokenizer_json
+from checkpoints import manifest
 from model_tiny import CHINESE, ENGLISH, INIT, from_base, recipe, tokenizer, tokens
 from transformers import AutoModelForCausalLM
 
+from tokenization.proof import difference
+from tokenization.shards import ShardWriter
+from tokenization.vocabulary import open_tokenizer
+from trainer.checkpoint import commit
 from trainer.checkpoint.export import Card, export, render
+from trainer.checkpoint.take import _hold_tokenizer, export_checkpoint
 from trainer.errors import UserError
 from trainer.model.build import build
 from trainer.model.directory import Weight
+from trainer.recipe import dump, parse
 
 PIECES = 3 + 256 + len(ENGLISH) + len(CHINESE)
 CARD = Card("tiny", base="org/base", tokens=1_000_000)
 
 
 def exported(tmp_path, causal, dtype="fp32", **changes):
+    """The directory of an export with a tokenizer of PIECES pieces."""
     tok = tokenizer(tmp_path / "tok", *ENGLISH, *CHINESE)
     weights = changes.pop("weights", [Weight.of(*named) for named in causal.named_parameters()])
     export(
@@ -76,10 +86,91 @@ def test_gpt_neox_keeps_the_names_that_others_read(tmp_path):
         assert "embed_out.weight" in ours.names
 
 
-def test_the_tokenizer_is_copied_byte_for_byte(tmp_path):
+def test_the_tokenizer_gives_the_ids_of_the_training(tmp_path):
     out = exported(tmp_path, build(recipe(), PIECES))
-    for file in (tmp_path / "tok").iterdir():
-        assert (out / file.name).read_bytes() == file.read_bytes()
+    trained = open_tokenizer(tmp_path / "tok")
+    assert difference(out, trained) is None
+    assert json.loads((out / "config.json").read_text())["tokenizer_fingerprint"] == trained.fingerprint
+    assert (out / "tokenizer.model").read_bytes() == (tmp_path / "tok" / "tokenizer.model").read_bytes()
+
+
+def test_special_ids_of_the_config_class_give_way_to_the_tokenizers(tmp_path):
+    held = save(tmp_path / "bytes", tokenizer_json(special=("<|end|>", "<|pad|>")), pad_token="<|pad|>")
+    pieces = open_tokenizer(held).size
+    causal = build(recipe(), pieces)
+    causal.hf.config.pad_token_id = 70  # a byte
+    weights = [Weight.of(*named) for named in causal.named_parameters()]
+    lines = export(
+        weights, causal.hf.config, held, tmp_path / "out", vocab_size=pieces, dtype="fp32", card=CARD
+    )
+    for name in ("config.json", "generation_config.json"):
+        told = json.loads((tmp_path / "out" / name).read_text())
+        assert (told["eos_token_id"], told.get("bos_token_id")) == (pieces - 2, None), name
+        assert told["pad_token_id"] == pieces - 1, name
+    assert "config.json: eos_token_id 2 is 263 now, as the tokenizer has it" in lines
+
+
+def test_what_the_base_says_of_generating_is_kept(tmp_path):
+    told = {
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "do_sample": True,
+        "eos_token_id": [2, 0],
+        "pad_token_id": 32000,
+    }
+    out = exported(tmp_path, build(recipe(), PIECES), generation=told)
+    kept = json.loads((out / "generation_config.json").read_text())
+    assert kept == {**told, "pad_token_id": None}
+    assert AutoModelForCausalLM.from_pretrained(out).generation_config.temperature == 0.6
+
+
+def test_an_export_is_replaced_where_that_is_asked_for(tmp_path):
+    out = exported(tmp_path, build(recipe(), PIECES))
+    with pytest.raises(UserError, match="exists and is not empty; give a new directory, or --overwrite"):
+        exported(tmp_path, build(recipe("seed=1"), PIECES))
+    before = (out / "model.safetensors").read_bytes()
+    exported(tmp_path, build(recipe("seed=1"), PIECES), overwrite=True)
+    assert (out / "model.safetensors").read_bytes() != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "tok"]
+
+
+TRAINED = {"vocab_size": PIECES, "model_type": "llama"}
+
+
+def checkpoint(tmp_path, fingerprint=None, **changes):
+    """A checkpoint that tells which tokenizer it was trained with, or not; and its recipe."""
+    path = tmp_path / "run" / "checkpoints" / "step-00000001"
+    path.mkdir(parents=True)
+    told = {**TRAINED, **({"tokenizer_fingerprint": fingerprint} if fingerprint else {})}
+    (path / "config.json").write_text(json.dumps(told))
+    asked = recipe(f"model.tokenizer={tmp_path / 'tok'}", f"sources.a.path={tmp_path / 'shard'}")
+    return commit.Checkpoint(path, replace(manifest(1), recipe=dump(asked), **changes))
+
+
+@pytest.mark.parametrize("tells", ["checkpoint", "shard", "shard of an earlier rewarm"])
+def test_a_tokenizer_that_is_not_the_one_of_the_training_is_refused(tmp_path, tells):
+    tokenizer(tmp_path / "tok", *ENGLISH, *CHINESE)
+    trained = open_tokenizer(tmp_path / "tok")
+    fingerprint = trained.fingerprint if tells != "shard of an earlier rewarm" else trained.fingerprint[:32]
+    if tells != "checkpoint":
+        options = {"vocab_size": trained.size, "tokenizer": fingerprint, "eos_id": 2}
+        with ShardWriter(tmp_path / "shard", **options) as shard:
+            shard.add_document([5, 6, 2])
+    found = checkpoint(tmp_path, fingerprint if tells == "checkpoint" else None)
+    fields = json.loads((found.path / "config.json").read_text())
+    asked = parse(found.manifest.recipe)
+    assert _hold_tokenizer(found, asked, fields, trained) == []
+    tokenizer(tmp_path / "tok", *ENGLISH, *reversed(CHINESE))
+    with pytest.raises(UserError, match=r"model.tokenizer: '.*tok' is .* now, and the run was trained with"):
+        export_checkpoint(found, tmp_path / "out", "bf16", 10**9)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_whose_tokenizer_nothing_tells_is_said(tmp_path):
+    tokenizer(tmp_path / "tok", *ENGLISH, *CHINESE)
+    found = checkpoint(tmp_path)
+    (line,) = _hold_tokenizer(found, parse(found.manifest.recipe), {}, open_tokenizer(tmp_path / "tok"))
+    assert "neither the checkpoint nor a shard tells the tokenizer" in line
 
 
 def test_names_with_and_without_prefix_are_the_same_and_a_repeat_is_left_out(tmp_path):

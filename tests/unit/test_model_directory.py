@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from safetensors.torch import save_file as write_safetensors
 
+from tokenization.directories import whole_directory
 from trainer.errors import InfrastructureError, UserError
 from trainer.model import directory
-from trainer.model.directory import Weight, WeightsReader, WeightsWriter, copy_tokenizer, whole_directory
+from trainer.model.directory import Weight, WeightsReader, WeightsWriter, copy_tokenizer
 
 
 @settings(max_examples=30, deadline=None)

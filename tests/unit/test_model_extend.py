@@ -13,7 +13,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from tests.unit import scheduler_runs
-from tokenization.tokenizer_files import write_directory
+from tokenization import vocabulary
+from tokenization.directories import write_directory
 from trainer.cli import main
 from trainer.errors import UserError
 from trainer.model import directory
@@ -21,6 +22,7 @@ from trainer.model.architecture import EMBEDDINGS, resolve
 from trainer.model.build import build
 from trainer.model.directory import WeightsReader
 from trainer.model.extend import bits_per_byte, compare, extend
+from trainer.model.tokens import TOKENIZER
 from trainer.plan import base_lineage
 from trainer.scheduler.state import EXPORTED
 
@@ -297,3 +299,69 @@ def test_the_hand_made_tokenizer_is_one():
         model_proto=sentencepiece_model(*ENGLISH, *CHINESE).SerializeToString()
     )
     assert processor.encode("ab c中国", out_type=str) == ["▁ab", "▁c", "中国"]
+
+
+# ---- special tokens, and the tokenizer that the rows are of
+
+
+def padded_base(tmp_path, pad, **files):
+    """A base whose config names a pad id, one row beyond the pieces of its model."""
+    old = base(tmp_path, rows=OLD + 1)
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "pad_token_id": pad}))
+    generation = {"pad_token_id": pad, "eos_token_id": 2, "temperature": 0.5}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(generation))
+    for name, held in files.items():
+        (tmp_path / "base" / f"{name}.json").write_text(json.dumps(held))
+    return old
+
+
+def test_a_pad_id_beyond_the_pieces_does_not_become_a_new_piece(tmp_path, capsys):
+    padded_base(tmp_path, OLD)
+    arguments = ["--base", str(tmp_path / "base"), "--tokenizer", str(tmp_path / "new")]
+    assert main(["model", "extend", *arguments, "--out", str(tmp_path / "out")]) == 0
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["pad_token_id"] is None
+    said = capsys.readouterr().out
+    assert f"config.json: pad_token_id {OLD} is None now" in said
+    assert f"generation_config.json: pad_token_id {OLD} is None now" in said
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["temperature"] == 0.5
+
+
+def test_an_extension_that_takes_the_id_of_an_added_token_is_refused(tmp_path):
+    padded_base(tmp_path, OLD, added_tokens={"<pad>": OLD}, special_tokens_map={"pad_token": "<pad>"})
+    with pytest.raises(UserError, match=rf"its piece {OLD} is '中国' \(score -8\), not '<pad>'"):
+        extend(tmp_path / "base", tmp_path / "new", tmp_path / "out")
+
+
+def test_an_added_token_of_the_base_keeps_its_row(tmp_path):
+    padded_base(tmp_path, OLD, added_tokens={"<pad>": OLD}, special_tokens_map={"pad_token": "<pad>"})
+    made = vocabulary.extend(tmp_path / "base", tmp_path / "new", tmp_path / "grown")
+    extension = extend(tmp_path / "base", tmp_path / "grown", tmp_path / "out")
+    assert (extension.base_pieces, extension.pieces) == (OLD + 1, OLD + 1 + made.added)
+    before, after = weights(tmp_path / "base"), weights(tmp_path / "out")
+    for name in EMBEDDINGS["llama"]:
+        assert torch.equal(after[name][: OLD + 1], before[name]), name
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] == OLD
+
+
+def test_the_model_tells_of_which_tokenizer_its_rows_are(tmp_path):
+    base(tmp_path)
+    extend(tmp_path / "base", tmp_path / "new", tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (
+        told[TOKENIZER]
+        == vocabulary.fingerprint(tmp_path / "new")
+        == vocabulary.fingerprint(tmp_path / "out")
+    )
+    # Another one laid beside its rows is not taken for theirs.
+    tokenizer(tmp_path / "out", *ENGLISH, *reversed(CHINESE))
+    (tmp_path / "out" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"has rows of the tokenizer .*, and the one beside them is"):
+        extend(tmp_path / "out", tokenizer(tmp_path / "more", *ENGLISH, *CHINESE, "a国"), tmp_path / "again")
+
+
+def test_pad_that_is_eos_is_told(tmp_path):
+    padded_base(tmp_path, 2)
+    extension = extend(tmp_path / "base", tmp_path / "new", tmp_path / "out")
+    assert any("pad_token_id 2 is EOS as well" in line for line in extension.lines)

@@ -1,15 +1,23 @@
 """What a plan says of a run that has begun, and what it refuses before ranks are joined."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import runs
+from byte_level import save, tokenizer_json
 from checkpoints import manifest
 
+from tokenization import vocabulary
+from tokenization.shards import ShardWriter
+from tokenization.training import train
 from trainer import recipe as recipes
 from trainer.checkpoint import commit
 from trainer.errors import Problems
-from trainer.plan import prepare
+from trainer.model import architecture
+from trainer.plan import _with_tokenizer, prepare
 from trainer.preview import render, to_json
 
 
@@ -140,3 +148,90 @@ def test_another_seq_len_is_told_before_what_follows_from_it(file):
     assert "seq_len was changed" in doubled.decision.reason
     with pytest.raises(Problems, match="max_epochs: '1/40' is not enough"):
         plan(file, *cap, "phases.1.tokens=4000")
+
+
+# ---- the base, the tokenizer and the shards are of one tokenizer
+
+
+def grown(folder, tokenizer, **config):
+    """A model directory without weights, which is all that a plan reads of a base."""
+    folder.mkdir()
+    for path in Path(tokenizer).iterdir():
+        shutil.copyfile(path, folder / path.name)
+    fields = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    told = {"model_type": "llama", "vocab_size": 420, "max_position_embeddings": 64, **fields, **config}
+    (folder / "config.json").write_text(json.dumps(told))
+    return folder
+
+
+def other_tokenizer(folder):
+    """As many pieces as the data's tokenizer, and not the same ones."""
+    corpus = folder / "other.txt"
+    corpus.write_text("\n".join(runs.text("en", 300, 8) + runs.text("zh", 300, 9)).upper(), encoding="utf-8")
+    train([corpus], 420, folder / "other")
+    return folder / "other"
+
+
+def test_a_base_of_another_vocabulary_of_the_same_size_is_refused(file, data, tmp_path):
+    same = grown(tmp_path / "same", data / "tokenizer")
+    assert plan(file, "model.init=null", f"model.base={same}").notes == ()
+    other = grown(tmp_path / "base", other_tokenizer(tmp_path))
+    with pytest.raises(Problems, match=r"^model.base: '.*base' has a row of .* for the id \d+, which is .*"):
+        plan(file, "model.init=null", f"model.base={other}")
+
+
+def test_a_base_that_tells_its_tokenizer_is_held_to_it(file, data, tmp_path):
+    other = vocabulary.fingerprint(other_tokenizer(tmp_path))
+    base = grown(tmp_path / "base", data / "tokenizer", tokenizer_fingerprint=other)
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (base / name).unlink()
+    with pytest.raises(Problems, match=f"has rows of the tokenizer {other}, and model.tokenizer"):
+        plan(file, "model.init=null", f"model.base={base}")
+
+
+def test_a_pad_id_that_is_a_piece_of_text_is_refused_and_one_that_is_eos_is_told(file, data, tmp_path):
+    base = grown(tmp_path / "base", data / "tokenizer", pad_token_id=400)
+    with pytest.raises(
+        Problems, match=r"has pad_token_id 400 in config.json, which is '.*', a piece of text"
+    ):
+        plan(file, "model.init=null", f"model.base={base}")
+    told = grown(tmp_path / "told", data / "tokenizer", pad_token_id=2)
+    (note,) = plan(file, "model.init=null", f"model.base={told}").notes
+    assert "pad_token_id 2 is EOS as well" in note
+
+
+def test_random_weights_have_the_special_ids_of_the_tokenizer(file, tmp_path):
+    recipe = recipes.load(file)
+    tokenizer = vocabulary.open_tokenizer(save(tmp_path / "bytes", tokenizer_json(special=("<|end|>",))))
+    told = _with_tokenizer(recipe, architecture.resolve(recipe, tokenizer.size), tokenizer)
+    assert told["tokenizer_fingerprint"] == tokenizer.fingerprint
+    ids = (told["eos_token_id"], told["bos_token_id"], told["pad_token_id"])
+    assert ids == (tokenizer.size - 1, None, None), "not LLaMA's 2 and 1, which are bytes here"
+    chosen = recipes.load(file, ["model.init.eos_token_id=5"])
+    assert _with_tokenizer(chosen, architecture.resolve(chosen, 420), tokenizer)["eos_token_id"] == 5
+
+
+def test_a_run_goes_on_with_the_tokenizer_that_it_began_with(file):
+    state = saved(file)
+    path = plan(file).recipe.directory / "checkpoints" / commit.name_of(state.step) / "config.json"
+    path.write_text(json.dumps({"tokenizer_fingerprint": plan(file).model_config["tokenizer_fingerprint"]}))
+    assert plan(file).decision.kind == "restore"
+    path.write_text(json.dumps({"tokenizer_fingerprint": "another.one"}))
+    with pytest.raises(Problems, match=r"model.tokenizer: .* now, and .* was trained with another.one"):
+        plan(file)
+
+
+def test_shards_of_an_earlier_rewarm_are_known_and_their_eos_is_held(file, data, tmp_path):
+    tokenizer = vocabulary.open_tokenizer(data / "tokenizer")
+    for eos, good in ((2, True), (1, False)):
+        options = {"vocab_size": 420, "tokenizer": tokenizer.fingerprint[:32], "eos_id": eos}
+        with ShardWriter(tmp_path / f"upstream-{eos}", **options) as shard:
+            shard.add_document([5, 6, eos])
+        override = f"validation.upstream={tmp_path}/upstream-{eos}"
+        if good:
+            assert plan(file, override).notes == ()
+        else:
+            with pytest.raises(
+                Problems, match=r"validation.upstream: .* ends documents with 1, and EOS of .* 2"
+            ):
+                plan(file, override)

@@ -11,10 +11,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2 as spm
 
-from tokenization import encoder, tokenizer_json, vocabulary
-from tokenization.errors import Problems, UserError
+from tokenization import directories, encoder, tokenizer_json, vocabulary
+from tokenization.directories import write_directory
+from tokenization.errors import InfrastructureError, Problems, UserError
 from tokenization.extension import append, choose, unreachable
-from tokenization.tokenizer_files import Tokenizer, open_tokenizer, write_directory
+from tokenization.proof import TransformersEngine, difference
+from tokenization.tokenizer_files import Tokenizer, open_tokenizer
 
 Piece = spm.ModelProto.SentencePiece
 
@@ -206,7 +208,7 @@ def test_added_tokens_beside_the_model_are_not_overwritten(tmp_path, name, chang
     held = json.loads((base / name).read_text()) if (base / name).exists() else {}
     (base / "tokenizer.json").unlink()  # which a slow tokenizer has not
     (base / name).write_text(json.dumps({**held, **change}))
-    with pytest.raises(UserError, match=rf"{name}: has <pad>, which tokenizer[.]model has not"):
+    with pytest.raises(UserError, match=rf"{name}: has <pad>, which tokenizer[.]model does not have"):
         vocabulary.extend(base, saved(tmp_path / "a", ADD), tmp_path / "out")
     vocabulary.extend(base / "tokenizer.model", tmp_path / "a", tmp_path / "out")
 
@@ -355,3 +357,107 @@ def test_json_and_back_merges_the_same(merges):
     model = model_of(*((piece, -float(rank)) for rank, piece in enumerate(pieces)))
     held = tokenizer_json.from_model(model)
     assert tokenizer_json.from_model(tokenizer_json.to_model(held, "x")) == held
+
+
+# ---- what the base's directory says beside its model
+
+
+def chat_base(folder, **config):
+    """A base with `<pad>` and `<|im_end|>` beyond its model, EOS the latter, and a chat template."""
+    write_directory(folder, BASE)
+    (folder / "tokenizer.json").unlink()
+    first = len(BASE.pieces)
+    (folder / "added_tokens.json").write_text(json.dumps({"<pad>": first, "<|im_end|>": first + 1}))
+    told = {
+        "tokenizer_class": "LlamaTokenizer",
+        "eos_token": "<|im_end|>",
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+    }
+    told |= {
+        "chat_template": "{{ m }}",
+        "model_max_length": 99,
+        "padding_side": "left",
+        "add_bos_token": True,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps({**told, **config}))
+    (folder / "special_tokens_map.json").unlink()
+    return folder
+
+
+def test_added_tokens_of_the_base_keep_their_ids(tmp_path):
+    base = open_tokenizer(chat_base(tmp_path / "b"))
+    made = vocabulary.extend(tmp_path / "b", saved(tmp_path / "a", ADD), tmp_path / "out")
+    grown = open_tokenizer(tmp_path / "out")
+    assert grown.pieces[: base.size] == base.pieces
+    assert made.base_pieces == base.size
+    assert (grown.eos_id, grown.pad_id, grown.bos_id) == (base.eos_id, base.pad_id, 1)
+    assert grown.fingerprint == made.fingerprint
+    # Text that spells one is text, as it was.
+    lines = ["a<pad>中国<|im_end|>", "the"]
+    assert encode(grown.model, lines[0]) == encode(BASE, lines[0])
+    loaded = TransformersEngine(tmp_path / "out")
+    assert difference(tmp_path / "out", grown) is None
+    assert (loaded.tokenizer.eos_token, loaded.tokenizer.pad_token) == ("<|im_end|>", "<pad>")
+
+
+def test_the_base_hands_down_its_chat_template_and_settings(tmp_path):
+    chat_base(tmp_path / "b", mask_token="<mask>", auto_map={"x": "y"})
+    (tmp_path / "b" / "chat_template.jinja").write_text("{{ messages }}")
+    made = vocabulary.extend(tmp_path / "b", saved(tmp_path / "a", ADD), tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    wanted = {
+        "chat_template": "{{ m }}",
+        "model_max_length": 99,
+        "padding_side": "left",
+        "pad_token": "<pad>",
+    }
+    assert {name: told.get(name) for name in wanted} == wanted
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+    text = made.to_text()
+    assert "tokenizer_config.json: mask_token '<mask>' is left out: not a piece" in text
+    assert "tokenizer_config.json: auto_map is left out" in text
+
+
+# ---- nothing that exists is overwritten
+
+
+def test_what_is_there_is_not_overwritten_unless_that_is_asked_for(tmp_path):
+    first, second = saved(tmp_path / "a", ADD), saved(tmp_path / "b", model_of(("中", 0), ("人", -1)))
+    base = tmp_path / "base"
+    write_directory(base, BASE)
+    vocabulary.extend(base, first, tmp_path / "out")
+    before = vocabulary.fingerprint(tmp_path / "out")
+    with pytest.raises(UserError, match=r"--out: '.*out' exists and is not empty; give a new directory, or"):
+        vocabulary.extend(base, second, tmp_path / "out")
+    assert vocabulary.fingerprint(tmp_path / "out") == before
+    vocabulary.extend(base, second, tmp_path / "out", overwrite=True)
+    assert vocabulary.fingerprint(tmp_path / "out") != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "base", "out"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "runs", "data.jsonl"])
+def test_overwriting_never_takes_away_what_is_not_a_tokenizer(tmp_path, name):
+    base, add = tmp_path / "base", saved(tmp_path / "a", ADD)
+    write_directory(base, BASE)
+    vocabulary.extend(base, add, tmp_path / "out")
+    (tmp_path / "out" / name).mkdir() if name == "runs" else (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds {name}, which is not of a tokenizer or a model"):
+        vocabulary.extend(base, add, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / name).exists()
+
+
+def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
+    base, add = tmp_path / "base", saved(tmp_path / "a", ADD)
+    write_directory(base, BASE)
+    vocabulary.extend(base, add, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(directories, "write_atomically", full)
+    with pytest.raises(InfrastructureError, match="No space left"):
+        vocabulary.extend(base, add, tmp_path / "out", overwrite=True, max_pieces=1)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "base", "out"]

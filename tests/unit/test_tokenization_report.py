@@ -8,8 +8,9 @@ import pytest
 from sentencepiece import sentencepiece_model_pb2 as spm
 
 from tokenization import vocabulary
+from tokenization.directories import write_directory
 from tokenization.errors import UserError
-from tokenization.tokenizer_files import open_tokenizer, write_directory
+from tokenization.tokenizer_files import open_tokenizer
 
 Piece = spm.ModelProto.SentencePiece
 ENGLISH = [f"line {index} about the lazy dog and the quick brown fox" for index in range(200)]

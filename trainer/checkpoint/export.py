@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +15,14 @@ from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from tokenization.directories import whole_directory
+from tokenization.vocabulary import Tokenizer, open_tokenizer
 from trainer.errors import UserError
 from trainer.model.architecture import EMBEDDINGS, file_name
-from trainer.model.directory import MAX_SHARD_BYTES, Weight, WeightsWriter, copy_tokenizer, whole_directory
+from trainer.model.directory import MAX_SHARD_BYTES, Weight, WeightsWriter
 from trainer.model.loss import plain_name
+from trainer.model.tokenizer import write_tokenizer
+from trainer.model.tokens import TOKENIZER, own_tokenizer, with_special
 from trainer.scheduler.state import EXPORTED
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,21 +57,27 @@ def export(
     dtype: Literal["fp32", "bf16", "fp16"],
     card: Card,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> None:
+    generation: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> list[str]:
     """Writes `weights` (made one at a time, under `CausalLM`'s names or Hugging Face's) and their config.
 
     Embedding rows beyond the tokenizer's `vocab_size` pieces are padding and are left out, so that no one
-    can sample them. The tokenizer's files are copied byte for byte.
+    can sample them. The tokenizer is proved to give the ids of the training. `generation` is what the base
+    had in generation_config.json. Returns a line for each thing that is not as the base had it.
 
     Raises:
-        UserError: `out` is not empty, the tokenizer is missing, there is no input embedding in `weights`,
-            or a weight does not fit into `dtype`.
+        UserError: `out` is not empty (unless `overwrite`), the tokenizer is missing or cannot be written so
+            that transformers gives its ids, there is no input embedding in `weights`, or a weight does not
+            fit into `dtype`.
         InfrastructureError: the disk is full or cannot be written.
     """
     input_name, output_name = EMBEDDINGS[config.model_type]
     written: set[str] = set()
-    with whole_directory(out) as draft:
-        copy_tokenizer(tokenizer, draft)
+    opened = open_tokenizer(tokenizer)
+    with whole_directory(out, overwrite=overwrite) as draft:
+        lines = _write_config(config, vocab_size, dtype, draft, opened, generation)
+        proved = write_tokenizer(opened, draft, own_tokenizer(card.base) if card.base else None)
         writer = WeightsWriter(draft, max_shard_bytes)
         for weight in weights:
             name = file_name(config.model_type, plain_name(weight.name))
@@ -82,11 +91,10 @@ def export(
         if input_name not in written:
             raise UserError("is not among the weights to export", value=input_name)
         writer.close()
-        _write_config(config, vocab_size, dtype, draft)
-        loader = _tokenizer_loader(config.model_type, draft)
-        (draft / "README.md").write_text(render(card, dtype, loader), encoding="utf-8")
+        (draft / "README.md").write_text(render(card, dtype, proved.loader), encoding="utf-8")
         if card.state is not None:
             (draft / EXPORTED).write_text(json.dumps(card.state), encoding="utf-8")
+    return [*lines, *proved.lines]
 
 
 def _made(weight: Weight, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -103,27 +111,28 @@ def _cast(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return cast
 
 
-def _write_config(config: PretrainedConfig, vocab_size: int, dtype: str, draft: Path) -> None:
+def _write_config(
+    config: PretrainedConfig,
+    vocab_size: int,
+    dtype: str,
+    draft: Path,
+    tokenizer: Tokenizer,
+    generation: Mapping[str, Any] | None,
+) -> list[str]:
     """config.json and generation_config.json for those who use the model, not for those who train it."""
-    told = copy.deepcopy(config)
-    told.vocab_size = vocab_size
+    fields, lines = with_special(config.to_dict(), tokenizer, "config.json")
+    fields |= {"vocab_size": vocab_size, "use_cache": True, TOKENIZER: tokenizer.fingerprint}
+    told = type(config).from_dict(fields)
     told.dtype = DTYPES[dtype]
-    told.use_cache = True
     told.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     told.save_pretrained(draft)
-    GenerationConfig.from_model_config(told).save_pretrained(draft)
-
-
-def _tokenizer_loader(model_type: str, draft: Path) -> str:
-    """The transformers class that loads the tokenizer as it is.
-
-    For Qwen2 `AutoTokenizer` takes Qwen2's own rules, whatever tokenizer_config.json names.
-    """
-    path = draft / "tokenizer_config.json"
-    named = json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class", "") if path.exists() else ""
-    if model_type == "qwen2" and named.startswith(("PreTrainedTokenizer", "Llama")):
-        return "PreTrainedTokenizerFast"
-    return "AutoTokenizer"
+    if generation is None:
+        GenerationConfig.from_model_config(told).save_pretrained(draft)
+        return lines
+    settings, more = with_special(generation, tokenizer, "generation_config.json")
+    text = json.dumps(settings, indent=2, ensure_ascii=False)
+    (draft / "generation_config.json").write_text(f"{text}\n", encoding="utf-8")
+    return [*lines, *more]
 
 
 def render(card: Card, dtype: str, tokenizer_loader: str = "AutoTokenizer") -> str:

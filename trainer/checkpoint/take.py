@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -11,12 +12,17 @@ from typing import Any, Literal
 from transformers import AutoConfig
 
 from tokenization import vocabulary
+from tokenization.directories import refuse_existing
+from tokenization.fingerprint import same
+from tokenization.shards import open_tokens
 from trainer.checkpoint import commit, portable
 from trainer.checkpoint.export import Card, export
 from trainer.errors import InfrastructureError, UserError
 from trainer.metrics.records import FILE, read
 from trainer.model.architecture import read_config
-from trainer.recipe import parse
+from trainer.model.directory import read_generation
+from trainer.model.tokens import TOKENIZER
+from trainer.recipe import Recipe, parse
 from trainer.scheduler.state import RunState
 
 
@@ -46,29 +52,67 @@ def find(path: Path) -> commit.Checkpoint:
 
 
 def export_checkpoint(
-    checkpoint: commit.Checkpoint, out: Path, dtype: Literal["fp32", "bf16", "fp16"], max_shard_bytes: int
-) -> None:
-    """Writes the Hugging Face form of a checkpoint, one parameter at a time.
+    checkpoint: commit.Checkpoint,
+    out: Path,
+    dtype: Literal["fp32", "bf16", "fp16"],
+    max_shard_bytes: int,
+    overwrite: bool = False,
+) -> list[str]:
+    """Writes the Hugging Face form of a checkpoint, one parameter at a time; lines to be told of it.
 
     Raises:
-        UserError: `out` is not empty, or the recipe's tokenizer is gone.
+        UserError: `out` is not empty (unless `overwrite`), or the recipe's tokenizer is gone or is not the
+            one that the run was trained with.
     """
+    refuse_existing(out, overwrite=overwrite)
     manifest = checkpoint.manifest
     recipe = parse(manifest.recipe, file=checkpoint.path / commit.MARKER)
-    vocab_size = vocabulary.open_tokenizer(recipe.model.tokenizer).size
-    config = AutoConfig.for_model(**read_config(checkpoint.path))
+    tokenizer = vocabulary.open_tokenizer(recipe.model.tokenizer)
+    fields = read_config(checkpoint.path)
+    lines = _hold_tokenizer(checkpoint, recipe, fields, tokenizer)
+    config = AutoConfig.for_model(**fields)
     reader = portable.Reader(checkpoint.files)
-
-    export(
+    generation = read_generation(checkpoint.path)
+    if generation is None and recipe.model.base is not None:
+        generation = read_generation(recipe.model.base)
+    lines += export(
         reader.weights(),
         config,
         recipe.model.tokenizer,
         out,
-        vocab_size=vocab_size,
+        vocab_size=tokenizer.size,
         dtype=dtype,
         card=_card(checkpoint),
         max_shard_bytes=max_shard_bytes,
+        generation=generation,
+        overwrite=overwrite,
     )
+    return lines
+
+
+def _hold_tokenizer(
+    checkpoint: commit.Checkpoint, recipe: Recipe, config: dict[str, Any], tokenizer: vocabulary.Tokenizer
+) -> list[str]:
+    """Hold the tokenizer at the recipe's path against the one that the run was trained with.
+
+    An older checkpoint does not tell it; the shards that it was trained on do, where they still lie there.
+
+    Raises:
+        UserError: it is another one now.
+    """
+    trained = [(str(checkpoint.path), found)] if isinstance(found := config.get(TOKENIZER), str) else []
+    for source in () if trained else recipe.sources.values():
+        with contextlib.suppress(UserError):
+            trained.append((source.path, open_tokens(source.path).tokenizer))
+    for where, fingerprint in trained:
+        if not same(fingerprint, tokenizer.fingerprint):
+            what = f"is {tokenizer.fingerprint} now, and the run was trained with {fingerprint} (see {where})"
+            mend = "put that tokenizer back"
+            raise UserError(what, field="model.tokenizer", value=recipe.model.tokenizer, mend=mend)
+    if trained:
+        return []
+    unknown = "neither the checkpoint nor a shard tells the tokenizer of the training; it is not compared"
+    return [f"model.tokenizer: {recipe.model.tokenizer!r}: {unknown}"]
 
 
 def _card(checkpoint: commit.Checkpoint) -> Card:

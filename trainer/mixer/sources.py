@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tokenization.fingerprint import same
 from tokenization.shards import TokenStore, open_tokens
 from trainer.errors import Problems, UserError
 from trainer.recipe import Recipe
@@ -51,7 +52,7 @@ def _changed(
 def _mixed_tokenizers(recipe: Recipe, stores: Mapping[str, TokenStore]) -> Iterator[UserError]:
     first = next(iter(stores), None)
     for name, store in stores.items():
-        if first is not None and store.tokenizer != stores[first].tokenizer:
+        if first is not None and not same(store.tokenizer, stores[first].tokenizer):
             yield UserError(
                 f"was made with tokenizer {store.tokenizer}, but {first} with {stores[first].tokenizer}",
                 field=f"sources.{name}.path",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,9 +16,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from tokenization.shard_format import sync
 from trainer import disk
 from trainer.errors import InfrastructureError, UserError
 
+GENERATION = "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 TOKENIZER_FILES = (
@@ -28,6 +29,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
     "vocab.json",
     "merges.txt",
     "extension.json",
@@ -249,15 +251,37 @@ def fetch(model: str | Path, files: list[str], field: str | None) -> Path:
         ) from error
 
 
-def write_config(config: Mapping[str, Any], directory: str | Path) -> None:
-    """Writes and syncs config.json, by which transformers knows a model.
+def write_config(
+    config: Mapping[str, Any], directory: str | Path, generation: Mapping[str, Any] | None = None
+) -> None:
+    """Writes and syncs config.json, by which transformers knows a model, and generation_config.json if given.
 
     Raises:
         OSError: the disk is full or fails.
     """
-    path = Path(directory) / "config.json"
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _sync(path)
+    for name, content in (("config.json", config), (GENERATION, generation)):
+        if content is not None:
+            path = Path(directory) / name
+            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            sync(path)
+
+
+def read_generation(directory: str | Path) -> dict[str, Any] | None:
+    """What a model's directory says of how to generate; None where it says nothing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(directory) / GENERATION
+    if not path.is_file():
+        return None
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read ({error})", file=path, mend="copy the model again") from error
+    if not isinstance(read, dict):
+        raise UserError("is not a mapping of settings", file=path, mend="copy the model again")
+    return read
 
 
 def copy_tokenizer(tokenizer: str | Path, directory: str | Path) -> None:
@@ -268,7 +292,7 @@ def copy_tokenizer(tokenizer: str | Path, directory: str | Path) -> None:
     """
     source = Path(tokenizer)
     if source.is_file():
-        found = {source: "tokenizer.model"}
+        found = {source: "tokenizer.json" if source.suffix == ".json" else "tokenizer.model"}
     else:
         found = {source / name: name for name in TOKENIZER_FILES if (source / name).is_file()}
     if not found:
@@ -276,36 +300,3 @@ def copy_tokenizer(tokenizer: str | Path, directory: str | Path) -> None:
         raise UserError("holds no tokenizer", field="tokenizer", value=str(tokenizer), mend=mend)
     for path, name in found.items():
         shutil.copyfile(path, Path(directory) / name)
-
-
-@contextmanager
-def whole_directory(out: str | Path, field: str = "--out") -> Iterator[Path]:
-    """A directory to fill that becomes `out` once the block has ended well, and vanishes if it has not.
-
-    Raises:
-        UserError: `out` exists and is not an empty directory.
-        InfrastructureError: the disk is full or cannot be written.
-    """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("exists and is not empty", field=field, value=str(out), mend="give a new directory")
-    draft = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        draft.mkdir(parents=True)
-        yield draft
-        for path in [*draft.iterdir(), draft]:
-            _sync(path)
-        draft.rename(out)
-        _sync(out.parent)
-    except OSError as error:
-        raise InfrastructureError(f"{out}: cannot be written ({error}); nothing was left there") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,17 +17,21 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from tokenization.vocabulary import open_tokenizer
+from tokenization.directories import refuse_existing, whole_directory
+from tokenization.fingerprint import same
+from tokenization.vocabulary import Tokenizer, open_tokenizer, whole_model
 from trainer.errors import UserError
 from trainer.model.architecture import EMBEDDINGS, check_type, file_name, read_config
 from trainer.model.directory import (
+    GENERATION,
     Weight,
     WeightsReader,
     WeightsWriter,
-    copy_tokenizer,
     local,
-    whole_directory,
+    read_generation,
 )
+from trainer.model.tokenizer import write_tokenizer
+from trainer.model.tokens import TOKENIZER, padding, with_special
 from trainer.model.trainable import BASE_ROWS
 from trainer.scheduler.state import EXPORTED
 
@@ -51,6 +54,8 @@ class Extension:
     """Rows of the new embeddings: the pieces, and padding to a multiple of 64."""
     splits: Sequence[Sequence[int]]
     """For each new piece the base's ids of its text; empty where it has none."""
+    lines: Sequence[str] = ()
+    """What is not as the base had it."""
 
     @property
     def mean_split(self) -> float:
@@ -64,6 +69,7 @@ def extend(
     out: str | Path,
     new_rows: NewRows = "subpiece_mean",
     seed: int = 0,
+    overwrite: bool = False,
 ) -> Extension:
     """Writes the model `base`, grown to the pieces of `tokenizer`, into the new directory `out`.
 
@@ -76,17 +82,20 @@ def extend(
 
     Raises:
         UserError: `base` is no supported plain checkpoint, `tokenizer` does not extend its tokenizer or
-            adds nothing, or `out` is not empty.
+            adds nothing, or `out` is not empty (unless `overwrite`).
         InfrastructureError: the disk is full or cannot be written.
     """
     base = local(base, field="--base")
     config = read_config(base, field="--base")
     check_type(config.get("model_type"), field="--base", file=base)
+    refuse_existing(out, overwrite=overwrite)
+    own, opened = open_tokenizer(base), open_tokenizer(tokenizer)
+    _hold_recorded(base, config, own)
     extension = compare(base, tokenizer, config["vocab_size"])
     tied = bool(config.get("tie_word_embeddings", False))
     input_name, output_name = EMBEDDINGS[config["model_type"]]
     grown = {input_name} if tied else {input_name, output_name}
-    with WeightsReader(base) as weights, whole_directory(out) as draft:
+    with WeightsReader(base) as weights, whole_directory(out, overwrite=overwrite) as draft:
         names = {name: file_name(config["model_type"], name) for name in weights.names}
         if missing := grown - set(names.values()):
             raise UserError("is missing from the weights", file=base, value=min(missing))
@@ -100,13 +109,36 @@ def extend(
             elif not (tied and final == output_name):
                 writer.add(Weight(final, shape, dtype, partial(weights.__getitem__, name)))
         writer.close()
-        told = {**config, "vocab_size": extension.rows, BASE_ROWS: extension.base_pieces}
+        told, lines = with_special(config, opened, "config.json")
+        told |= {
+            "vocab_size": extension.rows,
+            BASE_ROWS: extension.base_pieces,
+            TOKENIZER: opened.fingerprint,
+        }
+        lines += padding(told, opened, "--base", str(base))
         (draft / "config.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        if (generation := Path(base) / "generation_config.json").is_file():
-            shutil.copyfile(generation, draft / generation.name)
+        if (generation := read_generation(base)) is not None:
+            settings, more = with_special(generation, opened, GENERATION)
+            (draft / GENERATION).write_text(
+                json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8"
+            )
+            lines += more
         _carry_lineage(base, draft, extension.rows - extension.base_pieces)
-        copy_tokenizer(tokenizer, draft)
-    return extension
+        lines += write_tokenizer(opened, draft, own).lines
+    return replace(extension, lines=lines)
+
+
+def _hold_recorded(base: Path, config: Mapping[str, Any], own: Tokenizer) -> None:
+    """Hold the tokenizer beside the base against the one that its rows were made for.
+
+    Raises:
+        UserError: it has been replaced.
+    """
+    recorded = config.get(TOKENIZER)
+    if isinstance(recorded, str) and not same(recorded, own.fingerprint):
+        what = f"has rows of the tokenizer {recorded}, and the one beside them is {own.fingerprint}"
+        mend = "put the tokenizer back that the model was made with"
+        raise UserError(what, field="--base", value=str(base), mend=mend)
 
 
 def _carry_lineage(base: str | Path, draft: Path, new_rows: int) -> None:
@@ -150,11 +182,12 @@ def compare(base: str | Path, tokenizer: str | Path, base_rows: int) -> Extensio
     if new.model is None:
         mend = "give one with tokenizer.model, as `rewarm vocab extend` writes"
         raise UserError("is not SentencePiece's, from whose pieces rows are made", file=new.path, mend=mend)
-    before, after = (old.model.pieces, new.model.pieces) if old.model else (old.pieces, new.pieces)
+    grown = whole_model(new)
+    before, after = (whole_model(old).pieces, grown.pieces) if old.model else (old.pieces, new.pieces)
     for number, (was, now) in enumerate(zip(before, after, strict=False)):
         if was != now:
             what = f"is no extension of the base's: its piece {number} is {_shown(now)}, not {_shown(was)}"
-            mend = "make one: rewarm vocab extend --base BASE --add TOKENIZER --out DIR"
+            mend = f"make one: rewarm vocab extend --base {base} --add TOKENIZER --out DIR"
             raise UserError(what, field="--tokenizer", value=str(tokenizer), mend=mend)
     if new.size <= old.size:
         what = f"adds nothing to the base's {old.size} pieces"
@@ -162,7 +195,7 @@ def compare(base: str | Path, tokenizer: str | Path, base_rows: int) -> Extensio
     if base_rows < old.size:
         what = f"has {base_rows} embedding rows for its tokenizer's {old.size} pieces"
         raise UserError(what, field="--base", value=str(base), mend="copy the model again")
-    return Extension(old.size, new.size, -(-new.size // MULTIPLE) * MULTIPLE, _splits(new.model, old.size))
+    return Extension(old.size, new.size, -(-new.size // MULTIPLE) * MULTIPLE, _splits(grown, old.size))
 
 
 def _shown(piece: Any) -> str:

@@ -1,0 +1,62 @@
+"""The fingerprint of a tokenizer: a digest of everything that decides which ids a text gets.
+
+It has two halves, `CORE.REST`. CORE is of the pieces, scores, kinds, merges and the rules of normalization.
+REST is of what lies beside them: the added tokens with their ids, EOS and BOS. An earlier rewarm wrote CORE
+alone; such a fingerprint is still known, and is compared by its one half.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import xxhash
+from sentencepiece import sentencepiece_model_pb2 as spm
+
+
+def join(core: str, rest: Sequence[Any]) -> str:
+    """The fingerprint of a tokenizer with that CORE, and with `rest` beside it, as plain data."""
+    text = json.dumps(rest, ensure_ascii=True, separators=(",", ":"))
+    return f"{core}.{xxhash.xxh3_64_hexdigest(b'beside 1' + text.encode())}"
+
+
+def core(fingerprint: str) -> str:
+    """The first half: what an earlier rewarm called the fingerprint."""
+    return fingerprint.partition(".")[0]
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two fingerprints are of one tokenizer, as far as both of them tell."""
+    if "." in one and "." in other:
+        return one == other
+    return core(one) == core(other)
+
+
+def of_model(model: spm.ModelProto) -> str:
+    """The CORE of a SentencePiece model."""
+    trainer, rules = model.trainer_spec, model.normalizer_spec
+    digest = xxhash.xxh3_128(b"sentencepiece 1")
+    flags = (
+        trainer.model_type,
+        trainer.byte_fallback,
+        trainer.treat_whitespace_as_suffix,
+        rules.add_dummy_prefix,
+        rules.remove_extra_whitespaces,
+        rules.escape_whitespaces,
+        trainer.eos_id,
+    )
+    digest.update(repr([int(flag) for flag in flags]).encode())
+    for text in (rules.precompiled_charsmap, *(piece.piece.encode() for piece in model.pieces)):
+        digest.update(struct.pack("<Q", len(text)) + text)
+    for piece in model.pieces:
+        digest.update(struct.pack("<fB", piece.score, piece.type))
+    return digest.hexdigest()
+
+
+def of_json(held: Mapping[str, Any]) -> str:
+    """The CORE of a `tokenizer.json`."""
+    rules = {name: held.get(name) for name in ("normalizer", "pre_tokenizer", "added_tokens", "model")}
+    text = json.dumps(rules, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return xxhash.xxh3_128_hexdigest(b"tokenizer.json 1" + text.encode())

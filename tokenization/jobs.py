@@ -13,6 +13,7 @@ from typing import Any
 import xxhash
 
 from tokenization import documents
+from tokenization.rejects import line
 from tokenization.shard_format import beside
 from tokenization.shards import part_prefix
 from tokenization.tokenizer_files import Tokenizer
@@ -31,6 +32,7 @@ class PartCounts:
     validation_tokens: int = 0
     duplicates: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
+    reject_files: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Job:
 
     @property
     def identity(self) -> str:
-        """Equal for equal bytes: the files as they are, the tokenizer and the options."""
-        files = sorted({piece.path for piece in self.slices})
+        """Equal for equal bytes: the files as they are and in their order, the tokenizer and the options."""
+        files = list(dict.fromkeys(piece.path for piece in self.slices))
         stats = [(file, stat.st_size, stat.st_mtime_ns) for file in files for stat in [Path(file).stat()]]
         facts = [
             stats,
@@ -106,6 +108,8 @@ class Prepared:
     duplicates: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
     """Records that are no documents, by the reason."""
+    reject_files: dict[str, list[str]] = field(default_factory=dict)
+    """The names of the first files that have such records."""
     engine: str = ""
     """The encoder used; empty when nothing was left to do."""
     notes: list[str] = field(default_factory=list)
@@ -123,6 +127,7 @@ class Prepared:
         ):
             setattr(self, name, getattr(self, name) + getattr(counts, name))
         self.rejects = dict(Counter(self.rejects) + Counter(counts.rejects))
+        self.reject_files = counts.reject_files | self.reject_files
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -141,7 +146,9 @@ class Prepared:
             lines.append(f"validation: {held_out}{few}")
         if self.duplicates:
             lines.append(f"left out {self.duplicates:,}: duplicate documents")
-        lines += [f"left out {count:,}: {why}" for why, count in sorted(self.rejects.items())]
+        lines += [
+            line(why, count, self.reject_files.get(why, ())) for why, count in sorted(self.rejects.items())
+        ]
         if self.finished_before:
             lines.append(f"{self.finished_before} part(s) had been finished before")
         if self.engine:

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -25,13 +25,16 @@ from tokenization.errors import Problems, UserError
 from tokenization.inputs import find
 from tokenization.jobs import Job, PartCounts, Prepared
 from tokenization.progress import Meter
-from tokenization.rejects import Rejects
+from tokenization.rejects import Limit, Rejects, mend
 from tokenization.shard_format import beside, disk, write_atomically
 from tokenization.shards import ShardWriter, open_tokens, token_dtype
+from tokenization.streams import check_encoding
 from tokenization.tokenizer_files import open_tokenizer
 
 PART_BYTES = 1 << 30
 MAX_PARTS = 128
+_LONGEST_NAME = 200
+"""Bytes that leave room for what is added to the name of a shard's prefix."""
 _SAMPLE_SLICES, _SAMPLE_BYTES = 32, 1 << 18
 
 
@@ -42,11 +45,12 @@ def prepare(
     *,
     text_field: str = "text",
     txt: documents.TxtDocuments = "file",
+    encoding: str = "utf-8",
     workers: int = 1,
     part: tuple[int, int] | None = None,
     validation: Fraction | float = 0,
     dedup: bool = False,
-    max_rejects: int = 1000,
+    max_rejects: Limit = None,
     engine: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -56,8 +60,9 @@ def prepare(
     `part` is (I, N), I from 1: do the I-th of N parts, for job arrays. Without it all parts are done, and
     their number follows from the size of the inputs. `validation` is the share of documents, chosen by their
     hash, that go to the prefix `out`-validation instead. `dedup` keeps the first of equal documents. `txt`
-    says what a document of a `.txt` is. More than `max_rejects` bad records in a part end the job. A part
-    that was finished before is kept, unless `overwrite`.
+    says what a document of a `.txt` is; `.txt` and `.jsonl` files that are not UTF-8 are read in `encoding`.
+    A part ends the job if more than `max_rejects` of its records, or that share of them, are no documents,
+    empty ones aside. A part that was finished before is kept, unless `overwrite`.
 
     Raises:
         UserError: an input or an option is wrong, or `out` holds the shards of another job.
@@ -65,8 +70,9 @@ def prepare(
     """
     began = time.monotonic()
     _check(workers, part, validation, max_rejects)
-    format = documents.Format(text_field, txt)
-    found = find(inputs)
+    _check_out(str(out))
+    format = documents.Format(text_field, txt, check_encoding(encoding))
+    found = find(inputs, text_field, format.encoding)
     slices = documents.cut(found.files, format)
     total = sum(piece.size for piece in slices)
     parts = part[1] if part else min(max(1, math.ceil(total / PART_BYTES)), MAX_PARTS)
@@ -90,8 +96,9 @@ def prepare(
         duplicates.forget(job)
     if len(wanted) == parts and not result.documents + result.validation_documents:
         why = "".join(f" ({count:,}: {reason})" for reason, count in result.rejects.items())
-        mend = _mend(result.rejects)
-        raise UserError(f"has no document{why}", file=", ".join(map(str, inputs)), mend=mend)
+        most = max(result.rejects, key=lambda reason: result.rejects[reason], default="")
+        advice = mend(most, "the .rejects.jsonl beside --out") if most else "name files that hold text"
+        raise UserError(f"has no document{why}", file=", ".join(map(str, inputs)), mend=advice)
     result.seconds = time.monotonic() - began
     return result
 
@@ -109,7 +116,7 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def _check(
-    workers: int, part: tuple[int, int] | None, validation: Fraction | float, max_rejects: int
+    workers: int, part: tuple[int, int] | None, validation: Fraction | float, max_rejects: Limit
 ) -> None:
     problems = []
     if workers < 1:
@@ -125,20 +132,27 @@ def _check(
                 mend="write it like 0.5%",
             )
         )
-    if max_rejects < 0:
-        problems.append(UserError("is negative", field="--max-rejects", value=max_rejects))
+    if max_rejects is not None and max_rejects < 0:
+        problems.append(UserError("is negative", field="--max-rejects", value=str(max_rejects)))
     if problems:
         raise Problems(problems)
 
 
-def _mend(rejects: Mapping[str, int]) -> str:
-    """What to do about records that are no documents, by the reason of most of them."""
-    why = max(rejects, key=lambda reason: rejects[reason], default="")
-    if why.startswith(("has no field", "is not text")):
-        return "is --text-field right?"
-    if why == records.LONG:
-        return "give --documents lines or blocks if it is plain text"
-    return "see the .rejects.jsonl beside --out" if why else "name files that hold text"
+def _check_out(out: str) -> None:
+    """Refuse a prefix that names no files, or none that can be made.
+
+    Raises:
+        UserError: it ends with a folder, or lies below a file.
+    """
+    name = os.path.basename(out.rstrip("/"))
+    if name in ("", ".", ".."):
+        mend = "add a name, which the shard's files begin with: --out data/zh"
+        raise UserError("is a folder's name and not a prefix of files", field="--out", value=out, mend=mend)
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        raise UserError(f"has a name of more than {_LONGEST_NAME} bytes", field="--out", value=out)
+    above = next(folder for folder in Path(out).absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"lies below {above}, which is a file", field="--out", value=out)
 
 
 def _sample(slices: Sequence[documents.Slice], format: documents.Format) -> list[str]:
@@ -162,7 +176,7 @@ def _prepare_parts(
     todo: Sequence[int],
     result: Prepared,
     workers: int,
-    max_rejects: int,
+    max_rejects: Limit,
     engine: str | None,
     progress: bool,
 ) -> None:
@@ -187,12 +201,12 @@ def _prepare_part(
     encode: Encoding,
     workers: int,
     drop: duplicates.Duplicates | None,
-    max_rejects: int,
+    max_rejects: Limit,
     meter: Meter,
 ) -> PartCounts:
     counts = PartCounts(identity)
     _write_counts(job, index, counts)
-    rejects = Rejects(job.prefix(index), max_rejects)
+    rejects = Rejects(job.prefix(index), max_rejects, job.format.encoding)
     todo = tasks(documents.blocks(job.part(index), job.format))
     with contextlib.ExitStack() as opened:
         train = opened.enter_context(_writer(job, encode, job.prefix(index)))
@@ -212,12 +226,13 @@ def _prepare_part(
             if held_out is not None:
                 _add(held_out, tokens, keep & tokens.validation)
             counts.duplicates += int(keep.size - keep.sum())
-            rejects.add(tokens.rejects)
+            rejects.add(keep.size, tokens.rejects)
             meter.add(tokens.weight, int(tokens.sizes.sum()), tokens.ids.size)
+        rejects.add(0, [], finished=True)
     counts.documents, counts.tokens, counts.utf8_bytes = train.documents, train.tokens, train.utf8_bytes
     if held_out is not None:
         counts.validation_documents, counts.validation_tokens = held_out.documents, held_out.tokens
-    counts.rejects = rejects.close()
+    counts.rejects, counts.reject_files = rejects.close(), rejects.left_out.files
     counts.finished = True
     _write_counts(job, index, counts)
     return counts

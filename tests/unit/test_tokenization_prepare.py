@@ -314,7 +314,7 @@ def test_too_many_rejects_end_the_job(tmp_path, corpus, tokenizer):
     (corpus / "3.jsonl").write_text("broken\n" * 3)
     run(corpus, tokenizer, tmp_path / "enough" / "a", max_rejects=3)
     with pytest.raises(
-        UserError, match=r"3\.jsonl:1: is not JSON .*3 records are no documents.*2 are allowed"
+        UserError, match=r"3\.jsonl:1: is not JSON .*3 of 253 records are not documents.*2 are allowed"
     ):
         run(corpus, tokenizer, tmp_path / "out" / "a", max_rejects=2)
     left = {path.name for path in (tmp_path / "out").iterdir()}
@@ -322,7 +322,7 @@ def test_too_many_rejects_end_the_job(tmp_path, corpus, tokenizer):
 
 
 def test_the_wrong_field_is_told(tmp_path, corpus, tokenizer):
-    with pytest.raises(UserError, match=r"has no document.*has no field 'body'.*--text-field"):
+    with pytest.raises(UserError, match=r"300 of 300 records are not.*has no field 'body'.*--text-field"):
         run(corpus, tokenizer, tmp_path / "out" / "a", text_field="body")
 
 

@@ -11,6 +11,7 @@ from sentencepiece import sentencepiece_model_pb2 as spm
 from tokenization import training, vocabulary
 from tokenization.documents import Format
 from tokenization.errors import UserError
+from tokenization.texts import Texts
 
 LINES = [f"line {index} of 中文 text {index * index}" for index in range(500)]
 
@@ -64,7 +65,7 @@ def test_small_files_are_not_drowned(tmp_path):
     (tmp_path / "large.txt").write_text("".join(f"large {index:06d}\n" for index in range(5000)))
     (tmp_path / "small.txt").write_text("small one\nsmall two\n")
     (tmp_path / "middle.txt").write_text("".join(f"middle {index:06d}\n" for index in range(100)))
-    lines, files, held = training.sample([tmp_path], Format(txt="lines"), 3000, seed=0)
+    lines, files, held = training.sample(Texts([tmp_path], Format(txt="lines")), 3000, seed=0)
     count = {name: sum(line.startswith(name) for line in lines) for name in ("large", "small", "middle")}
     # small has 18 bytes and middle 1,300 of its half of the rest; large gets what is left, 12 a line
     assert count == {"small": 2, "middle": 100, "large": (3000 - 18 - 1300) // 12}
@@ -77,7 +78,7 @@ def test_small_files_are_not_drowned(tmp_path):
 
 def test_a_draw_is_spread_over_the_file(tmp_path):
     (tmp_path / "a.txt").write_text("".join(f"{index:05d}\n" for index in range(10000)))
-    lines, _, _ = training.sample([tmp_path], Format(txt="lines"), 5000, seed=1)
+    lines, _, _ = training.sample(Texts([tmp_path], Format(txt="lines")), 5000, seed=1)
     quarters = [
         sum(2500 * quarter <= int(line) < 2500 * (quarter + 1) for line in lines) for quarter in range(4)
     ]

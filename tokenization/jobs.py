@@ -33,6 +33,8 @@ class PartCounts:
     duplicates: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
     reject_files: dict[str, list[str]] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    """What `job` was made of, to tell what another job has not in common with this one."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,21 @@ class Job:
     @property
     def identity(self) -> str:
         """Equal for equal bytes: the files as they are and in their order, the tokenizer and the options."""
+        return _hash(self.facts)
+
+    @cached_property
+    def facts(self) -> dict[str, str]:
+        """All that decides the bytes of the parts, by what it is called."""
         files = list(dict.fromkeys(piece.path for piece in self.slices))
         stats = [(file, stat.st_size, stat.st_mtime_ns) for file in files for stat in [Path(file).stat()]]
-        facts = [
-            stats,
-            self.tokenizer.fingerprint,
-            asdict(self.format),
-            self.parts,
-            str(self.validation),
-            self.dedup,
-        ]
-        return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())
+        return {
+            "the files": f"{len(files)} {_hash(stats)}",
+            "the tokenizer": self.tokenizer.fingerprint,
+            "--text-field, --documents or --encoding": repr(list(asdict(self.format).values())),
+            "the number of parts": str(self.parts),
+            "--validation": str(self.validation),
+            "--deduplicate": str(self.dedup),
+        }
 
     def part(self, index: int) -> list[documents.Slice]:
         """The slices of a part: a run of neighbours, as much as the others have."""
@@ -88,6 +94,10 @@ class Job:
     def counts_path(self, index: int) -> Path:
         """The file that says that part `index` is finished."""
         return beside(self.prefix(index), ".prepared.json")
+
+
+def _hash(facts: object) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())
 
 
 @dataclass

@@ -85,6 +85,8 @@ def prepare(
         _clear(mine if part else whole)
     _hold_apart(job, part)
     identity = job.identity
+    if not overwrite:
+        _refuse_other_jobs(job, identity, wanted)
     done = {} if overwrite else _finished(job, identity, wanted)
     notes = [found.left_out] if found.left_out else []
     result = Prepared(str(out), parts, finished_before=len(done), validation=share > 0, notes=notes)
@@ -204,14 +206,14 @@ def _prepare_part(
     max_rejects: Limit,
     meter: Meter,
 ) -> PartCounts:
-    counts = PartCounts(identity)
+    counts = PartCounts(identity, facts=job.facts)
     _write_counts(job, index, counts)
     rejects = Rejects(job.prefix(index), max_rejects, job.format.encoding)
     todo = tasks(documents.blocks(job.part(index), job.format))
     with contextlib.ExitStack() as opened:
-        train = opened.enter_context(_writer(job, encode, job.prefix(index)))
+        train = opened.enter_context(_writer(job, identity, encode, job.prefix(index)))
         held_out = (
-            opened.enter_context(_writer(job, encode, job.validation_prefix(index)))
+            opened.enter_context(_writer(job, identity, encode, job.validation_prefix(index)))
             if job.validation
             else None
         )
@@ -238,9 +240,13 @@ def _prepare_part(
     return counts
 
 
-def _writer(job: Job, encode: Encoding, prefix: Path) -> ShardWriter:
+def _writer(job: Job, identity: str, encode: Encoding, prefix: Path) -> ShardWriter:
     return ShardWriter(
-        prefix, vocab_size=job.tokenizer.size, tokenizer=job.tokenizer.fingerprint, eos_id=encode.eos_id
+        prefix,
+        vocab_size=job.tokenizer.size,
+        tokenizer=job.tokenizer.fingerprint,
+        eos_id=encode.eos_id,
+        job=identity,
     )
 
 
@@ -272,6 +278,26 @@ def _hold_apart(job: Job, part: tuple[int, int] | None) -> None:
                 f"holds {parts} part(s) where {job.parts} are to be written ({name} is one)",
                 file=job.out,
                 mend=mend if part else f"{mend}, or give --overwrite",
+            )
+
+
+def _refuse_other_jobs(job: Job, identity: str, wanted: Sequence[int]) -> None:
+    """Refuse to add a part to those of another job: a task of an array may find other files than the first.
+
+    Raises:
+        UserError: there is a part of another job.
+    """
+    for index in sorted({*range(job.parts)} - {*wanted}):
+        counts = _counted(job.counts_path(index))
+        if counts is not None and counts.job != identity:
+            differs = ", ".join(
+                name for name, fact in job.facts.items() if counts.facts.get(name, fact) != fact
+            )
+            raise UserError(
+                f"is a part of another job: {differs or 'its inputs, tokenizer or options'} differ",
+                file=job.counts_path(index),
+                mend="start every part on the same files with the same options; choose another --out, or give"
+                " --overwrite to every part",
             )
 
 

@@ -22,7 +22,7 @@ _CHUNK = 1 << 20
 _PACKED_CHUNK = 1 << 12
 """Bytes that are unpacked at once: a small step, since a few of them can hold much text."""
 _LARGEST_WINDOW = 1 << 31
-"""The longest zstd window there is (`zstd --long=31`): decompression takes that much memory."""
+"""The longest window that zstd has; to read a file takes as much memory as its window is long."""
 
 
 @contextlib.contextmanager

@@ -23,6 +23,9 @@ from tokenization.tokenizer_files import Tokenizer, write_directory
 
 LINE_CHARS = 1000
 """Longer lines are cut: SentencePiece's trainer would leave them out."""
+_FIRST_PIECES = 3 + 256
+"""unk, bos, eos and the bytes."""
+_LARGEST_SIZE = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,9 @@ def _train(lines: list[str], size: int, character_coverage: float, threads: int)
             sentence_iterator=iter(lines),
             model_writer=written,
             model_type="bpe",
-            vocab_size=size,
+            vocab_size=min(
+                max(size, _FIRST_PIECES), _LARGEST_SIZE
+            ),  # outside it does not say what is possible
             character_coverage=character_coverage,
             num_threads=threads,
             max_sentence_length=16 * LINE_CHARS,

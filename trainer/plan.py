@@ -21,7 +21,7 @@ from trainer.errors import InfrastructureError, Problems, UserError
 from trainer.evaluation import Baseline, measured_on
 from trainer.metrics import check as check_logging
 from trainer.mixer.mixture import Mixture, SourceSize
-from trainer.mixer.sources import open_sources
+from trainer.mixer.sources import open_sources, shared
 from trainer.model import architecture
 from trainer.model.memory import Memory, estimate
 from trainer.recipe import Recipe
@@ -61,7 +61,7 @@ class Plan:
     broken: tuple[str, ...]
     """A line for each checkpoint that is not good."""
     notes: tuple[str, ...]
-    """A line for each thing that the run will not measure."""
+    """A line for each thing that the run will not measure, or not on text of its own."""
     data: list[dict[str, Any]]
     """Per phase what the mixer takes its samples from."""
     base: BaseLineage | None
@@ -128,7 +128,7 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
         memory=memory,
         checkpoint=checkpoint,
         broken=tuple(broken),
-        notes=tuple(_unmeasured(recipe, validation, checkpoint)),
+        notes=(*_trained_on(recipe, stores, validation), *_unmeasured(recipe, validation, checkpoint)),
         data=data,
         base=base,
         decision=decide(recipe, data, state, base),
@@ -220,6 +220,19 @@ def _unmeasured(
         yield f"{where} not scored on it before the first step; start a new run directory to have it"
     elif changed := ", ".join(base.unlike(now)):
         yield f"{where} scored on another set ({changed}); put that back, or start a new run directory"
+
+
+def _trained_on(
+    recipe: Recipe, stores: Mapping[str, TokenStore], validation: Mapping[str, TokenStore]
+) -> Iterator[str]:
+    """Text that is trained on is no measure of what is learnt or forgotten."""
+    for name, held_out in validation.items():
+        for source, store in stores.items():
+            if shared(store, held_out):
+                yield (
+                    f"validation.{name}: {str(held_out.prefix)!r} holds tokens that sources.{source} trains "
+                    "on: its score says nothing of other text; hold text out by `data prepare --validation`"
+                )
 
 
 def _one_tokenizer(

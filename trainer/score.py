@@ -16,6 +16,8 @@ from trainer.model.build import build, load
 from trainer.model.loss import CausalLM
 from trainer.recipe import parse
 
+_MORE = "give a larger --validation, or another shard"
+
 
 class _Alone:
     """Scores rows with a model on one device."""
@@ -41,9 +43,15 @@ def score_model(
     else the model's own, at most 4,096.
 
     Raises:
-        UserError: no such model or shard, or shards of a vocabulary that the model has no rows for.
+        UserError: no such model or shard, an empty shard, or one of ids that the model has no rows for.
     """
     stores = {prefix: open_tokens(prefix) for prefix in prefixes}
+    if problems := [
+        UserError(f"has {store.tokens} token(s), none to score", field="--data", value=prefix, mend=_MORE)
+        for prefix, store in stores.items()
+        if store.tokens < 2
+    ]:
+        raise Problems(problems)
     sizes = {store.vocab_size for store in stores.values()}
     if len(sizes) > 1:
         raise UserError(

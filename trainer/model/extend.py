@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tokenization.vocabulary import open_tokenizer
 from trainer.errors import UserError
-from trainer.model.architecture import EMBEDDINGS, check_type, file_name, read_config
+from trainer.model.architecture import EMBEDDINGS, check_sizes, check_type, file_name, read_config
 from trainer.model.directory import (
     Weight,
     WeightsReader,
@@ -82,6 +82,7 @@ def extend(
     base = local(base, field="--base")
     config = read_config(base, field="--base")
     check_type(config.get("model_type"), field="--base", file=base)
+    check_sizes(config, field="--base", file=base)
     extension = compare(base, tokenizer, config["vocab_size"])
     tied = bool(config.get("tie_word_embeddings", False))
     input_name, output_name = EMBEDDINGS[config["model_type"]]

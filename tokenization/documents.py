@@ -220,7 +220,10 @@ def _footer(path: str) -> Any:
 def _read_footer(path: str, size: int, changed: int) -> Any:
     import pyarrow.parquet as pq
 
-    return pq.read_metadata(path)
+    with open(
+        path, "rb"
+    ) as file:  # pyarrow would take a path for a URI, and fail at names that are not UTF-8
+        return pq.read_metadata(file)
 
 
 def _row_blocks(piece: Slice, format: Format, block_bytes: int) -> Iterator[Block]:
@@ -249,7 +252,7 @@ def _columns(piece: Slice, name: str) -> Iterator[Any]:
                     yield batch.column(name)
             return
         groups = list(range(piece.start, piece.stop))
-        with pq.ParquetFile(piece.path, metadata=_footer(piece.path)) as file:
+        with pa.OSFile(piece.path) as raw, pq.ParquetFile(raw, metadata=_footer(piece.path)) as file:
             for batch in file.iter_batches(1024, row_groups=groups, columns=[name], use_threads=False):
                 yield batch.column(0)
     except (pa.ArrowException, OSError) as error:

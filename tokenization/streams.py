@@ -18,6 +18,8 @@ PACKED = (".gz", ".zst", ".zstd")
 """Endings of compressed files, in lower case."""
 
 _ASCII = bytes(range(128))
+_TELLING = 64
+"""So many bytes beyond ASCII tell an encoding."""
 _CHUNK = 1 << 20
 _PACKED_CHUNK = 1 << 12
 """Bytes that are unpacked at once: a small step, since a few of them can hold much text."""
@@ -87,10 +89,7 @@ _COMMON = {
 
 
 def _decoded_start(data: bytes, encoding: str) -> str:
-    try:
-        return codecs.getincrementaldecoder(encoding)().decode(data[: 1 << 16])
-    except UnicodeDecodeError:
-        return ""
+    return codecs.getincrementaldecoder(encoding)("ignore").decode(data[: 1 << 16])
 
 
 class _Zstandard(io.RawIOBase):
@@ -152,6 +151,8 @@ class _Decoded(io.RawIOBase):
         """Fill a buffer; 0 at the end."""
         while not self._output and not self._ended:
             chunk = self._raw.read(_CHUNK)
+            if not self._decided and 0 < len(chunk.translate(None, _ASCII)) < _TELLING:
+                chunk += self._raw.read(_CHUNK)
             self._ended = not chunk
             self._output = memoryview(self._as_utf8(chunk))
         target = memoryview(buffer).cast("B")  # type: ignore[arg-type]
@@ -174,8 +175,9 @@ def _is_utf8(chunk: bytes, encoding: str) -> bool:
     """Whether a chunk with more than ASCII in it is UTF-8, some damage aside, and not text in `encoding`."""
     if b"\0" in chunk and encoding.startswith(("utf-16", "utf-32")):
         return False
-    wrong = len(chunk) - len(chunk.decode("utf-8", "ignore").encode())
-    return wrong * 10 < len(chunk.translate(None, _ASCII))
+    decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+    right = len(decoder.decode(chunk).encode()) + len(decoder.getstate()[0])  # the last character may be cut
+    return (len(chunk) - right) * 10 <= len(chunk.translate(None, _ASCII))
 
 
 def _decoder(encoding: str) -> codecs.IncrementalDecoder:

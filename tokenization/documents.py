@@ -181,7 +181,7 @@ def _cut_columns(path: Path, size: int, held: Kind, format: Format, slice_bytes:
     groups: list[tuple[int, int]] = []  # bytes and rows of each row group
     try:
         if held == "arrow":
-            with pa.memory_map(str(path)) as source:
+            with pa.memory_map(os.fsencode(path)) as source:
                 names = pa.ipc.open_stream(source).schema.names
         else:
             metadata = _footer(str(path))
@@ -247,12 +247,15 @@ def _columns(piece: Slice, name: str) -> Iterator[Any]:
 
     try:
         if piece.kind == "arrow":
-            with pa.memory_map(piece.path) as source:
+            with pa.memory_map(os.fsencode(piece.path)) as source:
                 for batch in pa.ipc.open_stream(source):
                     yield batch.column(name)
             return
         groups = list(range(piece.start, piece.stop))
-        with pa.OSFile(piece.path) as raw, pq.ParquetFile(raw, metadata=_footer(piece.path)) as file:
+        with (
+            pa.OSFile(os.fsencode(piece.path)) as raw,
+            pq.ParquetFile(raw, metadata=_footer(piece.path)) as file,
+        ):
             for batch in file.iter_batches(1024, row_groups=groups, columns=[name], use_threads=False):
                 yield batch.column(0)
     except (pa.ArrowException, OSError) as error:

@@ -274,9 +274,9 @@ def _path(text: str) -> str:
 
 def _number_or_share(text: str) -> int | Fraction:
     share = _exact(text)
-    if "%" not in text and share.denominator == 1:
+    if "%" not in text and share.denominator == 1 and share >= 0:
         return int(share)
-    if share > 1:
+    if not 0 <= share <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor a share of at most 100%")
     return share
 

@@ -140,3 +140,10 @@ def test_another_seq_len_is_told_before_what_follows_from_it(file):
     assert "seq_len was changed" in doubled.decision.reason
     with pytest.raises(Problems, match="max_epochs: '1/40' is not enough"):
         plan(file, *cap, "phases.1.tokens=4000")
+
+
+def test_a_validation_set_that_is_trained_on_is_told(file, data):
+    (note,) = plan(file, f"validation.downstream={data}/zh").notes
+    assert note.startswith(f"validation.downstream: '{data}/zh' holds tokens that sources.zh trains on")
+    assert note in render(plan(file, f"validation.downstream={data}/zh"))
+    assert plan(file).notes == ()

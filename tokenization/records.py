@@ -22,7 +22,7 @@ LONG = f"is longer than {MAX_DOCUMENT_BYTES >> 20} MiB"
 EMPTY = frozenset({"is empty", "is null"})
 """Why records are left out that have no text, so that none is lost."""
 OTHER_ENCODING = "is not UTF-8 but "
-"""How the reason begins that ends with the option which reads such a record."""
+"""How the reason begins that ends with the encoding which a record seems to have."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ class Batch:
         return self.take(record[name], at, lines)
 
     def not_utf8(self, value: object) -> str:
-        """Why a record is rejected that is not UTF-8, with the option that reads it if that can be told."""
+        """Why a record is rejected that is not UTF-8, with its encoding if that can be told."""
         if self.encoding != "utf-8":
             return f"is neither UTF-8 nor {self.encoding}"
         encoding = guess_encoding(value) if isinstance(value, bytes) else None
-        return f"{OTHER_ENCODING}{encoding}: give --encoding {encoding}" if encoding else "is not UTF-8"
+        return f"{OTHER_ENCODING}{encoding}" if encoding else "is not UTF-8"
 
     def reject(self, value: object, at: int, lines: int, why: str) -> None:
         """Note that a record is no document."""

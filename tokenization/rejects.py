@@ -82,8 +82,9 @@ class LeftOut:
         first = next((reject for reject in self.kept if reject.why not in records.EMPTY), self.kept[0])
         _, place = records.number([first], self._encoding)[0]
         why, count = max(self.counts.items(), key=lambda item: (item[0] not in records.EMPTY, item[1]))
+        most = "" if (why, count) == (first.why, lost) else f" ({count:,}: {why})"
         raise UserError(
-            f"{first.why}: {lost:,} of {self.records:,} records are not documents ({count:,}: {why});"
+            f"{first.why}: {lost:,} of {self.records:,} records are not documents{most};"
             f" {_told(limit)} are allowed",
             file=f"{first.path}:{place}",
             mend=f"{mend(why, listed)} (or raise --max-rejects)",
@@ -94,13 +95,14 @@ def line(why: str, count: int, files: Sequence[str], of: int | None = None) -> s
     """What a reader is told of the records that are left out for one reason."""
     total = "" if of is None else f" of {of:,} records"
     named = f" ({', '.join(files)})" if files else ""
-    return f"left out {count:,}{total}: {why}{named}"
+    option = f"; {mend(why)}" if why.startswith(records.OTHER_ENCODING) else ""
+    return f"left out {count:,}{total}: {why}{named}{option}"
 
 
 def mend(why: str, listed: Path | str | None = None) -> str:
     """What to do about records that are left out for that reason; `listed` is a file that lists some."""
     if why.startswith(records.OTHER_ENCODING):
-        return why.partition(": ")[2]
+        return f"give --encoding {why.removeprefix(records.OTHER_ENCODING)}"
     if why.startswith(("has no field", "is not text", "is null")):
         return "is --text-field right?"
     if why == records.LONG:

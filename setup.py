@@ -19,7 +19,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=["trainer*", "tokenization*"]),
+    packages=find_packages(include=["trainer", "trainer.*", "tokenization", "tokenization.*"]),
     install_requires=[
         "torch>=2.6",
         "deepspeed>=0.19",
@@ -32,6 +32,7 @@ setup(
         "pydantic>=2.10",
         "pyyaml>=6.0",
         "xxhash>=3.4",
+        "zstandard>=0.22",
         "protobuf>=5",
         "pyarrow>=17",
         "tokenizers>=0.22",

@@ -1,22 +1,25 @@
-"""Documents out of files: .txt, .jsonl (.gz, .zst), .parquet, and directories that `datasets` saved.
+"""Documents out of files: .txt, .jsonl (plain, .gz, .zst), .parquet, and directories that `datasets` saved.
 
 `plan` cuts the inputs into slices from names and sizes alone; `blocks` turns slices into blocks of bounded
 size, in order, which other processes can read with `records.read`. Plain files are read where the block is
-used; compressed and columnar ones, which have no place to begin in the middle, are unpacked on the way.
+used; compressed and columnar ones, and those in another encoding than UTF-8, which have no place to begin
+in the middle, are unpacked on the way.
 """
 
 from __future__ import annotations
 
-import gzip
+import os
 import re
-import zlib
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from tokenization.errors import UserError
-from tokenization.inputs import find
+from tokenization.inputs import Kind, find, kind
+from tokenization.streams import unpack
 
 TxtDocuments = Literal["file", "blocks", "lines"]
 """What one document of a `.txt` is: the file, a run of lines between blank ones, or a line."""
@@ -25,13 +28,14 @@ BLOCK_BYTES = 4 << 20
 _SLICES = 1 << 14
 MAX_DOCUMENT_BYTES = 32 << 20
 """A longer document is none: it is a corpus whose documents were not told apart."""
-_MARGIN = 64
-_BETWEEN = {
-    "file": re.compile(rb"(?!)"),
-    "blocks": re.compile(rb"(?<=\n)[ \t\r\v\f]*\n"),
-    "lines": re.compile(rb"\n"),
-}
-"""What ends a record of an unpacked stream."""
+_LONGEST_BLANK = 1 << 20
+_SPACES = (
+    rb"(?:[\t-\r\x1c-\x20]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f"
+    rb"|\xe3\x80\x80)"
+)
+"""A character for which `str.isspace` holds, in UTF-8: books have U+3000 and U+00A0 in their blank lines."""
+_BLANK = re.compile(_SPACES + rb"*+")
+_BLANK_LINE = re.compile(rb"(?<=\n)(?:(?!\n)" + _SPACES + rb")*+\n")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Format:
     text_field: str = "text"
     """The field (jsonl) or column (parquet, datasets) that holds the text."""
     txt: TxtDocuments = "file"
+    encoding: str = "utf-8"
+    """Of the `.txt` and `.jsonl` that are not UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,15 @@ class Slice:
     """A stretch of one file: bytes [start, stop) of a plain one, row groups of a parquet, else the whole."""
 
     path: str
-    kind: Literal["txt", "jsonl", "parquet", "arrow"]
+    kind: Kind
     start: int
     stop: int
     size: int
     """Its weight when work is divided: bytes on disk."""
-    packed: Literal["", "gz", "zst"] = ""
+    streamed: bool = False
+    """Whether it is unpacked or decoded from its beginning on."""
+    row: int = 0
+    """The number of its first row."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ def plan(inputs: Sequence[str | Path], format: Format, slice_bytes: int | None =
         UserError: an input is missing, is of an unknown kind, lacks the column of the text, or is one
             document of more than `MAX_DOCUMENT_BYTES`.
     """
-    return cut(find(inputs).files, format, slice_bytes)
+    return cut(find(inputs, format.text_field, format.encoding).files, format, slice_bytes)
 
 
 def cut(files: Sequence[Path], format: Format, slice_bytes: int | None = None) -> list[Slice]:
@@ -97,10 +106,10 @@ def blocks(slices: Sequence[Slice], format: Format, block_bytes: int = BLOCK_BYT
     for piece in slices:
         if piece.kind in ("parquet", "arrow"):
             yield from _row_blocks(piece, format, block_bytes)
-        elif piece.packed:
-            yield from _unpacked_blocks(piece, format, block_bytes)
         elif piece.kind == "txt" and format.txt == "file":
             yield Block(piece.path, "txt", 0, piece.stop, piece.size)
+        elif piece.streamed:
+            yield from _streamed_blocks(piece, format, block_bytes)
         else:
             for start in range(piece.start, piece.stop, block_bytes):
                 stop = min(start + block_bytes, piece.stop)
@@ -113,38 +122,72 @@ def beginning(block: Block, size: int) -> Block:
     return replace(block, stop=min(block.stop, block.start + size)) if plain else block
 
 
+def is_blank(line: bytes) -> bool:
+    """Whether a line holds nothing but white space, of any script."""
+    return _BLANK.fullmatch(line) is not None
+
+
+def refuse_long(path: str | Path, size: int, more: str = "") -> None:
+    """Refuse a file that is one document of `size` bytes, or `more`, and too long for one.
+
+    Raises:
+        UserError: it has more than `MAX_DOCUMENT_BYTES`.
+    """
+    if size > MAX_DOCUMENT_BYTES:
+        raise UserError(
+            f"is {more}{size / 1e6:,.0f} MB, too much for one document",
+            file=path,
+            mend="give --documents lines or blocks, or leave it out",
+        )
+
+
 def _cut_file(path: Path, format: Format, slice_bytes: int) -> Iterator[Slice]:
     name, size = str(path), path.stat().st_size
-    if path.suffix in (".parquet", ".arrow"):
-        yield from _cut_columns(path, size, format)
+    held, packed = kind(path)
+    assert held is not None
+    if held in ("parquet", "arrow"):
+        yield from _cut_columns(path, size, held, format, slice_bytes)
         return
-    packed = path.suffix[1:] if path.suffix in (".gz", ".zst") else ""
-    kind = Path(path.stem).suffix[1:] if packed else path.suffix[1:]
-    if packed or (kind == "txt" and format.txt == "file"):
-        if size > MAX_DOCUMENT_BYTES and not packed:
-            raise UserError(
-                f"is {size / 1e6:,.0f} MB, too much for one document",
-                file=path,
-                mend="give --documents lines or blocks, or leave it out",
-            )
-        yield Slice(name, kind, 0, size, size, packed)  # type: ignore[arg-type]
+    streamed = packed or format.encoding != "utf-8"
+    if streamed or (held == "txt" and format.txt == "file"):
+        if held == "txt" and format.txt == "file":
+            refuse_long(path, _unpacked_size(path) if packed else size)
+        yield Slice(name, held, 0, size, size, streamed)
         return
     for start in range(0, size, slice_bytes):
         stop = min(start + slice_bytes, size)
-        yield Slice(name, kind, start, stop, stop - start)  # type: ignore[arg-type]
+        yield Slice(name, held, start, stop, stop - start)
 
 
-def _cut_columns(path: Path, size: int, format: Format) -> Iterator[Slice]:
+def _unpacked_size(path: Path) -> int:
+    """What a compressed file says of its size, so that one too large is refused at once; 0 if nothing."""
+    with open(path, "rb") as file:
+        if path.name.lower().endswith(".gz"):
+            if file.seek(0, os.SEEK_END) < 18:
+                return 0
+            file.seek(-4, os.SEEK_END)
+            return int(struct.unpack("<I", file.read(4))[0])
+        import zstandard
+
+        try:
+            return max(0, zstandard.frame_content_size(file.read(18)))
+        except zstandard.ZstdError:
+            return 0
+
+
+def _cut_columns(path: Path, size: int, held: Kind, format: Format, slice_bytes: int) -> Iterator[Slice]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    groups: list[tuple[int, int]] = []  # bytes and rows of each row group
     try:
-        if path.suffix == ".arrow":
-            with pa.memory_map(str(path)) as source:
-                names, groups = pa.ipc.open_stream(source).schema.names, 1
+        if held == "arrow":
+            with pa.memory_map(os.fsencode(path)) as source:
+                names = pa.ipc.open_stream(source).schema.names
         else:
-            with pq.ParquetFile(path) as file:
-                names, groups = file.schema_arrow.names, file.num_row_groups
+            metadata = _footer(str(path))
+            names = metadata.schema.to_arrow_schema().names
+            described = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+            groups = [(group.total_byte_size, group.num_rows) for group in described]
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot be read ({' '.join(str(error).split())})", file=path) from None
     if format.text_field not in names:
@@ -154,14 +197,38 @@ def _cut_columns(path: Path, size: int, format: Format) -> Iterator[Slice]:
             field="--text-field",
             value=format.text_field,
         )
-    for group in range(groups):
-        kind: Literal["arrow", "parquet"] = "arrow" if path.suffix == ".arrow" else "parquet"
-        yield Slice(str(path), kind, group, group + 1, size // groups)
+    if held == "arrow":
+        yield Slice(str(path), held, 0, 1, size)
+        return
+    # Row groups of some tools hold a few rows each; together they are as large as the slices of other files.
+    total = max(1, sum(bytes_ for bytes_, _ in groups))
+    first, row, rows, weight = 0, 0, 0, 0
+    for index, (bytes_, count) in enumerate(groups, 1):
+        rows, weight = rows + count, weight + bytes_
+        if weight * size >= slice_bytes * total or index == len(groups):
+            yield Slice(str(path), held, first, index, weight * size // total, row=row)
+            first, row, rows, weight = index, row + rows, 0, 0
+
+
+def _footer(path: str) -> Any:
+    """The metadata of a parquet file, which every slice of it needs, read once as long as it is the same."""
+    stat = os.stat(path)
+    return _read_footer(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(4)
+def _read_footer(path: str, size: int, changed: int) -> Any:
+    import pyarrow.parquet as pq
+
+    with open(
+        path, "rb"
+    ) as file:  # pyarrow would take a path for a URI, and fail at names that are not UTF-8
+        return pq.read_metadata(file)
 
 
 def _row_blocks(piece: Slice, format: Format, block_bytes: int) -> Iterator[Block]:
     """The text column of a parquet's row groups, or of an Arrow stream, as blocks of rows."""
-    row, held, size = _first_row(piece), [], 0
+    row, held, size = piece.row, [], 0
     first = row
     for column in _columns(piece, format.text_field):
         for value in _values(column):
@@ -174,27 +241,21 @@ def _row_blocks(piece: Slice, format: Format, block_bytes: int) -> Iterator[Bloc
     yield Block(piece.path, "rows", first, row, piece.size, held)
 
 
-def _first_row(piece: Slice) -> int:
-    if piece.kind == "arrow" or piece.start == 0:
-        return 0
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(piece.path) as file:
-        return sum(file.metadata.row_group(group).num_rows for group in range(piece.start))
-
-
 def _columns(piece: Slice, name: str) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         if piece.kind == "arrow":
-            with pa.memory_map(piece.path) as source:
+            with pa.memory_map(os.fsencode(piece.path)) as source:
                 for batch in pa.ipc.open_stream(source):
                     yield batch.column(name)
             return
         groups = list(range(piece.start, piece.stop))
-        with pq.ParquetFile(piece.path) as file:
+        with (
+            pa.OSFile(os.fsencode(piece.path)) as raw,
+            pq.ParquetFile(raw, metadata=_footer(piece.path)) as file,
+        ):
             for batch in file.iter_batches(1024, row_groups=groups, columns=[name], use_threads=False):
                 yield batch.column(0)
     except (pa.ArrowException, OSError) as error:
@@ -213,48 +274,50 @@ def _values(column: Any) -> list[Any]:
     return values
 
 
-def _unpacked_blocks(piece: Slice, format: Format, block_bytes: int) -> Iterator[Block]:
-    """A compressed file as blocks of whole records."""
-    kind: Literal["txt", "jsonl"] = "jsonl" if piece.kind == "jsonl" else "txt"
-    between = _BETWEEN["lines" if kind == "jsonl" else format.txt]
-    at, held, dropped = 0, b"", 0
-    try:
-        with unpack(piece.path) as file:
-            while chunk := file.read(block_bytes):
-                held += chunk
-                if dropped and (first := between.search(held)):  # the record that is too long is over
-                    end = first.end()
-                    yield Block(piece.path, "long", at, at + dropped + end, 0)
-                    at, held, dropped = at + dropped + end, held[end:], 0
-                if not dropped and (cut := _last_end(between, held)):
-                    yield Block(piece.path, kind, at, at + cut, 0, held[:cut])
-                    at, held = at + cut, held[cut:]
-                if dropped or len(held) > MAX_DOCUMENT_BYTES:
-                    tail = held[-_MARGIN:]
-                    dropped, held = dropped + len(held) - len(tail), tail
-    except (EOFError, zlib.error, OSError) as error:
-        raise UserError(f"is damaged or cut short ({error})", file=piece.path) from None
+def _streamed_blocks(piece: Slice, format: Format, block_bytes: int) -> Iterator[Block]:
+    """A file that is read from its beginning, as blocks of whole records; each byte is looked at once."""
+    lines = piece.kind == "jsonl" or format.txt == "lines"
+    held_kind: Literal["txt", "jsonl"] = "jsonl" if piece.kind == "jsonl" else "txt"
+    at, dropped = 0, 0
+    held, new = bytearray(), 0  # the ends of records are looked for from `new` on
+    with unpack(piece.path, format.encoding) as file:
+        while chunk := file.read(block_bytes):
+            held += chunk
+            first, last = _ends(held, new, lines)
+            if last:
+                if not dropped:
+                    first = 0
+                else:  # the record that is too long is over
+                    yield Block(piece.path, "long", at, at + dropped + first, 0)
+                    at, dropped = at + dropped, 0
+                if first < last:
+                    yield Block(piece.path, held_kind, at + first, at + last, 0, bytes(held[first:last]))
+                at += last
+                del held[:last]
+                new = 0
+            new = len(held) if lines else _open_line(held, new)
+            if dropped or len(held) > MAX_DOCUMENT_BYTES:
+                rest = max(new - 1, 0, len(held) - _LONGEST_BLANK)  # with the line break before an open line
+                dropped += rest
+                new -= rest
+                del held[:rest]
     if dropped:
-        yield Block(piece.path, "long", at, at + dropped, piece.size)
+        yield Block(piece.path, "long", at, at + dropped + len(held), piece.size)
     elif held or not at:
-        yield Block(piece.path, kind, at, at + len(held), piece.size, held)
+        yield Block(piece.path, held_kind, at, at + len(held), piece.size, bytes(held))
 
 
-def _last_end(between: re.Pattern[bytes], held: bytes) -> int:
-    """Where the last record that is whole ends, looked for near the end first."""
-    for start in (max(0, len(held) - (1 << 16)), 0):
-        ends = [match.end() for match in between.finditer(held, start)]
-        if ends:
-            return ends[-1]
-    return 0
+def _ends(held: bytearray, new: int, lines: bool) -> tuple[int, int]:
+    """Where the first and the last record that is whole end, looked for from `new` on; 0 if none does."""
+    if lines:
+        return held.find(b"\n", new) + 1, held.rfind(b"\n", new) + 1
+    ends = [match.end() for match in _BLANK_LINE.finditer(held, new)]
+    return (ends[0], ends[-1]) if ends else (0, 0)
 
 
-def unpack(path: str) -> BinaryIO:
-    """Open a file to read what it holds when unpacked."""
-    if path.endswith(".gz"):
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.endswith(".zst"):
-        import pyarrow as pa
-
-        return pa.CompressedInputStream(path, "zstd")  # it notices a file that was cut short
-    return open(path, "rb")
+def _open_line(held: bytearray, new: int) -> int:
+    """Where the last line begins if it may yet become a blank one, else the end of what is held."""
+    begun = max(held.rfind(b"\n", new) + 1, new)
+    blank = _BLANK.match(held, begun)
+    assert blank is not None
+    return begun if len(held) - blank.end() < len("\u3000".encode()) else len(held)

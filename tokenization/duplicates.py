@@ -78,7 +78,7 @@ def _search(job: Job, identity: str, workers: int, file: Path) -> Duplicates:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
-        starts, total, spilled, held = [], 0, False, [np.empty(0, _RECORD)]
+        starts, total, spilled, held, count = [], 0, False, [np.empty(0, _RECORD)], 0
         for part in range(job.parts):
             starts.append(total)
             todo = tasks(documents.blocks(job.part(part), job.format))
@@ -86,9 +86,10 @@ def _search(job: Job, identity: str, workers: int, file: Path) -> Duplicates:
                 for digests in made:
                     held.append(_records(digests, total))
                     total += len(digests)
-                    if sum(map(len, held)) >= _HELD:
+                    count += len(digests)
+                    if count >= _HELD:
                         _spill(folder, np.concatenate(held))
-                        spilled, held = True, [np.empty(0, _RECORD)]
+                        spilled, held, count = True, [np.empty(0, _RECORD)], 0
         bits = np.zeros(total // 8 + 1, dtype=np.uint8)
         rest = np.concatenate(held)
         if spilled:

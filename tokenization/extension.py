@@ -169,15 +169,21 @@ def unreachable(model: spm.ModelProto) -> list[str]:
     """The normal pieces that no text's encoding contains.
 
     Within the span of a piece BPE merges just as it does in that span alone, so a piece is reachable if and
-    only if its own text is encoded as it. The dummy prefix is left away, since a piece may stand anywhere.
+    only if its own text is encoded as it. The dummy prefix is left away, and spaces at the ends are kept,
+    since a piece may stand anywhere; but where a tokenizer makes one space of several, no text has two.
     """
     bare = spm.ModelProto()
     bare.CopyFrom(model)
-    bare.normalizer_spec.add_dummy_prefix = False
+    bare.normalizer_spec.add_dummy_prefix = bare.normalizer_spec.remove_extra_whitespaces = False
+    one_space = model.normalizer_spec.remove_extra_whitespaces
     processor = sentencepiece.SentencePieceProcessor(model_proto=bare.SerializeToString())
     normal = [(index, piece.piece) for index, piece in enumerate(model.pieces) if piece.type == Piece.NORMAL]
     encoded = processor.encode([piece for _, piece in normal])
-    return [piece for (index, piece), ids in zip(normal, encoded, strict=True) if ids != [index]]
+    return [
+        piece
+        for (index, piece), ids in zip(normal, encoded, strict=True)
+        if ids != [index] or (one_space and 2 * tokenizer_json.SPACE in piece)
+    ]
 
 
 def _reachable(base: spm.ModelProto, pieces: list[str]) -> list[str]:

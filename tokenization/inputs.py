@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from tokenization.errors import UserError
+from tokenization.streams import PACKED, unpack
 
-SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz", ".txt.zst", ".jsonl.zst", ".parquet")
+Kind = Literal["txt", "jsonl", "parquet", "arrow"]
+
+_KINDS: dict[str, Kind] = {
+    ".txt": "txt",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+"""By the ending of a name, whose case does not matter."""
+_IN_FOLDERS = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
+_READ = f"{' '.join(_IN_FOLDERS)} (plain, .gz or .zst)"
+_SYSTEM = {"__MACOSX", "__pycache__", "lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir"}
+"""Folders that programs leave beside their users' files; the names of others begin with a dot."""
+_RUN = "recipe.resolved.yaml"
+"""A folder that holds it is a run's."""
+_SHARD = re.compile(r"(.+?)(?:\.bin|\.idx|\.json|\.prepared\.json|\.duplicates\.npz.*)(?:\.partial)?")
+_REJECTS = ".rejects.jsonl"
+_TOKENIZER = {"merges.txt", "vocab.txt"}
+_FIRST_LINE_BYTES = 64 << 20
 _NAMED = 5
+
+_OTHERS = "file(s) of other kinds"
+_HIDDEN = "hidden file(s) or folder(s)"
+_OURS = "file(s) or folder(s) that rewarm wrote"
+_TWICE = "file(s) named before"
 
 
 @dataclass(frozen=True)
@@ -19,43 +49,58 @@ class Found:
     """The files of some inputs, in order, and what lies beside them in the same folders."""
 
     files: list[Path]
-    others: list[Path]
-    """Files of other kinds, which nothing is read from."""
+    left: dict[str, list[Path]]
+    """What nothing is read from, by the reason."""
 
     @property
     def left_out(self) -> str | None:
-        """A line that names the others, if there are any."""
-        if not self.others:
-            return None
-        names = [shown(path.name) for path in self.others[:_NAMED]] + ["…"] * (len(self.others) > _NAMED)
-        return f"left out {len(self.others):,} file(s) of other kinds: {', '.join(names)}"
+        """A line that names what is left out, if anything is."""
+        told = []
+        for why, paths in self.left.items():
+            names = [shown(path.name) for path in paths[:_NAMED]] + ["…"] * (len(paths) > _NAMED)
+            told.append(f"{len(paths):,} {why}: {', '.join(names)}")
+        return f"left out {'; '.join(told)}" if told else None
 
 
-def find(inputs: Sequence[str | Path]) -> Found:
-    """The files of all `inputs`, in the order given, folders in the order of their names.
+def find(inputs: Sequence[str | Path], text_field: str = "text", encoding: str = "utf-8") -> Found:
+    """The files of all `inputs`, in the order given, folders in the order of their names, each file once.
 
-    Links are followed; within an input each folder is read once, however many lead to it.
+    Links are followed; within an input each folder is read once, however many lead to it. In a folder,
+    hidden files, those of other kinds and those that rewarm wrote are left out. A `.json` is read if it
+    holds JSON lines.
 
     Raises:
         UserError: an input is missing, is of an unknown kind, or a part of it cannot be read.
     """
-    found = Found([], [])
+    found = Found([], {})
+    seen: set[tuple[int, int]] = set()
     try:
         for path in map(Path, inputs):
-            before = len(found.files)
-            for file, wanted in _walk(path, set()) if path.is_dir() else [(path, _is_known(path))]:
-                (found.files if wanted else found.others).append(file)
-            if len(found.files) == before:
-                raise UserError(f"has no {' '.join(SUFFIXES)} file", file=path)
+            read = 0
+            if not path.is_dir():
+                _refuse_unknown(path, text_field, encoding)
+            for file, why in _walk(path, set(), text_field, encoding) if path.is_dir() else [(path, None)]:
+                if why is None:
+                    read += 1
+                    why = _once(file, seen)
+                if why is None:
+                    found.files.append(file)
+                else:
+                    found.left.setdefault(why, []).append(file)
+            if not read:
+                beside = f" ({found.left_out})" if found.left else ""
+                raise UserError(f"has no {_READ} file{beside}", file=shown(path))
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", file=error.filename) from None
-    for file in found.files:
-        if not file.is_file():
-            if file.exists():
-                raise UserError("is no plain file", file=file, mend="write what it gives to the disk first")
-            mend = "restore it, or remove the link or the line of state.json that names it"
-            raise UserError("is not there", file=file, mend=mend)
     return found
+
+
+def kind(path: str | Path) -> tuple[Kind | None, bool]:
+    """What a file of that name holds, None for nothing that is read, and whether it is compressed."""
+    name = os.path.basename(path).lower()
+    packed = next((ending for ending in PACKED if name.endswith(ending)), "")
+    found = _KINDS.get(os.path.splitext(name.removesuffix(packed))[1])
+    return (None if packed and found in ("parquet", "arrow") else found), bool(packed)
 
 
 def shown(path: str | Path) -> str:
@@ -63,34 +108,114 @@ def shown(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _is_known(path: Path) -> bool:
-    """Whether a file that was named is of a kind that can be read.
+def _once(file: Path, seen: set[tuple[int, int]]) -> str | None:
+    """None for a file that can be read and was not named before, else why it is left out.
 
     Raises:
-        UserError: it is not, or is not there.
+        UserError: it is not there, or is something else than a file.
+    """
+    if not file.is_file():
+        if file.exists():
+            raise UserError("is no plain file", file=file, mend="write what it gives to the disk first")
+        mend = "restore it, or remove the link or the line of state.json that names it"
+        raise UserError("is not there", file=file, mend=mend)
+    stat = file.stat()
+    place = (stat.st_dev, stat.st_ino)
+    if place in seen:
+        return _TWICE
+    seen.add(place)
+    return None
+
+
+def _refuse_unknown(path: Path, text_field: str, encoding: str) -> None:
+    """Refuse a file that was named and cannot be read.
+
+    Raises:
+        UserError: it is of no kind that can be read, or is not there.
     """
     if not path.exists():
         raise UserError("is not there", file=path, mend="name a file or a directory of texts")
-    if not path.name.endswith((*SUFFIXES, ".arrow")):
-        raise UserError("is of no known kind", file=path, mend=f"convert it to one of {' '.join(SUFFIXES)}")
-    return True
+    if path.name.endswith(_REJECTS):
+        raise UserError(
+            "is a list of records that `data prepare` left out", file=path, mend="name the text itself"
+        )
+    if kind(path)[0] is None:
+        raise UserError("is of no known kind", file=path, mend=f"convert it to one of {_READ}")
+    if _is_json(path) and path.is_file() and not _holds_json_lines(path, text_field, encoding):
+        mend = "convert it, such as by `jq -c '.[]'` if it is a list"
+        raise UserError("is JSON, but not one JSON object per line", file=path, mend=mend)
 
 
-def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, bool]]:
-    """Every file below a folder, and whether documents are read from it."""
+def _walk(
+    folder: Path, seen: set[tuple[int, int]], text_field: str, encoding: str
+) -> Iterator[tuple[Path, str | None]]:
+    """Every file below a folder, and why nothing is read from it; None for one that is read."""
     stat = folder.stat()
     if (stat.st_dev, stat.st_ino) in seen:
         return
     seen.add((stat.st_dev, stat.st_ino))
+    if (folder / _RUN).is_file():
+        yield folder, _OURS
+        return
     saved = _saved(folder)
     if saved is not None:
-        yield from ((file, True) for file in saved)
+        yield from ((file, None) for file in saved)
         return
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), seen)
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    ours = _ours(folder, entries)
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.name.startswith(".") or entry.name in _SYSTEM:
+            yield path, _HIDDEN
+        elif entry.name in ours:
+            yield path, _OURS
+        elif entry.is_dir():
+            yield from _walk(path, seen, text_field, encoding)
         else:
-            yield Path(entry.path), entry.name.endswith(SUFFIXES)
+            yield path, None if _is_text(path, text_field, encoding) else _OTHERS
+
+
+def _is_text(path: Path, text_field: str, encoding: str) -> bool:
+    """Whether a file in a folder is one that documents are read from."""
+    if kind(path)[0] in (None, "arrow"):
+        return False
+    return not (_is_json(path) and path.is_file()) or _holds_json_lines(path, text_field, encoding)
+
+
+def _ours(folder: Path, entries: Sequence[os.DirEntry[str]]) -> set[str]:
+    """The names of the files in a folder that `rewarm` wrote: shards, rejects, what studies leave."""
+    names = {entry.name for entry in entries}
+    found = {name for name in names if name.endswith((_REJECTS, f"{_REJECTS}.partial"))}
+    endings = (".idx", ".idx.partial", ".prepared.json")
+    for name in names:
+        match = _SHARD.fullmatch(name)
+        if match and any(match[1] + ending in names for ending in endings):
+            found.add(name)
+    if "tokenizer_config.json" in names:
+        found |= names & _TOKENIZER
+    if "arms.txt" in names and any((folder / entry.name / _RUN).is_file() for entry in entries):
+        found.add("arms.txt")
+    return found
+
+
+def _is_json(path: Path) -> bool:
+    name = path.name.lower()
+    return any(name.endswith(f".json{packed}") for packed in ("", *PACKED))
+
+
+def _holds_json_lines(path: Path, text_field: str, encoding: str) -> bool:
+    """Whether a `.json` begins as JSON lines do: an object that has the text, or two, a line each."""
+    with unpack(str(path), encoding) as file:
+        lines = (line for line in iter(lambda: file.readline(_FIRST_LINE_BYTES), b"") if line.strip())
+        objects = []
+        for line in islice(lines, 2):
+            try:
+                objects.append(json.loads(line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")))
+            except (ValueError, RecursionError):
+                break
+    if not objects or not isinstance(objects[0], dict):
+        return False
+    return text_field in objects[0] or (len(objects) == 2 and isinstance(objects[1], dict))
 
 
 def _saved(folder: Path) -> list[Path] | None:

@@ -14,6 +14,7 @@ import xxhash
 
 from tokenization import documents
 from tokenization.fingerprint import core
+from tokenization.rejects import line
 from tokenization.shard_format import beside
 from tokenization.shards import part_prefix
 from tokenization.tokenizer_files import Tokenizer
@@ -34,6 +35,9 @@ class PartCounts:
     rejects: dict[str, int] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)
     """What the tokenizer has no piece for, see `encoding.Tokens.lost`."""
+    reject_files: dict[str, list[str]] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    """What `job` was made of, to tell what another job has not in common with this one."""
 
 
 @dataclass(frozen=True)
@@ -50,26 +54,32 @@ class Job:
 
     @property
     def identity(self) -> str:
-        """Equal for equal bytes: the files as they are, the tokenizer and the options."""
-        return self._identity(self.tokenizer.fingerprint)
+        """Equal for equal bytes: the files as they are and in their order, the tokenizer and the options."""
+        return _hash(self.facts)
 
     @property
     def earlier_identity(self) -> str:
         """The identity that an earlier rewarm wrote, which knew half of the tokenizer's fingerprint."""
-        return self._identity(core(self.tokenizer.fingerprint))
-
-    def _identity(self, tokenizer: str) -> str:
         files = sorted({piece.path for piece in self.slices})
         stats = [(file, stat.st_size, stat.st_mtime_ns) for file in files for stat in [Path(file).stat()]]
-        facts = [
-            stats,
-            tokenizer,
-            asdict(self.format),
-            self.parts,
-            str(self.validation),
-            self.dedup,
-        ]
+        tokenizer = core(self.tokenizer.fingerprint)
+        form = {name: value for name, value in asdict(self.format).items() if name != "encoding"}
+        facts = [stats, tokenizer, form, self.parts, str(self.validation), self.dedup]
         return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())
+
+    @cached_property
+    def facts(self) -> dict[str, str]:
+        """All that decides the bytes of the parts, by what it is called."""
+        files = list(dict.fromkeys(piece.path for piece in self.slices))
+        stats = [(file, stat.st_size, stat.st_mtime_ns) for file in files for stat in [Path(file).stat()]]
+        return {
+            "the files": f"{len(files)} {_hash(stats)}",
+            "the tokenizer": self.tokenizer.fingerprint,
+            "--text-field, --documents or --encoding": repr(list(asdict(self.format).values())),
+            "the number of parts": str(self.parts),
+            "--validation": str(self.validation),
+            "--deduplicate": str(self.dedup),
+        }
 
     def part(self, index: int) -> list[documents.Slice]:
         """The slices of a part: a run of neighbours, as much as the others have."""
@@ -99,6 +109,10 @@ class Job:
         return beside(self.prefix(index), ".prepared.json")
 
 
+def _hash(facts: object) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())
+
+
 @dataclass
 class Prepared:
     """What `prepare` wrote, and what it left out."""
@@ -119,6 +133,8 @@ class Prepared:
     """Records that are no documents, by the reason."""
     lost: dict[str, int] = field(default_factory=dict)
     """What the tokenizer has no piece for, and how often: it is not in the shards."""
+    reject_files: dict[str, list[str]] = field(default_factory=dict)
+    """The names of the first files that have such records."""
     engine: str = ""
     """The encoder used; empty when nothing was left to do."""
     notes: list[str] = field(default_factory=list)
@@ -137,6 +153,7 @@ class Prepared:
             setattr(self, name, getattr(self, name) + getattr(counts, name))
         self.rejects = dict(Counter(self.rejects) + Counter(counts.rejects))
         self.lost = dict(Counter(self.lost) + Counter(counts.lost))
+        self.reject_files = counts.reject_files | self.reject_files
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -155,7 +172,9 @@ class Prepared:
             lines.append(f"validation: {held_out}{few}")
         if self.duplicates:
             lines.append(f"left out {self.duplicates:,}: duplicate documents")
-        lines += [f"left out {count:,}: {why}" for why, count in sorted(self.rejects.items())]
+        lines += [
+            line(why, count, self.reject_files.get(why, ())) for why, count in sorted(self.rejects.items())
+        ]
         lines += self._lost_lines()
         if self.finished_before:
             lines.append(f"{self.finished_before} part(s) had been finished before")

@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -26,13 +26,16 @@ from tokenization.errors import Problems, UserError
 from tokenization.inputs import find
 from tokenization.jobs import Job, PartCounts, Prepared
 from tokenization.progress import Meter
-from tokenization.rejects import Rejects
+from tokenization.rejects import Limit, Rejects, mend
 from tokenization.shard_format import ShardMeta, beside, disk, write_atomically
 from tokenization.shards import ShardWriter, open_tokens, token_dtype
+from tokenization.streams import check_encoding
 from tokenization.tokenizer_files import open_tokenizer
 
 PART_BYTES = 1 << 30
 MAX_PARTS = 128
+_LONGEST_NAME = 200
+"""Bytes that leave room for what is added to the name of a shard's prefix."""
 _SAMPLE_SLICES, _SAMPLE_BYTES = 32, 1 << 18
 
 
@@ -43,11 +46,12 @@ def prepare(
     *,
     text_field: str = "text",
     txt: documents.TxtDocuments = "file",
+    encoding: str = "utf-8",
     workers: int = 1,
     part: tuple[int, int] | None = None,
     validation: Fraction | float = 0,
     dedup: bool = False,
-    max_rejects: int = 1000,
+    max_rejects: Limit = None,
     engine: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -57,8 +61,9 @@ def prepare(
     `part` is (I, N), I from 1: do the I-th of N parts, for job arrays. Without it all parts are done, and
     their number follows from the size of the inputs. `validation` is the share of documents, chosen by their
     hash, that go to the prefix `out`-validation instead. `dedup` keeps the first of equal documents. `txt`
-    says what a document of a `.txt` is. More than `max_rejects` bad records in a part end the job. A part
-    that was finished before is kept, unless `overwrite`.
+    says what a document of a `.txt` is; `.txt` and `.jsonl` files that are not UTF-8 are read in `encoding`.
+    A part ends the job if more than `max_rejects` of its records, or that share of them, are no documents,
+    empty ones aside. A part that was finished before is kept, unless `overwrite`.
 
     Raises:
         UserError: an input or an option is wrong, or `out` holds the shards of another job.
@@ -66,8 +71,9 @@ def prepare(
     """
     began = time.monotonic()
     _check(workers, part, validation, max_rejects)
-    format = documents.Format(text_field, txt)
-    found = find(inputs)
+    _check_out(str(out))
+    format = documents.Format(text_field, txt, check_encoding(encoding))
+    found = find(inputs, text_field, format.encoding)
     slices = documents.cut(found.files, format)
     total = sum(piece.size for piece in slices)
     parts = part[1] if part else min(max(1, math.ceil(total / PART_BYTES)), MAX_PARTS)
@@ -80,6 +86,8 @@ def prepare(
         _clear(mine if part else whole)
     _hold_apart(job, part)
     identity = job.identity
+    if not overwrite:
+        _refuse_other_jobs(job, identity, wanted)
     done = {} if overwrite else _finished(job, identity, wanted)
     notes = [found.left_out] if found.left_out else []
     result = Prepared(str(out), parts, finished_before=len(done), validation=share > 0, notes=notes)
@@ -91,8 +99,9 @@ def prepare(
         duplicates.forget(job)
     if len(wanted) == parts and not result.documents + result.validation_documents:
         why = "".join(f" ({count:,}: {reason})" for reason, count in result.rejects.items())
-        mend = _mend(result.rejects)
-        raise UserError(f"has no document{why}", file=", ".join(map(str, inputs)), mend=mend)
+        most = max(result.rejects, key=lambda reason: result.rejects[reason], default="")
+        advice = mend(most, "the .rejects.jsonl beside --out") if most else "name files that hold text"
+        raise UserError(f"has no document{why}", file=", ".join(map(str, inputs)), mend=advice)
     result.seconds = time.monotonic() - began
     return result
 
@@ -110,7 +119,7 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def _check(
-    workers: int, part: tuple[int, int] | None, validation: Fraction | float, max_rejects: int
+    workers: int, part: tuple[int, int] | None, validation: Fraction | float, max_rejects: Limit
 ) -> None:
     problems = []
     if workers < 1:
@@ -126,20 +135,27 @@ def _check(
                 mend="write it like 0.5%",
             )
         )
-    if max_rejects < 0:
-        problems.append(UserError("is negative", field="--max-rejects", value=max_rejects))
+    if max_rejects is not None and max_rejects < 0:
+        problems.append(UserError("is negative", field="--max-rejects", value=str(max_rejects)))
     if problems:
         raise Problems(problems)
 
 
-def _mend(rejects: Mapping[str, int]) -> str:
-    """What to do about records that are no documents, by the reason of most of them."""
-    why = max(rejects, key=lambda reason: rejects[reason], default="")
-    if why.startswith(("has no field", "is not text")):
-        return "is --text-field right?"
-    if why == records.LONG:
-        return "give --documents lines or blocks if it is plain text"
-    return "see the .rejects.jsonl beside --out" if why else "name files that hold text"
+def _check_out(out: str) -> None:
+    """Refuse a prefix that names no files, or none that can be made.
+
+    Raises:
+        UserError: it ends with a folder, or lies below a file.
+    """
+    name = os.path.basename(out.rstrip("/"))
+    if name in ("", ".", ".."):
+        mend = "add a name, which the shard's files begin with: --out data/zh"
+        raise UserError("is a folder's name and not a prefix of files", field="--out", value=out, mend=mend)
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        raise UserError(f"has a name of more than {_LONGEST_NAME} bytes", field="--out", value=out)
+    above = next(folder for folder in Path(out).absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"lies below {above}, which is a file", field="--out", value=out)
 
 
 def _sample(slices: Sequence[documents.Slice], format: documents.Format) -> list[str]:
@@ -163,7 +179,7 @@ def _prepare_parts(
     todo: Sequence[int],
     result: Prepared,
     workers: int,
-    max_rejects: int,
+    max_rejects: Limit,
     engine: str | None,
     progress: bool,
 ) -> None:
@@ -199,17 +215,17 @@ def _prepare_part(
     encode: Encoding,
     workers: int,
     drop: duplicates.Duplicates | None,
-    max_rejects: int,
+    max_rejects: Limit,
     meter: Meter,
 ) -> PartCounts:
-    counts = PartCounts(identity)
+    counts = PartCounts(identity, facts=job.facts)
     _write_counts(job, index, counts)
-    rejects = Rejects(job.prefix(index), max_rejects)
+    rejects = Rejects(job.prefix(index), max_rejects, job.format.encoding)
     todo = tasks(documents.blocks(job.part(index), job.format))
     with contextlib.ExitStack() as opened:
-        train = opened.enter_context(_writer(job, encode, job.prefix(index)))
+        train = opened.enter_context(_writer(job, identity, encode, job.prefix(index)))
         held_out = (
-            opened.enter_context(_writer(job, encode, job.validation_prefix(index)))
+            opened.enter_context(_writer(job, identity, encode, job.validation_prefix(index)))
             if job.validation
             else None
         )
@@ -224,21 +240,26 @@ def _prepare_part(
             if held_out is not None:
                 _add(held_out, tokens, keep & tokens.validation)
             counts.duplicates += int(keep.size - keep.sum())
-            rejects.add(tokens.rejects)
+            rejects.add(keep.size, tokens.rejects)
             counts.lost = dict(Counter(counts.lost) + Counter(tokens.lost))
             meter.add(tokens.weight, int(tokens.sizes.sum()), tokens.ids.size)
+        rejects.add(0, [], finished=True)
     counts.documents, counts.tokens, counts.utf8_bytes = train.documents, train.tokens, train.utf8_bytes
     if held_out is not None:
         counts.validation_documents, counts.validation_tokens = held_out.documents, held_out.tokens
-    counts.rejects = rejects.close()
+    counts.rejects, counts.reject_files = rejects.close(), rejects.left_out.files
     counts.finished = True
     _write_counts(job, index, counts)
     return counts
 
 
-def _writer(job: Job, encode: Encoding, prefix: Path) -> ShardWriter:
+def _writer(job: Job, identity: str, encode: Encoding, prefix: Path) -> ShardWriter:
     return ShardWriter(
-        prefix, vocab_size=job.tokenizer.size, tokenizer=job.tokenizer.fingerprint, eos_id=encode.eos_id
+        prefix,
+        vocab_size=job.tokenizer.size,
+        tokenizer=job.tokenizer.fingerprint,
+        eos_id=encode.eos_id,
+        job=identity,
     )
 
 
@@ -270,6 +291,26 @@ def _hold_apart(job: Job, part: tuple[int, int] | None) -> None:
                 f"holds {parts} part(s) where {job.parts} are to be written ({name} is one)",
                 file=job.out,
                 mend=mend if part else f"{mend}, or give --overwrite",
+            )
+
+
+def _refuse_other_jobs(job: Job, identity: str, wanted: Sequence[int]) -> None:
+    """Refuse to add a part to those of another job: a task of an array may find other files than the first.
+
+    Raises:
+        UserError: there is a part of another job.
+    """
+    for index in sorted({*range(job.parts)} - {*wanted}):
+        counts = _counted(job.counts_path(index))
+        if counts is not None and counts.job != identity:
+            differs = ", ".join(
+                name for name, fact in job.facts.items() if counts.facts.get(name, fact) != fact
+            )
+            raise UserError(
+                f"is a part of another job: {differs or 'its inputs, tokenizer or options'} differ",
+                file=job.counts_path(index),
+                mend="start every part on the same files with the same options; choose another --out, or give"
+                " --overwrite to every part",
             )
 
 

@@ -12,12 +12,17 @@ from typing import BinaryIO
 
 import orjson
 
-from tokenization.documents import BLOCK_BYTES, MAX_DOCUMENT_BYTES, Block, Format, unpack
+from tokenization.documents import BLOCK_BYTES, MAX_DOCUMENT_BYTES, Block, Format, is_blank, refuse_long
 from tokenization.errors import InfrastructureError
+from tokenization.streams import guess_encoding, unpack
 
 _BOM = b"\xef\xbb\xbf"
 LONG = f"is longer than {MAX_DOCUMENT_BYTES >> 20} MiB"
 """Why a record is rejected that is longer than any document."""
+EMPTY = frozenset({"is empty", "is null"})
+"""Why records are left out that have no text, so that none is lost."""
+OTHER_ENCODING = "is not UTF-8 but "
+"""How the reason begins that ends with the encoding which a record seems to have."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Batch:
     sizes: list[int] = field(default_factory=list)
     """UTF-8 bytes of each text."""
     rejects: list[Reject] = field(default_factory=list)
+    encoding: str = "utf-8"
+    """What was tried for text that is not UTF-8."""
 
     def take_all(self, values: Sequence[object], place: Callable[[int], tuple[int, int]]) -> None:
         """Add many texts, the i-th found at `place(i)`; when all are good, without a step for each."""
@@ -65,10 +72,10 @@ class Batch:
         try:
             text = value.decode() if isinstance(value, bytes) else value
             if not isinstance(text, str):
-                return self.reject(value, at, lines, "is not text")
+                return self.reject(value, at, lines, "is null" if text is None else "is not text")
             size = len(text.encode())
         except UnicodeDecodeError:
-            return self.reject(value, at, lines, "is not UTF-8")
+            return self.reject(value, at, lines, self.not_utf8(value))
         except UnicodeEncodeError:
             return self.reject(value, at, lines, "has a lone surrogate")
         if not text or text.isspace():
@@ -86,6 +93,13 @@ class Batch:
         if name not in record:
             return self.reject(record, at, lines, f"has no field {name!r}")
         return self.take(record[name], at, lines)
+
+    def not_utf8(self, value: object) -> str:
+        """Why a record is rejected that is not UTF-8, with its encoding if that can be told."""
+        if self.encoding != "utf-8":
+            return f"is neither UTF-8 nor {self.encoding}"
+        encoding = guess_encoding(value) if isinstance(value, bytes) else None
+        return f"{OTHER_ENCODING}{encoding}" if encoding else "is not UTF-8"
 
     def reject(self, value: object, at: int, lines: int, why: str) -> None:
         """Note that a record is no document."""
@@ -107,7 +121,7 @@ def read(block: Block, format: Format) -> Batch:
 
 
 def _read(block: Block, format: Format) -> Batch:
-    batch = Batch(block)
+    batch = Batch(block, encoding=format.encoding)
     if block.kind == "long":
         batch.reject("", block.start, 0, LONG)
     elif isinstance(block.data, list):
@@ -116,24 +130,23 @@ def _read(block: Block, format: Format) -> Batch:
         for at, paragraph in _paragraphs(block):
             batch.take(paragraph, at)
     elif block.kind == "txt" and format.txt == "file":
-        batch.take(_chomp(_whole(block).removeprefix(_BOM)), block.start)
+        batch.take(_chomp(_whole(block, format).removeprefix(_BOM)), block.start)
     elif block.kind == "jsonl":
         _take_json(batch, *_lines_of(block), format.text_field)
     else:
         at, data = _lines_of(block)
-        filled = [
-            (index, line.removesuffix(b"\r")) for index, line in enumerate(data.split(b"\n")) if line.strip()
-        ]
+        lines = enumerate(data.split(b"\n"))
+        filled = [(index, line.removesuffix(b"\r")) for index, line in lines if not is_blank(line)]
         batch.take_all([line for _, line in filled], lambda taken: (at, filled[taken][0]))
     return batch
 
 
-def number(rejects: Sequence[Reject]) -> list[tuple[Reject, int]]:
+def number(rejects: Sequence[Reject], encoding: str = "utf-8") -> list[tuple[Reject, int]]:
     """Each reject with its line, or row, from 1; one reading of each file as far as its last reject."""
     before: dict[tuple[str, int], int] = {}
     for path in sorted({reject.path for reject in rejects if not reject.row}):
         line, done = 0, 0
-        with unpack(path) as file:
+        with unpack(path, encoding) as file:
             for at in sorted({reject.at for reject in rejects if reject.path == path}):
                 while done < at and (chunk := file.read(min(1 << 20, at - done))):
                     line += chunk.count(b"\n")
@@ -157,7 +170,7 @@ def _take_json(batch: Batch, at: int, data: bytes, name: str) -> None:
         batch.take_all(values, lambda line: (at, line))
         return
     for index, line in enumerate(lines):
-        if line and not line.isspace():
+        if not is_blank(line):
             _take_json_line(batch, at, index, line, name)
 
 
@@ -167,7 +180,7 @@ def _take_json_line(batch: Batch, at: int, index: int, line: bytes, name: str) -
     try:
         record = json.loads(line)
     except UnicodeDecodeError:
-        batch.reject(line, at, index, "is not UTF-8")
+        batch.reject(line, at, index, batch.not_utf8(line))
     except json.JSONDecodeError as error:
         batch.reject(line, at, index, f"is not JSON ({error.msg})")
     except (ValueError, RecursionError):
@@ -177,11 +190,16 @@ def _take_json_line(batch: Batch, at: int, index: int, line: bytes, name: str) -
     return None
 
 
-def _whole(block: Block) -> bytes:
-    if isinstance(block.data, bytes):
-        return block.data
-    with open(block.path, "rb") as file:
-        return file.read()
+def _whole(block: Block, format: Format) -> bytes:
+    """All of a file, which is one document.
+
+    Raises:
+        UserError: it is too long for one, or damaged.
+    """
+    with unpack(block.path, format.encoding) as file:
+        data = file.read(MAX_DOCUMENT_BYTES + 1)
+        refuse_long(block.path, len(data), "more than ")
+    return data
 
 
 def _lines_of(block: Block) -> tuple[int, bytes]:
@@ -220,7 +238,7 @@ def _paragraphs(block: Block) -> Iterator[tuple[int, bytes]]:
         begun, held = 0, bytearray()
         lines = iter(partial(file.readline, BLOCK_BYTES), b"")
         for line in chain(lines, [b""]):  # an empty line, and the end, end a run
-            if line.strip():
+            if not is_blank(line):
                 if not mine and at >= block.stop:
                     return
                 if mine:

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 from sentencepiece import sentencepiece_model_pb2 as spm
 
-from tokenization import bytelevel, documents, encoder, records
+from tokenization import bytelevel, documents, encoder
 from tokenization.errors import UserError
 from tokenization.extension import unreachable
+from tokenization.inputs import shown
 from tokenization.proof import TransformersEngine
 from tokenization.scripts import script
+from tokenization.streams import check_encoding
+from tokenization.texts import Texts
 from tokenization.tokenizer_files import JSON_FILE, Piece, Tokenizer, open_tokenizer
 from tokenization.tokenizer_json import SPACE
 
@@ -89,6 +92,8 @@ class Report:
     unused: int = 0
     """Pieces, bytes and special ones aside, that the texts do not use."""
     checks: list[Check] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """Lines on the files and records that are left out."""
 
     @property
     def broken(self) -> bool:
@@ -123,7 +128,7 @@ class Report:
                 f"{figures.byte_share:.3%}",
             )
             lines.append(row.format(figures.file, *cells, width=width))
-        lines.append("")
+        lines += ["", *self.left_out]
         for check in self.checks:
             verdict = check.skipped or f"{check.failed:,} of {check.checked:,}"
             mark = (
@@ -146,6 +151,7 @@ def report(
     *,
     against: str | Path | None = None,
     text_field: str = "text",
+    encoding: str = "utf-8",
     max_lines: int | None = None,
 ) -> Report:
     """Hold `tokenizer` against its guarantees on the lines of `texts`, and beside `against` if given.
@@ -168,15 +174,16 @@ def report(
         other.size if other is not None else None,
     )
     subject = _Subject(opened, other)
-    format = documents.Format(text_field, "lines")
-    for path, lines in _files(texts, format):
-        mine = FileFigures(path, str(tokenizer))
-        theirs = FileFigures(path, str(against)) if other is not None else None
-        for some in _batches(lines, max_lines):
+    found = Texts(texts, documents.Format(text_field, "lines", check_encoding(encoding)))
+    for path in found.files:
+        mine = FileFigures(shown(path), str(tokenizer))
+        theirs = FileFigures(shown(path), str(against)) if other is not None else None
+        for some in _batches(_lines(found.read(path)), max_lines):
             subject.take(some, mine, theirs)
         result.files += [mine] if theirs is None else [mine, theirs]
     if not any(figures.lines for figures in result.files):
         raise UserError("has no line of text", file=", ".join(map(str, texts)), mend="is --text-field right?")
+    result.left_out = found.notes()
     result.unused = subject.unused()
     result.checks = [*subject.checks, *_of_pieces(opened, other)]
     return result
@@ -322,18 +329,9 @@ def _decoder(tokenizer: Tokenizer) -> Any:
     return tokenizers.Tokenizer.from_file(str(tokenizer.path)).decode
 
 
-def _files(texts: Sequence[str | Path], format: documents.Format) -> Iterator[tuple[str, Iterator[str]]]:
-    by_file: dict[str, list[documents.Slice]] = {}
-    for piece in documents.plan(texts, format):
-        by_file.setdefault(piece.path, []).append(piece)
-    for path, pieces in by_file.items():
-        yield path, _lines(pieces, format)
-
-
-def _lines(pieces: list[documents.Slice], format: documents.Format) -> Iterator[str]:
-    for block in documents.blocks(pieces, format):
-        for text in records.read(block, format).texts:
-            yield from (line for line in text.split("\n") if line)
+def _lines(texts: Iterator[str]) -> Iterator[str]:
+    for text in texts:
+        yield from (line for line in text.split("\n") if line)
 
 
 def _batches(lines: Iterator[str], most: int | None) -> Iterator[list[str]]:

@@ -63,6 +63,8 @@ class ShardMeta:
     index_checksum: str
     """xxh3-128 of the `.idx` file."""
     version: int = META_VERSION
+    job: str = ""
+    """Identity of the job that wrote it, which all parts of a source share; empty if it was no such job."""
 
     @classmethod
     def read(cls, prefix: Path) -> ShardMeta:
@@ -82,6 +84,7 @@ class ShardMeta:
                     value=read.get("version"),
                     mend="run `rewarm data prepare` again",
                 )
+            read.setdefault("job", "")  # shards of the time before it was written down have none
             return cls(**{field.name: read[field.name] for field in fields(cls)})
         except FileNotFoundError:
             raise UserError(

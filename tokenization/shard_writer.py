@@ -38,8 +38,12 @@ class ShardWriter:
     constant: both files are streamed. The bytes depend only on what is added.
     """
 
-    def __init__(self, prefix: str | Path, *, vocab_size: int, tokenizer: str, eos_id: int) -> None:
+    def __init__(
+        self, prefix: str | Path, *, vocab_size: int, tokenizer: str, eos_id: int, job: str = ""
+    ) -> None:
         """Begin a shard at `prefix` for ids below `vocab_size` of the tokenizer with that fingerprint.
+
+        `job` is the identity that all parts of a source have in common.
 
         Raises:
             UserError: another process is writing this shard.
@@ -48,6 +52,7 @@ class ShardWriter:
         self.prefix = Path(prefix)
         self.documents = self.tokens = self.utf8_bytes = 0
         self._vocab_size, self._tokenizer, self._eos_id = vocab_size, tokenizer, eos_id
+        self._job = job
         self._dtype = token_dtype(vocab_size)
         self._hash = xxhash.xxh3_128()
         self._bin_path, self._idx_path = (
@@ -147,6 +152,7 @@ class ShardWriter:
             utf8_bytes=self.utf8_bytes,
             checksum=self._hash.hexdigest(),
             index_checksum=checksum(self._idx_path),
+            job=self._job,
         )
 
     def __enter__(self) -> ShardWriter:

@@ -174,6 +174,15 @@ def open_tokens(prefix: str | Path) -> TokenStore:
     """
     parts = [_Part(part) for part in find_parts(prefix)]
     first = parts[0].meta
+    jobs = {part.meta.job: part for part in reversed(parts) if part.meta.job}
+    if len(jobs) > 1:
+        *_, other = sorted(jobs.values(), key=lambda part: part.prefix)
+        raise UserError(
+            "is a part of another job than the first: the inputs or the options were not the same, so that"
+            " documents are missing or stored twice",
+            file=beside(other.prefix, ".json"),
+            mend="prepare all parts again, from the same files, with --overwrite",
+        )
     for part in parts[1:]:
         for field, like in (("tokenizer", same), ("vocab_size", _one_dtype), ("eos_id", operator.eq)):
             if not like(getattr(part.meta, field), getattr(first, field)):

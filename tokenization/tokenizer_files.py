@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +20,7 @@ from tokenization.errors import UserError
 
 Piece = spm.ModelProto.SentencePiece
 MODEL_FILE, JSON_FILE, CONFIG_FILE = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
+_TIKTOKEN = re.compile(rb"(?:[A-Za-z0-9+/]+=* \d+\r?\n){2}")
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
     """Read the tokenizer at `path`: a directory, a SentencePiece `.model` file or a `tokenizer.json`.
 
     In a directory `tokenizer.model` is the truth, with the tokens that the other files there add to it;
-    `tokenizer.json` serves where there is none.
+    `tokenizer.json` serves where there is none, or where it is a list of tiktoken's, as LLaMA 3 has one by
+    that name.
 
     Raises:
         UserError: there is no tokenizer, its file is damaged, or its files are of different tokenizers.
@@ -148,7 +151,8 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
     directory = path.is_dir()
     if directory:
         candidates = [path / MODEL_FILE, path / JSON_FILE]
-        found = next((file for file in candidates if file.is_file()), None)
+        files = [file for file in candidates if file.is_file()]
+        found = next((file for file in files if len(files) == 1 or not _is_tiktoken(file)), None)
         if found is None:
             raise UserError(
                 f"has neither {MODEL_FILE} nor {JSON_FILE}", file=path, mend="is it a tokenizer's directory?"
@@ -195,9 +199,18 @@ def fingerprint(path: str | Path) -> str:
     return open_tokenizer(path).fingerprint
 
 
+def _is_tiktoken(path: Path) -> bool:
+    """Whether a file lists pieces as tiktoken does: base64 and rank, a line each."""
+    with open(path, "rb") as file:
+        return _TIKTOKEN.match(file.read(1 << 12)) is not None
+
+
 def _read_model(path: Path) -> spm.ModelProto:
     model = spm.ModelProto()
     try:
+        if _is_tiktoken(path):
+            mend = "save it with transformers, which writes a tokenizer.json, and name that"
+            raise UserError("is a list of tiktoken's and not a SentencePiece model", file=path, mend=mend)
         model.ParseFromString(path.read_bytes())
     except DecodeError:
         raise UserError("is not a SentencePiece model", file=path) from None

@@ -6,7 +6,7 @@ import heapq
 import io
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,19 @@ import sentencepiece
 import xxhash
 from sentencepiece import sentencepiece_model_pb2 as spm
 
-from tokenization import documents, records
+from tokenization import documents
 from tokenization.directories import refuse_existing, whole_directory, write_directory
 from tokenization.errors import InfrastructureError, UserError
+from tokenization.rejects import Limit
+from tokenization.streams import check_encoding
+from tokenization.texts import Texts
 from tokenization.tokenizer_files import Tokenizer
 
 LINE_CHARS = 1000
 """Longer lines are cut: SentencePiece's trainer would leave them out."""
+_FIRST_PIECES = 3 + 256
+"""unk, bos, eos and the bytes."""
+_LARGEST_SIZE = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Training:
     files: int
     sample_bytes: int
     sample_lines: int
+    left_out: list[str] = field(default_factory=list)
+    """Lines on the files and records that are left out."""
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -40,10 +48,11 @@ class Training:
 
     def to_text(self) -> str:
         """The same for a reader."""
-        return (
+        made = (
             f"{self.pieces:,} pieces in {self.out}, from {self.sample_lines:,} lines"
-            f" ({self.sample_bytes / 1e6:.1f} MB) of {self.files:,} files\nfingerprint {self.fingerprint}"
+            f" ({self.sample_bytes / 1e6:.1f} MB) of {self.files:,} files"
         )
+        return "\n".join([made, f"fingerprint {self.fingerprint}", *self.left_out])
 
 
 def train(
@@ -52,6 +61,8 @@ def train(
     out: str | Path,
     *,
     text_field: str = "text",
+    encoding: str = "utf-8",
+    max_rejects: Limit = None,
     sample_bytes: int = 100_000_000,
     character_coverage: float = 0.9995,
     seed: int = 0,
@@ -62,44 +73,41 @@ def train(
 
     LLaMA's layout: unk 0, bos 1, eos 2, 256 byte pieces, byte fallback, split digits, text left as it is. At
     most `sample_bytes` of lines are held in memory, shared equally among the files as far as they last, drawn
-    by a hash of `seed` and the line's place.
+    by a hash of `seed` and the line's place. Files that are not UTF-8 are read in `encoding`.
 
     Raises:
-        UserError: there is no text, it cannot make that many pieces, or `out` holds something and `overwrite`
-            is not given.
+        UserError: there is no text, it cannot make that many pieces, more than `max_rejects` records (or
+            that share of them) are no documents, or `out` holds something and `overwrite` is not given.
     """
     refuse_existing(out, overwrite=overwrite)
-    lines, files, held = sample(inputs, documents.Format(text_field, "lines"), sample_bytes, seed)
+    texts = Texts(inputs, documents.Format(text_field, "lines", check_encoding(encoding)))
+    lines, files, held = sample(texts, sample_bytes, seed)
     if not lines:
         raise UserError(
             "has no line of text", file=", ".join(map(str, inputs)), mend="is --text-field right?"
         )
+    texts.left_out.check(max_rejects)
     model = _train(lines, size, character_coverage, threads)
     with whole_directory(out, overwrite=overwrite) as draft:
         write_directory(draft, model)
     trained = Tokenizer(Path(out), model, None, {})
-    return Training(str(out), trained.fingerprint, trained.size, files, held, len(lines))
+    return Training(str(out), trained.fingerprint, trained.size, files, held, len(lines), texts.notes())
 
 
-def sample(
-    inputs: Sequence[str | Path], format: documents.Format, budget: int, seed: int
-) -> tuple[list[str], int, int]:
-    """Lines of the inputs within `budget` bytes, the number of files, and the bytes taken.
+def sample(texts: Texts, budget: int, seed: int) -> tuple[list[str], int, int]:
+    """Lines of the texts within `budget` bytes, the number of files, and the bytes taken.
 
     Every file may fill an equal share of what the files before it, from the smallest on, have left.
     """
-    by_file: dict[str, list[documents.Slice]] = {}
-    for piece in documents.plan(inputs, format):
-        by_file.setdefault(piece.path, []).append(piece)
-    order = sorted(by_file, key=lambda path: sum(piece.size for piece in by_file[path]))
-    place = {path: index for index, path in enumerate(by_file)}
+    order = sorted(texts.files, key=lambda path: sum(piece.size for piece in texts.files[path]))
+    place = {path: index for index, path in enumerate(texts.files)}
     chosen: dict[str, list[str]] = {}
     taken = 0
     for done, path in enumerate(order):
         share = (budget - taken) // (len(order) - done)
-        chosen[path], used = _draw(_lines(by_file[path], format), share, seed + (place[path] << 64))
+        chosen[path], used = _draw(_lines(texts.read(path)), share, seed + (place[path] << 64))
         taken += used
-    return [line for path in by_file for line in chosen[path]], len(by_file), taken
+    return [line for path in texts.files for line in chosen[path]], len(texts.files), taken
 
 
 def _draw(lines: Iterator[str], budget: int, seed: int) -> tuple[list[str], int]:
@@ -119,12 +127,11 @@ def _draw(lines: Iterator[str], budget: int, seed: int) -> tuple[list[str], int]
     return [line for _, _, line, _ in sorted(heap, key=lambda entry: entry[1])], held
 
 
-def _lines(pieces: Sequence[documents.Slice], format: documents.Format) -> Iterator[str]:
-    for block in documents.blocks(pieces, format):
-        for text in records.read(block, format).texts:
-            for line in text.splitlines():
-                for start in range(0, len(line), LINE_CHARS):
-                    yield line[start : start + LINE_CHARS]
+def _lines(texts: Iterator[str]) -> Iterator[str]:
+    for text in texts:
+        for line in text.splitlines():
+            for start in range(0, len(line), LINE_CHARS):
+                yield line[start : start + LINE_CHARS]
 
 
 def _train(lines: list[str], size: int, character_coverage: float, threads: int) -> spm.ModelProto:
@@ -134,7 +141,9 @@ def _train(lines: list[str], size: int, character_coverage: float, threads: int)
             sentence_iterator=iter(lines),
             model_writer=written,
             model_type="bpe",
-            vocab_size=size,
+            vocab_size=min(
+                max(size, _FIRST_PIECES), _LARGEST_SIZE
+            ),  # outside it does not say what is possible
             character_coverage=character_coverage,
             num_threads=threads,
             max_sentence_length=16 * LINE_CHARS,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -20,6 +19,7 @@ Command = Callable[[argparse.Namespace], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; bad input is one line on standard error and a non-zero status."""
+    show_any_text(sys.stdout)
     parser = build_parser()
     asked, rest = parser.parse_known_args(arguments)
     # argparse gives up on field=value words that follow an option.
@@ -41,6 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rank_or_0() == 0:
             print("rewarm: interrupted", file=sys.stderr)
         return 130
+
+
+def show_any_text(stream: Any) -> None:
+    """Escape what a stream cannot show, such as file names in GBK, in place of ending there."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _complain(error: RewarmError) -> None:
@@ -75,10 +81,13 @@ def _vocab(parser: argparse.ArgumentParser) -> None:
         "a SentencePiece BPE vocabulary from text",
         "--input zh.jsonl --size 8000 --out zh",
     )
-    train.add_argument("--input", nargs="+", required=True, metavar="PATH", help="files or folders of text")
+    train.add_argument(
+        "--input", type=_path, nargs="+", required=True, metavar="PATH", help="files or folders of text"
+    )
     train.add_argument("--size", type=int, required=True, help="pieces in all")
-    train.add_argument("--out", required=True, metavar="DIR")
-    train.add_argument("--text-field", default="text", help="of jsonl and parquet records")
+    train.add_argument("--out", type=_path, required=True, metavar="DIR")
+    _text_arguments(train)
+    _rejects_argument(train)
     train.add_argument("--seed", type=int, default=0)
     _overwrite(train)
     extend = _command(
@@ -88,9 +97,9 @@ def _vocab(parser: argparse.ArgumentParser) -> None:
         "a base vocabulary with new pieces",
         "--base llama2 --add zh --out llama2-zh",
     )
-    extend.add_argument("--base", required=True, metavar="TOKENIZER")
-    extend.add_argument("--add", required=True, metavar="TOKENIZER")
-    extend.add_argument("--out", required=True, metavar="DIR")
+    extend.add_argument("--base", type=_path, required=True, metavar="TOKENIZER")
+    extend.add_argument("--add", type=_path, required=True, metavar="TOKENIZER")
+    extend.add_argument("--out", type=_path, required=True, metavar="DIR")
     extend.add_argument("--max-pieces", type=int, help="add at most so many")
     _overwrite(extend)
     extend.add_argument(
@@ -106,10 +115,12 @@ def _vocab(parser: argparse.ArgumentParser) -> None:
         "what a vocabulary does to text",
         "--tokenizer llama2-zh --text held-out.txt",
     )
-    report.add_argument("--tokenizer", required=True, metavar="DIR")
-    report.add_argument("--against", metavar="DIR", help="the base, whose ids must not have changed")
-    report.add_argument("--text", nargs="+", required=True, metavar="PATH")
-    report.add_argument("--text-field", default="text")
+    report.add_argument("--tokenizer", type=_path, required=True, metavar="DIR")
+    report.add_argument(
+        "--against", type=_path, metavar="DIR", help="the base, whose ids must not have changed"
+    )
+    report.add_argument("--text", type=_path, nargs="+", required=True, metavar="PATH")
+    _text_arguments(report)
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
@@ -121,14 +132,14 @@ def _data(parser: argparse.ArgumentParser) -> None:
         "text to token shards",
         "--input zh/ --tokenizer llama2-zh --out data/zh",
     )
-    prepare.add_argument("--input", nargs="+", required=True, metavar="PATH")
-    prepare.add_argument("--tokenizer", required=True)
-    prepare.add_argument("--out", required=True, metavar="PREFIX")
+    prepare.add_argument("--input", type=_path, nargs="+", required=True, metavar="PATH")
+    prepare.add_argument("--tokenizer", type=_path, required=True)
+    prepare.add_argument("--out", type=_path, required=True, metavar="PREFIX")
     prepare.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes; default: one per core"
+        "--workers", type=int, help="processes; default: one per CPU that this process may use"
     )
     prepare.add_argument("--part", type=_part, metavar="I/N", help="only the I-th of N parts, for job arrays")
-    prepare.add_argument("--text-field", default="text")
+    _text_arguments(prepare)
     prepare.add_argument(
         "--documents", choices=("file", "blocks", "lines"), default="file", help="what a .txt file holds"
     )
@@ -140,15 +151,15 @@ def _data(parser: argparse.ArgumentParser) -> None:
         help="held out by document hash, such as 0.5%%",
     )
     prepare.add_argument("--deduplicate", action="store_true", help="drop exact copies of documents")
-    prepare.add_argument("--max-rejects", type=int, default=1000, help="malformed records that are borne")
+    _rejects_argument(prepare)
     prepare.add_argument("--engine", metavar="NAME", help="this encoder and no other; it must agree as well")
     prepare.add_argument("--overwrite", action="store_true", help="replace what another job wrote at --out")
     inspect = _command(kinds, "inspect", commands.inspect_data, "what a shard holds", "data/zh")
-    inspect.add_argument("prefix")
+    inspect.add_argument("prefix", type=_path)
     simulate = _command(
         kinds, "simulate", commands.simulate, "the samples that a recipe draws", "recipe.yaml --samples 0:100"
     )
-    simulate.add_argument("recipe")
+    simulate.add_argument("recipe", type=_path)
     simulate.add_argument("overrides", nargs="*", metavar="field=value")
     simulate.add_argument("--samples", default="0:20", metavar="A:B", help="window of the run's samples")
     simulate.add_argument("--shares", action="store_true", help="only what each source gives to the window")
@@ -163,14 +174,16 @@ def _model(parser: argparse.ArgumentParser) -> None:
         "grow embeddings",
         "--base llama2-7b --tokenizer llama2-zh --out llama2-7b-zh",
     )
-    extend.add_argument("--base", required=True, metavar="MODEL")
-    extend.add_argument("--tokenizer", required=True, metavar="DIR")
-    extend.add_argument("--out", required=True, metavar="DIR")
+    extend.add_argument("--base", type=_path, required=True, metavar="MODEL")
+    extend.add_argument("--tokenizer", type=_path, required=True, metavar="DIR")
+    extend.add_argument("--out", type=_path, required=True, metavar="DIR")
     extend.add_argument("--new-rows", choices=("subpiece_mean", "mean", "random"), default="subpiece_mean")
     extend.add_argument("--seed", type=int, default=0, help="of random rows")
     _overwrite(extend)
-    extend.add_argument("--text", nargs="*", default=[], metavar="PATH", help="text to compare the losses on")
-    extend.add_argument("--text-field", default="text", help="of jsonl and parquet records")
+    extend.add_argument(
+        "--text", type=_path, nargs="*", default=[], metavar="PATH", help="text to compare the losses on"
+    )
+    _text_arguments(extend)
 
 
 def _runs(rooms: Any) -> None:
@@ -191,8 +204,8 @@ def _runs(rooms: Any) -> None:
         "losses of a model",
         "runs/x/checkpoints/step-00001000 --data data/en",
     )
-    score.add_argument("model", metavar="MODEL|CHECKPOINT")
-    score.add_argument("--data", nargs="+", required=True, metavar="PREFIX")
+    score.add_argument("model", type=_path, metavar="MODEL|CHECKPOINT")
+    score.add_argument("--data", type=_path, nargs="+", required=True, metavar="PREFIX")
     score.add_argument("--seq-len", type=_positive, default=None)
     score.add_argument("--max-tokens", type=_positive, default=None)
     export = _command(
@@ -203,17 +216,20 @@ def _runs(rooms: Any) -> None:
         "runs/x --out models/llama2-zh",
     )
     export.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run directory for its newest"
+        "checkpoint",
+        type=_path,
+        metavar="CHECKPOINT",
+        help="a checkpoint, or a run directory for its newest",
     )
-    export.add_argument("--out", required=True, metavar="DIR")
+    export.add_argument("--out", type=_path, required=True, metavar="DIR")
     _overwrite(export)
     export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
     export.add_argument("--shard-size", type=_positive, default="5e9", help="bytes per file at most")
     report = _command(
         rooms, "report", commands.report, "one HTML page about runs", "runs/a runs/b --out report.html"
     )
-    report.add_argument("runs", nargs="+", metavar="RUN")
-    report.add_argument("--out", required=True, metavar="FILE.html")
+    report.add_argument("runs", type=_path, nargs="+", metavar="RUN")
+    report.add_argument("--out", type=_path, required=True, metavar="FILE.html")
 
     study = _command(
         rooms,
@@ -223,8 +239,8 @@ def _runs(rooms: Any) -> None:
         "replay --recipe recipe.yaml --out runs/replay phases.0.tokens=1e8",
     )
     study.add_argument("name", metavar="NAME", help=", ".join(STUDIES))
-    study.add_argument("--recipe", required=True)
-    study.add_argument("--out", required=True, metavar="DIR")
+    study.add_argument("--recipe", type=_path, required=True)
+    study.add_argument("--out", type=_path, required=True, metavar="DIR")
     study.add_argument("--nproc", type=_positive, help="ranks of each arm (default: the GPUs here, or 1)")
     study.add_argument("--arms-only", action="store_true", help="write DIR/arms.txt for a batch system")
     study.add_argument("overrides", nargs="*", metavar="field=value", help="for every arm")
@@ -235,10 +251,42 @@ def _overwrite(parser: argparse.ArgumentParser) -> None:
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe")
+    parser.add_argument("recipe", type=_path)
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="such as phases.0.schedule.max_lr=5e-5"
     )
+
+
+def _text_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text-field", default="text", help="of jsonl and parquet records")
+    parser.add_argument(
+        "--encoding", default="utf-8", help="of the .txt and .jsonl files that are not UTF-8, such as gb18030"
+    )
+
+
+def _rejects_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-rejects",
+        type=_number_or_share,
+        metavar="N|SHARE",
+        help="malformed records that are borne, such as 1000 or 1%% (default: 10%%); empty ones do not count",
+    )
+
+
+def _path(text: str) -> str:
+    """A path; an empty one, which a shell makes of an unset variable, would be the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path; is a variable of the shell unset?")
+    return text
+
+
+def _number_or_share(text: str) -> int | Fraction:
+    share = _exact(text)
+    if "%" not in text and share.denominator == 1 and share >= 0:
+        return int(share)
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor a share of at most 100%")
+    return share
 
 
 def _exact(text: str) -> Fraction:

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,17 @@ from trainer.errors import UserError
 from trainer.launcher import note_status, wait_for_rank0, world
 from trainer.numbers import count
 
+_BEGINNING = 100_000
+"""Characters of a text that losses are compared on."""
+
 
 def answer(asked: argparse.Namespace, data: Any, text: str) -> None:
     """The answer as JSON or as text, on standard output."""
     if dataclasses.is_dataclass(data) and not isinstance(data, type):
         data = dataclasses.asdict(data)
-    print(json.dumps(data, ensure_ascii=False, default=str) if asked.json else text)
+    # Where standard output cannot show all characters, JSON's own escapes keep it JSON.
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(data, ensure_ascii=not unicode, default=str) if asked.json else text)
 
 
 def train(asked: argparse.Namespace) -> int:
@@ -89,6 +95,8 @@ def train_vocabulary(asked: argparse.Namespace) -> int:
         asked.size,
         asked.out,
         text_field=asked.text_field,
+        encoding=asked.encoding,
+        max_rejects=asked.max_rejects,
         seed=asked.seed,
         overwrite=asked.overwrite,
     )
@@ -116,13 +124,20 @@ def report_vocabulary(asked: argparse.Namespace) -> int:
     """`rewarm vocab report`: 1 when a guarantee is broken."""
     from tokenization import vocabulary
 
-    told = vocabulary.report(asked.tokenizer, asked.text, against=asked.against, text_field=asked.text_field)
+    told = vocabulary.report(
+        asked.tokenizer,
+        asked.text,
+        against=asked.against,
+        text_field=asked.text_field,
+        encoding=asked.encoding,
+    )
     answer(asked, told.to_json(), told.to_text())
     return 1 if told.broken else 0
 
 
 def prepare_data(asked: argparse.Namespace) -> int:
     """`rewarm data prepare`."""
+    from tokenization.cpus import allowed_cpus
     from tokenization.prepare import prepare
 
     told = prepare(
@@ -131,7 +146,8 @@ def prepare_data(asked: argparse.Namespace) -> int:
         asked.out,
         text_field=asked.text_field,
         txt=asked.documents,
-        workers=asked.workers,
+        encoding=asked.encoding,
+        workers=allowed_cpus() if asked.workers is None else asked.workers,
         part=asked.part,
         validation=asked.validation,
         dedup=asked.deduplicate,
@@ -161,7 +177,7 @@ def extend_model(asked: argparse.Namespace) -> int:
 
     refuse_existing(asked.out, overwrite=asked.overwrite)
     base = local(asked.base, field="--base")
-    texts = {path: _beginning(path, 100_000, asked.text_field) for path in asked.text}
+    texts, notes = _beginnings(asked.text, asked.text_field, asked.encoding)
     if texts:
         encoder(base)  # which could not be had otherwise until all is written
     extension = extend(base, asked.tokenizer, asked.out, asked.new_rows, asked.seed, asked.overwrite)
@@ -178,27 +194,43 @@ def extend_model(asked: argparse.Namespace) -> int:
         }
         lines.append("{}: {before:.4f} bits/byte before, {after:.4f} after".format(path, **losses[path]))
     told = {"rows": extension.rows, "pieces": extension.pieces, "bits_per_byte": losses}
-    answer(asked, {**told, "notes": list(extension.lines)}, "\n".join(lines))
+    answer(
+        asked,
+        {**told, "notes": list(extension.lines), "left_out": notes},
+        "\n".join([*lines, *notes]),
+    )
     return 0
 
 
-def _beginning(path: str, characters: int, text_field: str) -> str:
-    """The first documents of a file or folder, up to so many characters.
+def _beginnings(paths: Sequence[str], text_field: str, encoding: str) -> tuple[dict[str, str], list[str]]:
+    """The first documents of each file or folder, and lines on what is left out of them.
 
     Raises:
-        UserError: there is none.
+        UserError: one has no text.
     """
-    from tokenization import documents, records
+    from tokenization import documents
+    from tokenization.streams import check_encoding
+    from tokenization.texts import Texts
 
-    format = documents.Format(text_field, "lines")
-    texts: list[str] = []
-    for block in documents.blocks(documents.plan([path], format), format):
-        texts += records.read(block, format).texts
-        if sum(map(len, texts)) >= characters:
-            break
-    if not texts:
-        raise UserError("has no text", field="--text", value=path, mend="is --text-field right?")
-    return "\n".join(texts)[:characters]
+    format = documents.Format(text_field, "lines", check_encoding(encoding))
+    beginnings, notes = {}, []
+    for path in paths:
+        texts = Texts([path], format)
+        found, size = [], 0
+        for file in texts.files:
+            for text in texts.read(file):
+                found.append(text)
+                size += len(text)
+                if size >= _BEGINNING:
+                    break
+            if size >= _BEGINNING:
+                break
+        if not found:
+            why = "; ".join(["has no text", *texts.notes()])
+            raise UserError(why, field="--text", value=path, mend="is --text-field right?")
+        beginnings[path] = "\n".join(found)[:_BEGINNING]
+        notes += [f"{path}: {note}" for note in texts.notes()]
+    return beginnings, notes
 
 
 def export(asked: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from trainer.errors import InfrastructureError, Problems, UserError
 from trainer.evaluation import Baseline, measured_on
 from trainer.metrics import check as check_logging
 from trainer.mixer.mixture import Mixture, SourceSize
-from trainer.mixer.sources import open_sources
+from trainer.mixer.sources import open_sources, shared
 from trainer.model import architecture, tokens
 from trainer.model.directory import read_generation
 from trainer.model.memory import Memory, estimate
@@ -63,7 +63,8 @@ class Plan:
     broken: tuple[str, ...]
     """A line for each checkpoint that is not good."""
     notes: tuple[str, ...]
-    """A line for each thing that the run will not measure, or that is odd about its tokens."""
+    """A line for each thing that the run will not measure, or not on text of its own, or that is odd about
+    its tokens."""
     data: list[dict[str, Any]]
     """Per phase what the mixer takes its samples from."""
     base: BaseLineage | None
@@ -138,7 +139,11 @@ def prepare(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Pla
         memory=memory,
         checkpoint=checkpoint,
         broken=tuple(broken),
-        notes=(*(of_tokens or ()), *_unmeasured(recipe, validation, checkpoint)),
+        notes=(
+            *(of_tokens or ()),
+            *_trained_on(recipe, stores, validation),
+            *_unmeasured(recipe, validation, checkpoint),
+        ),
         data=data,
         base=base,
         generation=read_generation(recipe.model.base) if recipe.model.base else None,
@@ -264,6 +269,19 @@ def _as_trained(recipe: Recipe, tokenizer: vocabulary.Tokenizer, checkpoint: com
             value=recipe.model.tokenizer,
             mend="restore the tokenizer that the run began with, or give another run_dir",
         )
+
+
+def _trained_on(
+    recipe: Recipe, stores: Mapping[str, TokenStore], validation: Mapping[str, TokenStore]
+) -> Iterator[str]:
+    """Text that is trained on is no measure of what is learnt or forgotten."""
+    for name, held_out in validation.items():
+        for source, store in stores.items():
+            if shared(store, held_out):
+                yield (
+                    f"validation.{name}: {str(held_out.prefix)!r} holds tokens that sources.{source} trains "
+                    "on: its score says nothing of other text; hold text out by `data prepare --validation`"
+                )
 
 
 def _one_tokenizer(

@@ -19,6 +19,8 @@ from trainer.model.loss import CausalLM
 from trainer.model.tokens import TOKENIZER, fingerprint_of
 from trainer.recipe import parse
 
+_MORE = "give a larger --validation, or another shard"
+
 
 class _Alone:
     """Scores rows with a model on one device."""
@@ -52,9 +54,15 @@ def score_model(
     else the model's own, at most 4,096.
 
     Raises:
-        UserError: no such model or shard, or shards of another tokenizer than the model's.
+        UserError: no such model or shard, an empty shard, or shards of another tokenizer than the model's.
     """
     stores = {prefix: open_tokens(prefix) for prefix in prefixes}
+    if problems := [
+        UserError(f"has {store.tokens} token(s), none to score", field="--data", value=prefix, mend=_MORE)
+        for prefix, store in stores.items()
+        if store.tokens < 2
+    ]:
+        raise Problems(problems)
     sizes = {store.vocab_size for store in stores.values()}
     if len(sizes) > 1:
         raise UserError(

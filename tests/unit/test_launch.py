@@ -149,8 +149,8 @@ def test_every_check_runs_and_arguments_reach_pytest(clone):
     done = launch(clone, "test.sh", "--fast", "-k", "mixer")
     assert done.returncode == 0, done.stderr
     assert (clone / "calls").read_text().splitlines() == [
-        "ruff check .",
-        "ruff format --check .",
+        "ruff check benchmarks launch tests tokenization trainer setup.py",
+        "ruff format --check benchmarks launch tests tokenization trainer setup.py",
         "mypy ",
         "lint-imports --no-cache",
         "pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered"

@@ -107,3 +107,31 @@ def test_everything_missing_is_told_at_once(recipe, tmp_path):
     with pytest.raises(Problems) as caught:
         open_sources(recipe)
     assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize("how", ["the path", "a copy", "a part"])
+def test_one_text_under_two_names_is_refused(recipe, tmp_path, how):
+    """`max_epochs` counts a source by its name."""
+    if how == "a copy":
+        write_shard("data/en", seed=1)
+    elif how == "a part":
+        write_shard("data/parts-00000-of-00002", seed=1)
+        write_shard("data/parts-00001-of-00002", seed=3)
+    other = {"the path": "data/zh", "a copy": "data/en", "a part": "data/parts"}[how]
+    sources = {**recipe.sources, "en": recipe.sources["en"].model_copy(update={"path": other})}
+    with pytest.raises(
+        Problems, match=rf"^sources\.en\.path: '{other}' holds the same tokens as sources\.zh, "
+    ):
+        open_sources(recipe.model_copy(update={"sources": sources}))
+
+
+def test_two_empty_parts_are_not_one_text(recipe):
+    for name in ("zh", "en"):
+        for part, documents in ((0, 0), (1, 9)):
+            write_shard(
+                f"data/{name}2-0000{part}-of-00002", documents=documents, seed=len(name) + ord(name[0])
+            )
+    sources = {
+        name: source.model_copy(update={"path": f"data/{name}2"}) for name, source in recipe.sources.items()
+    }
+    assert list(open_sources(recipe.model_copy(update={"sources": sources}))) == ["zh", "en"]

@@ -81,7 +81,7 @@ def test_every_architecture_passes(kind):
         ({"vocab_size": 90}, 120, "rewarm model extend --base {base} --tokenizer tok --out DIR"),
         ({"vocab_size": 1000}, 90, "has 1000 embedding rows and the tokenizer tok has 90 pieces; give"),
         ({"model_type": "gemma"}, 90, "'gemma' is no supported model_type"),
-        ({"hidden_size": None}, 90, "its config.json has hidden_size: None, which is no size; copy"),
+        ({"hidden_size": None}, 90, "its config.json has hidden_size: None, which is not a size; copy"),
         ({"max_position_embeddings": 8}, 90, "seq_len: 16 is above the model's max_position_embeddings 8"),
     ],
 )

@@ -183,7 +183,10 @@ def test_the_command_tells_the_losses_on_a_text(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a.jsonl", "has no text; is --text-field right?"),
+        (
+            "a.jsonl",
+            "has no text; left out 1 of 1 records: has no field 'text' (a.jsonl); is --text-field right?",
+        ),
         ("gone.jsonl", "is not there"),
         ("plain.txt", "base/tokenizer.json: is not SentencePiece's"),
     ],
@@ -197,6 +200,38 @@ def test_a_text_that_cannot_be_read_is_told_before_anything_is_written(tmp_path,
         (tmp_path / "base" / "tokenizer.model").unlink()
     assert command(tmp_path, text) == 2
     assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_tells_what_it_leaves_out_of_a_text(tmp_path, capsys):
+    base(tmp_path)
+    lines = [{"text": "ab c"}, {"content": "lost"}, {"text": "中国"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "b.txt").write_text("ab\n中国\n", encoding="gb18030")
+    assert command(tmp_path, "a.jsonl", str(tmp_path / "b.txt"), "--encoding", "gb18030", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    expected = f"{tmp_path}/a.jsonl: left out 1 of 3 records: has no field 'text' (a.jsonl)"
+    assert told["left_out"] == [expected]
+    assert told["bits_per_byte"][f"{tmp_path}/a.jsonl"]["before"] == pytest.approx(
+        bits_per_byte(tmp_path / "base", "ab c\n中国")
+    )
+    assert told["bits_per_byte"][f"{tmp_path}/b.txt"]["before"] == pytest.approx(
+        bits_per_byte(tmp_path / "base", "ab\n中国")
+    )
+
+
+@pytest.mark.parametrize("size", [None, 0, "267"])
+def test_a_config_that_leaves_the_size_to_a_guess_is_refused(tmp_path, size):
+    base(tmp_path)
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    del config["vocab_size"]
+    if size is not None:
+        config["vocab_size"] = size
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=rf"--base: .* its config.json has vocab_size: {size!r}, which is not a size"
+    ):
+        extend(tmp_path / "base", tmp_path / "new", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

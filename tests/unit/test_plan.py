@@ -235,3 +235,10 @@ def test_shards_of_an_earlier_rewarm_are_known_and_their_eos_is_held(file, data,
                 Problems, match=r"validation.upstream: .* ends documents with 1, and EOS of .* 2"
             ):
                 plan(file, override)
+
+
+def test_a_validation_set_that_is_trained_on_is_told(file, data):
+    (note,) = plan(file, f"validation.downstream={data}/zh").notes
+    assert note.startswith(f"validation.downstream: '{data}/zh' holds tokens that sources.zh trains on")
+    assert note in render(plan(file, f"validation.downstream={data}/zh"))
+    assert plan(file).notes == ()

@@ -314,15 +314,202 @@ def test_too_many_rejects_end_the_job(tmp_path, corpus, tokenizer):
     (corpus / "3.jsonl").write_text("broken\n" * 3)
     run(corpus, tokenizer, tmp_path / "enough" / "a", max_rejects=3)
     with pytest.raises(
-        UserError, match=r"3\.jsonl:1: is not JSON .*3 records are no documents.*2 are allowed"
+        UserError, match=r"3\.jsonl:1: is not JSON .*3 of 253 records are not documents.*2 are allowed"
     ):
         run(corpus, tokenizer, tmp_path / "out" / "a", max_rejects=2)
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert left == {"a.prepared.json", "a.rejects.jsonl"}
 
 
+def write(folder, name, texts, **more):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("".join(json.dumps({"text": text, **more}) + "\n" for text in texts))
+
+
+@pytest.mark.parametrize(
+    ("limit", "bad", "borne"),
+    [
+        (None, 33, True),  # 10 %: 33 of 333
+        (None, 34, False),
+        (Fraction(1, 2), 300, True),
+        (Fraction(1, 2), 301, False),
+        (Fraction(1, 100), 3, True),
+        (Fraction(1, 100), 4, False),
+        (7, 7, True),
+        (7, 8, False),
+        (0, 1, False),
+        (Fraction(1), 5000, True),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rejects_are_borne_up_to_a_number_or_a_share(tmp_path, corpus, tokenizer, limit, bad, borne, workers):
+    (corpus / "3a.jsonl").write_text("broken\n" * bad)
+    (corpus / "9.jsonl").write_text('{"text": " "}\n{"text": null}\n' * 500)  # which lose no text
+    write(corpus, "9.jsonl", [" ", None] * 500)
+    bad_share = bad / (1300 + bad)
+    if limit is None or isinstance(limit, Fraction):  # of all records, the empty ones too
+        borne = bad_share <= (Fraction(1, 10) if limit is None else limit)
+    out = tmp_path / "out" / "a"
+    if borne:
+        made = run(corpus, tokenizer, out, max_rejects=limit, workers=workers)
+        assert made.rejects["is not JSON (Expecting value)"] == bad
+        assert decoded(out, tokenizer) == TEXTS
+    else:
+        with pytest.raises(
+            UserError, match=rf"3a\.jsonl:1: is not JSON.*{bad:,} of .* records are not documents"
+        ):
+            run(corpus, tokenizer, out, max_rejects=limit, workers=workers)
+        with pytest.raises(UserError):
+            open_tokens(out)
+
+
+def test_records_without_text_are_counted_and_lose_none(tmp_path, corpus, tokenizer):
+    write(corpus, "9.jsonl", [" ", None, ""] * 700)
+    made = run(corpus, tokenizer, tmp_path / "a", max_rejects=0)
+    assert made.rejects == {"is empty": 1400, "is null": 700}
+    assert "left out 1,400: is empty (9.jsonl)" in made.to_text()
+
+
+def test_a_corpus_that_is_lost_is_not_read_to_its_end(tmp_path, tokenizer, monkeypatch):
+    """The wrong --text-field of a terabyte is told after minutes."""
+    from tokenization import encoding
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number:02}.jsonl").write_text('{"body": "x"}\n' * 100)
+    write(folder, "99.jsonl", TEXTS)
+    monkeypatch.setattr(encoding.tasks, "__defaults__", (1,))
+    with pytest.raises(UserError, match=r"00\.jsonl:1: has no field 'text': 1,100 of 1,100 records are not"):
+        run(folder, tokenizer, tmp_path / "out" / "a", max_rejects=Fraction(1, 10))
+
+
+def books(folder, encoding, count, texts):
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        (folder / f"{encoding}-{number:02}.txt").write_text("\n".join(texts), encoding=encoding)
+
+
+CHINESE = ["这是我们中国的第一条法律，人民在这里有了自己的规定。", "他们来到这个国家以后，不会说这是不对的。"]
+
+
+@pytest.mark.parametrize("txt", ["file", "lines", "blocks"])
+def test_books_in_another_encoding_are_named_with_the_option_that_reads_them(tmp_path, tokenizer, txt):
+    books(tmp_path / "in", "gb18030", 60, CHINESE)
+    books(tmp_path / "in", "utf-8", 1, CHINESE)
+    told = r"gb18030-00\.txt:1: is not UTF-8 but gb18030.*are not documents.*; give --encoding gb18030"
+    with pytest.raises(UserError, match=told):
+        run(tmp_path / "in", tokenizer, tmp_path / "out" / "a", txt=txt)
+    with pytest.raises(UserError):
+        open_tokens(tmp_path / "out" / "a")
+    run(tmp_path / "in", tokenizer, tmp_path / "out" / "a", txt=txt, encoding="GB18030")
+    documents = CHINESE if txt == "lines" else ["\n".join(CHINESE)]
+    assert decoded(tmp_path / "out" / "a", tokenizer) == documents * 61
+
+
+def test_a_few_books_in_another_encoding_are_told_by_name(tmp_path, tokenizer):
+    books(tmp_path / "in", "gb18030", 5, CHINESE)
+    books(tmp_path / "in", "utf-8", 60, CHINESE)
+    for again in range(2):
+        made = run(tmp_path / "in", tokenizer, tmp_path / "out" / "a")
+        assert made.finished_before == again
+        assert (
+            "left out 5: is not UTF-8 but gb18030 (gb18030-00.txt, gb18030-01.txt, gb18030-02.txt, …);"
+            " give --encoding gb18030"
+        ) in made.to_text()
+
+
+def test_an_encoding_is_an_option_of_the_job(tmp_path, corpus, tokenizer):
+    run(corpus, tokenizer, tmp_path / "out" / "a", part=(1, 2))
+    with pytest.raises(UserError, match=r"--encoding differ"):
+        run(corpus, tokenizer, tmp_path / "out" / "a", part=(2, 2), encoding="gb18030")
+    with pytest.raises(UserError, match=r"--encoding: 'klingon' is not a text encoding"):
+        run(corpus, tokenizer, tmp_path / "out" / "b", encoding="klingon")
+
+
+def test_the_input_folder_may_hold_the_output(tmp_path, corpus, tokenizer):
+    write(corpus, "5a.jsonl", [None] * 20)
+    run(corpus, tokenizer, corpus / "tokens", validation=0.1)
+    first = bytes_of(corpus)
+    assert (corpus / "tokens.rejects.jsonl").is_file()
+    assert run(corpus, tokenizer, corpus / "tokens", validation=0.1).finished_before == 1
+    run(corpus, tokenizer, corpus / "again", validation=0.1)
+    assert {name.replace("again", "tokens"): data for name, data in bytes_of(corpus).items()} == first
+    for number in (1, 2):
+        run(corpus, tokenizer, corpus / "array", part=(number, 2), validation=0.1)
+    one, array = (open_tokens(corpus / name) for name in ("tokens", "array"))
+    assert np.array_equal(one.read(0, one.tokens), array.read(0, array.tokens))
+
+
+@pytest.mark.parametrize(
+    "change", ["a file arrives", "a file changes", "order", "dedup", "validation", "txt"]
+)
+def test_a_part_of_another_job_is_not_added_to_those_of_the_first(tmp_path, corpus, tokenizer, change):
+    out, options, inputs = tmp_path / "out" / "a", {}, [corpus / "3.jsonl", corpus]
+    prepare(inputs, tokenizer, out, part=(1, 3), progress=False)
+    if change == "a file arrives":
+        write(corpus, "2a.jsonl", TEXTS[:7])
+    elif change == "a file changes":
+        write(corpus, "3.jsonl", TEXTS[:7])
+    elif change == "order":
+        inputs = inputs[::-1]
+    else:
+        options = {"dedup": {"dedup": True}, "validation": {"validation": 0.5}, "txt": {"txt": "lines"}}[
+            change
+        ]
+    with pytest.raises(
+        UserError, match=r"a-00000-of-00003\.prepared\.json: is a part of another job: .* differ"
+    ):
+        prepare(inputs, tokenizer, out, part=(2, 3), progress=False, **options)
+    for number in (1, 2, 3):
+        prepare(inputs, tokenizer, out, part=(number, 3), progress=False, overwrite=True, **options)
+    assert len(open_tokens(out).parts) == 3
+
+
+@pytest.mark.parametrize("prefix", ["a", "a-validation"])
+def test_parts_of_two_jobs_do_not_open_as_one_source(tmp_path, corpus, tokenizer, prefix):
+    """As when both began at once, or were copied into one folder."""
+    for name, number, options in (("one", 1, {}), ("two", 2, {"dedup": True})):
+        run(corpus, tokenizer, tmp_path / name / "a", part=(number, 2), validation=0.5, **options)
+    for file in (tmp_path / "two").iterdir():
+        file.rename(tmp_path / "one" / file.name)
+    with pytest.raises(UserError, match=rf"{prefix}-00001-of-00002\.json: is a part of another job"):
+        open_tokens(tmp_path / "one" / prefix)
+
+
+def test_parts_of_the_time_before_jobs_were_written_down_open(tmp_path, corpus, tokenizer):
+    for number in (1, 2):
+        run(corpus, tokenizer, tmp_path / "a", part=(number, 2))
+    for side in tmp_path.glob("a-0000?-of-00002.json"):
+        side.write_text(json.dumps({k: v for k, v in json.loads(side.read_text()).items() if k != "job"}))
+    assert decoded(tmp_path / "a", tokenizer) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (".", "is a folder's name and not a prefix"),
+        ("..", "is a folder's name"),
+        ("/", "is a folder's name"),
+        ("", "is a folder's name"),
+        ("data/.", "is a folder's name"),
+        ("text.txt/zh", "lies below .*text.txt, which is a file"),
+        ("x" * 300, "has a name of more than 200 bytes"),
+    ],
+)
+def test_an_out_that_names_no_files_is_refused_before_the_work(
+    tmp_path, tokenizer, monkeypatch, out, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("text")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=f"--out: '.*' {message}"):
+        prepare(["text.txt"], tokenizer, out, progress=False)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_the_wrong_field_is_told(tmp_path, corpus, tokenizer):
-    with pytest.raises(UserError, match=r"has no document.*has no field 'body'.*--text-field"):
+    with pytest.raises(UserError, match=r"has no field 'body': 300 of 300 records are not.*--text-field"):
         run(corpus, tokenizer, tmp_path / "out" / "a", text_field="body")
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
+import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as spm
 
 from tokenization import vocabulary
 from tokenization.directories import write_directory
 from tokenization.errors import UserError
+from tokenization.extension import unreachable
 from tokenization.tokenizer_files import open_tokenizer
 
 Piece = spm.ModelProto.SentencePiece
@@ -136,6 +139,47 @@ def test_a_model_file_alone(folder, tmp_path):
     result = vocabulary.report(tmp_path / "x.model", [folder / "zh.txt"], max_lines=7)
     assert "there is no tokenizer.json" in check(result, "transformers").skipped
     assert result.files[0].lines == 7
+
+
+@pytest.mark.parametrize(
+    "rules", [{}, {"treat_whitespace_as_suffix": True}, {"split_by_whitespace": False}], ids=str
+)
+def test_pieces_of_a_tokenizer_that_strips_spaces_are_reached_inside_a_line(tmp_path, rules):
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*ENGLISH, *CHINESE]),
+        model_writer=written,
+        model_type="bpe",
+        vocab_size=420,
+        byte_fallback=True,
+        remove_extra_whitespaces=True,
+        minloglevel=2,
+        **rules,
+    )
+    model = spm.ModelProto()
+    model.ParseFromString(written.getvalue())
+    assert unreachable(model) == []
+    model.pieces.add(piece="a▁▁b", score=-999, type=Piece.NORMAL)
+    model.pieces.add(piece="▁▁", score=-999, type=Piece.NORMAL)
+    assert unreachable(model) == ["a▁▁b", "▁▁"]
+
+
+def test_what_is_left_out_is_told(folder, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a line"}\n{"content": "another"}\n{"content": "third"}\n')
+    (tmp_path / "b.csv").write_text("text")
+    result = vocabulary.report(folder / "out", [tmp_path])
+    assert result.left_out == [
+        "left out 1 file(s) of other kinds: b.csv",
+        "left out 2 of 3 records: has no field 'text' (a.jsonl)",
+    ]
+    assert all(line in result.to_text().splitlines() for line in result.left_out)
+    assert result.to_json()["left_out"] == result.left_out
+
+
+def test_a_text_in_another_encoding(folder, tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(CHINESE), encoding="gb18030")
+    (figures,) = vocabulary.report(folder / "out", [tmp_path / "a.txt"], encoding="gb18030").files
+    assert (figures.lines, figures.utf8_bytes) == (200, sum(len(line.encode()) for line in CHINESE))
 
 
 def test_no_text_is_told(folder, tmp_path):

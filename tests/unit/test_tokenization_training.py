@@ -11,6 +11,7 @@ from sentencepiece import sentencepiece_model_pb2 as spm
 from tokenization import training, vocabulary
 from tokenization.documents import Format
 from tokenization.errors import UserError
+from tokenization.texts import Texts
 
 LINES = [f"line {index} of 中文 text {index * index}" for index in range(500)]
 
@@ -64,7 +65,7 @@ def test_small_files_are_not_drowned(tmp_path):
     (tmp_path / "large.txt").write_text("".join(f"large {index:06d}\n" for index in range(5000)))
     (tmp_path / "small.txt").write_text("small one\nsmall two\n")
     (tmp_path / "middle.txt").write_text("".join(f"middle {index:06d}\n" for index in range(100)))
-    lines, files, held = training.sample([tmp_path], Format(txt="lines"), 3000, seed=0)
+    lines, files, held = training.sample(Texts([tmp_path], Format(txt="lines")), 3000, seed=0)
     count = {name: sum(line.startswith(name) for line in lines) for name in ("large", "small", "middle")}
     # small has 18 bytes and middle 1,300 of its half of the rest; large gets what is left, 12 a line
     assert count == {"small": 2, "middle": 100, "large": (3000 - 18 - 1300) // 12}
@@ -77,7 +78,7 @@ def test_small_files_are_not_drowned(tmp_path):
 
 def test_a_draw_is_spread_over_the_file(tmp_path):
     (tmp_path / "a.txt").write_text("".join(f"{index:05d}\n" for index in range(10000)))
-    lines, _, _ = training.sample([tmp_path], Format(txt="lines"), 5000, seed=1)
+    lines, _, _ = training.sample(Texts([tmp_path], Format(txt="lines")), 5000, seed=1)
     quarters = [
         sum(2500 * quarter <= int(line) < 2500 * (quarter + 1) for line in lines) for quarter in range(4)
     ]
@@ -88,6 +89,10 @@ def test_a_draw_is_spread_over_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("size", "message"),
     [
+        (-1, r"--size: -1 is too small for the (\d+) single pieces; give \1 or more$"),
+        (0, r"--size: 0 is too small for the (\d+) single pieces; give \1 or more$"),
+        (2, r"--size: 2 is too small for the (\d+) single pieces; give \1 or more$"),
+        (10**12, r"--size: 1000000000000 is more than this text makes; give (\d+) or less, or more text$"),
         (100, r"--size: 100 is too small for the (\d+) single pieces; give \1 or more$"),
         (90000, r"--size: 90000 is more than this text makes; give (\d+) or less, or more text$"),
     ],
@@ -98,6 +103,36 @@ def test_sizes_that_cannot_be_are_told_with_one_that_can(tmp_path, corpus, size,
     assert not (tmp_path / "out").exists()
     possible = int(re.search(message, str(refused.value))[1])
     assert vocabulary.train([corpus], possible, tmp_path / "out").pieces == possible
+
+
+def test_what_is_left_out_is_told_or_refused(tmp_path, corpus):
+    (corpus / ".hidden.txt").write_text("hidden")
+    (corpus / "c.jsonl").write_text('{"content": "x"}\n' * 100)
+    made = vocabulary.train([corpus], 300, tmp_path / "out")
+    assert made.left_out == [
+        "left out 1 hidden file(s) or folder(s): .hidden.txt",
+        "left out 100 of 1,100 records: has no field 'text' (c.jsonl)",
+    ]
+    assert made.to_json()["left_out"] == made.left_out
+    assert all(line in made.to_text() for line in made.left_out)
+    with pytest.raises(
+        UserError, match=r"c\.jsonl:1: has no field 'text': 100 of 1,100 records are not.* 99 are"
+    ):
+        vocabulary.train([corpus], 300, tmp_path / "none", max_rejects=99)
+    assert not (tmp_path / "none").exists()
+
+
+def test_text_in_another_encoding(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, encoding in (("a", "gb18030"), ("b", "gb18030"), ("c", "utf-8")):
+        lines = [f"第{index}条 这是我们中国的法律，在这里不能说了就可以" for index in range(200)]
+        (tmp_path / "in" / f"{name}.txt").write_text("\n".join(lines), encoding=encoding)
+    with pytest.raises(
+        UserError, match=r"a\.txt:1: is not UTF-8 but gb18030: .*; give --encoding gb18030 \(or"
+    ):
+        vocabulary.train([tmp_path / "in"], 300, tmp_path / "out")
+    made = vocabulary.train([tmp_path / "in"], 300, tmp_path / "out", encoding="gb18030")
+    assert (made.left_out, made.sample_lines) == ([], 600)
 
 
 def test_no_text_is_told(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 from tokenization.fingerprint import same
@@ -18,8 +19,8 @@ def open_sources(recipe: Recipe, described: Mapping[str, Any] | None = None) -> 
     fingerprints are compared, which takes no reading of tokens; `rewarm data inspect` reads them all.
 
     Raises:
-        Problems: a source is missing, cut short, changed since, or made with another tokenizer than the
-            first one; all of them at once.
+        Problems: a source is missing, cut short, changed since, named twice, or made with another tokenizer
+            than the first one; all of them at once.
     """
     stores: dict[str, TokenStore] = {}
     problems: list[UserError] = []
@@ -29,6 +30,7 @@ def open_sources(recipe: Recipe, described: Mapping[str, Any] | None = None) -> 
         except UserError as error:
             problems.append(UserError(f"sources.{name}.path: {error}"))
     problems += _changed(recipe, stores, described or {})
+    problems += _named_twice(recipe, stores)
     problems += _mixed_tokenizers(recipe, stores)
     if problems:
         raise Problems(problems)
@@ -46,6 +48,25 @@ def _changed(
                 field=f"sources.{name}.path",
                 value=recipe.sources[name].path,
                 mend="restore those shards, or name the new ones as another source in a new phase",
+            )
+
+
+def shared(one: TokenStore, other: TokenStore) -> bool:
+    """Whether two stores have the tokens of a part in common, wherever the files lie."""
+    parts = [{part.meta.checksum for part in store.parts if part.meta.tokens} for store in (one, other)]
+    return not parts[0].isdisjoint(parts[1])
+
+
+def _named_twice(recipe: Recipe, stores: Mapping[str, TokenStore]) -> Iterator[UserError]:
+    """The same tokens under two names are read twice, and `max_epochs` counts each name by itself."""
+    for (first, one), (name, other) in combinations(stores.items(), 2):
+        if shared(one, other):
+            yield UserError(
+                f"holds the same tokens as sources.{first}, {recipe.sources[first].path!r}: max_epochs would "
+                "count them apart",
+                field=f"sources.{name}.path",
+                value=recipe.sources[name].path,
+                mend="name every text once",
             )
 
 

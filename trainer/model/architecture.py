@@ -70,11 +70,20 @@ def resolve(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
         return _from_init(recipe, vocab_size)
     config = read_config(recipe.model.base, field="model.base")
     check_type(config.get("model_type"), field="model.base", file=recipe.model.base)
+    check_sizes(config, field="model.base", file=recipe.model.base)
+    return config
+
+
+def check_sizes(config: Mapping[str, Any], *, field: str, file: str | Path) -> None:
+    """Refuses a config.json that leaves a size to the reader's guess.
+
+    Raises:
+        UserError: a size is missing or is not a whole number of at least 1.
+    """
     for name in (*SIZES, "vocab_size"):
         if type(config.get(name)) is not int or config[name] < 1:
-            what = f"its config.json has {name}: {config.get(name)!r}, which is no size"
-            raise UserError(what, field="model.base", value=recipe.model.base, mend="copy the model again")
-    return config
+            what = f"its config.json has {name}: {config.get(name)!r}, which is not a size"
+            raise UserError(what, field=field, value=str(file), mend="copy the model again")
 
 
 def read_config(base: str | Path, field: str | None = None) -> dict[str, Any]:

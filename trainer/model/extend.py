@@ -21,7 +21,7 @@ from tokenization.directories import refuse_existing, whole_directory
 from tokenization.fingerprint import same
 from tokenization.vocabulary import Tokenizer, open_tokenizer, whole_model
 from trainer.errors import UserError
-from trainer.model.architecture import EMBEDDINGS, check_type, file_name, read_config
+from trainer.model.architecture import EMBEDDINGS, check_sizes, check_type, file_name, read_config
 from trainer.model.directory import (
     GENERATION,
     Weight,
@@ -91,6 +91,7 @@ def extend(
     refuse_existing(out, overwrite=overwrite)
     own, opened = open_tokenizer(base), open_tokenizer(tokenizer)
     _hold_recorded(base, config, own)
+    check_sizes(config, field="--base", file=base)
     extension = compare(base, tokenizer, config["vocab_size"])
     tied = bool(config.get("tie_word_embeddings", False))
     input_name, output_name = EMBEDDINGS[config["model_type"]]

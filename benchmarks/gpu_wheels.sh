@@ -40,26 +40,33 @@ done
 [[ $version =~ ^3\.[0-9]+$ ]] || fail "--python $version is not a version such as 3.12"
 "$python" -m pip --version >/dev/null || fail "$python has no pip; name another interpreter: PYTHON=..."
 
-mkdir -p "$folder"
-rm -f "$folder"/*.whl  # two versions of one package would stop the whole install
+# Two versions of one package would stop the whole install, and nothing of others is deleted here.
+[[ -z $(ls -A "$folder" 2>/dev/null) ]] || fail "$folder is not empty; name a new folder"
+mkdir -p "$folder" || fail "$folder cannot be made"
+made=$(mktemp -d)
+trap 'rm -rf "$made"' EXIT
 
 pins=()
 for package in "${packages[@]}"; do
-    pins+=("$(pin "$package")")
+    line=$(pin "$package")
+    pins+=("$line")
 done
+deepspeed=$(pin deepspeed)
 platforms=()
 for glibc in 2_28 2_27 2_26 2_24 2_17 2_12 2_5; do
     platforms+=(--platform "manylinux_${glibc}_x86_64")
 done
 platforms+=(--platform manylinux2014_x86_64 --platform manylinux2010_x86_64 --platform manylinux1_x86_64)
 "$python" -m pip download --quiet --no-deps --only-binary=:all: --implementation cp --python-version "$version" \
-    "${platforms[@]}" --dest "$folder" "${pins[@]}"
+    "${platforms[@]}" --dest "$made" "${pins[@]}" ||
+    fail "a wheel for Python $version could not be fetched (the lines above say which)"
 
 # DeepSpeed comes as source. Without its compiled operators it is the same for every Python; nothing here needs CUDA.
-DS_BUILD_OPS=0 DS_ACCELERATOR=cpu "$python" -m pip wheel --quiet --no-deps --no-cache-dir --wheel-dir "$folder" \
-    "$(pin deepspeed)"
-compgen -G "$folder/deepspeed-*-py3-none-any.whl" >/dev/null ||
-    fail "deepspeed was not built as a wheel for every Python: $(ls "$folder"/deepspeed-*)"
+DS_BUILD_OPS=0 DS_ACCELERATOR=cpu "$python" -m pip wheel --quiet --no-deps --no-cache-dir --wheel-dir "$made" \
+    "$deepspeed" || fail "deepspeed could not be built (the lines above say why)"
+compgen -G "$made/deepspeed-*-py3-none-any.whl" >/dev/null ||
+    fail "deepspeed was not built as a wheel for every Python: $(ls "$made"/deepspeed-*)"
+mv "$made"/*.whl "$folder"/
 
 mib=$(($(du -sk --apparent-size "$folder" | cut -f1) / 1024))
 printf 'gpu_wheels: %d wheels for Python %s, %d MiB together, in %s\n' "$(ls "$folder"/*.whl | wc -l)" "$version" "$mib" "$folder"

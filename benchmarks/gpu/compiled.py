@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu.rows import Options, options, row, trial
 
@@ -77,7 +78,7 @@ def fused(cpu: bool, until: float) -> None:
         torch.manual_seed(0)
         first = torch.randn(1000, 512, device="cuda")
         ours, theirs = (first.clone().requires_grad_() for _ in range(2))
-        settings = {"lr": LR, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+        settings: dict[str, Any] = {"lr": LR, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
         pair = (
             FusedAdam([ours], adam_w_mode=True, **settings),
             torch.optim.AdamW([theirs], fused=True, **settings),

@@ -318,7 +318,11 @@ def chunked(size: Size, device: torch.device, cpu: bool) -> None:
                 causal.hf(ids, use_cache=False).logits.flatten(0, 1), targets.flatten()
             )
         mean.backward()
-        gradient = {name: value.grad.double().cpu() for name, value in causal.named_parameters()}
+        gradient = {
+            name: value.grad.double().cpu()
+            for name, value in causal.named_parameters()
+            if value.grad is not None
+        }
         found[kind] = {**gradient, "loss": mean.detach().double().cpu()}
     apart = distance(found["chunked"], found["whole"])
     row(

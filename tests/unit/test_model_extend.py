@@ -369,6 +369,12 @@ def test_an_extension_that_takes_the_id_of_an_added_token_is_refused(tmp_path):
         extend(tmp_path / "base", tmp_path / "new", tmp_path / "out")
 
 
+def test_a_token_that_is_found_in_texts_is_named_as_well(tmp_path):
+    padded_base(tmp_path, OLD, added_tokens={"<call>": OLD})
+    with pytest.raises(UserError, match=rf"its piece {OLD} is '中国' \(score -8\), not '<call>'"):
+        extend(tmp_path / "base", tmp_path / "new", tmp_path / "out")
+
+
 def test_an_added_token_of_the_base_keeps_its_row(tmp_path):
     padded_base(tmp_path, OLD, added_tokens={"<pad>": OLD}, special_tokens_map={"pad_token": "<pad>"})
     made = vocabulary.extend(tmp_path / "base", tmp_path / "new", tmp_path / "grown")

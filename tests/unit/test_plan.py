@@ -17,6 +17,8 @@ from trainer import recipe as recipes
 from trainer.checkpoint import commit
 from trainer.errors import Problems
 from trainer.model import architecture
+from trainer.model.architecture import read_config
+from trainer.model.directory import read_generation, write_config
 from trainer.plan import _with_tokenizer, prepare
 from trainer.preview import render, to_json
 
@@ -198,6 +200,18 @@ def test_a_pad_id_that_is_a_piece_of_text_is_refused_and_one_that_is_eos_is_told
     told = grown(tmp_path / "told", data / "tokenizer", pad_token_id=2)
     (note,) = plan(file, "model.init=null", f"model.base={told}").notes
     assert "pad_token_id 2 is EOS as well" in note
+
+
+def test_what_the_base_says_of_generating_goes_into_every_checkpoint(file, data, tmp_path):
+    base = grown(tmp_path / "base", data / "tokenizer")
+    assert plan(file, "model.init=null", f"model.base={base}").generation is None
+    (base / "generation_config.json").write_text('{"temperature": 0.5}')
+    found = plan(file, "model.init=null", f"model.base={base}")
+    assert found.generation == {"temperature": 0.5}
+    (tmp_path / "checkpoint").mkdir()
+    write_config(found.model_config, tmp_path / "checkpoint", found.generation)
+    assert read_generation(tmp_path / "checkpoint") == found.generation
+    assert read_config(tmp_path / "checkpoint")["tokenizer_fingerprint"] == vocabulary.fingerprint(base)
 
 
 def test_random_weights_have_the_special_ids_of_the_tokenizer(file, tmp_path):

@@ -355,3 +355,16 @@ def test_smoothing_looks_back_only():
 )
 def test_learning_rates_are_written_as_recipes_write_them(value, text):
     assert rate(value) == text
+
+
+def test_a_page_replaces_a_page_and_nothing_else(tmp_path):
+    arms = [run(tmp_path / "a")]
+    report(arms, tmp_path / "page.html")
+    first = (tmp_path / "page.html").read_bytes()
+    report([*arms, run(tmp_path / "b")], tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_bytes() != first
+    (tmp_path / "mine.html").write_text("<html>mine</html>")
+    for name in ("mine.html", "a"):
+        with pytest.raises(UserError, match=rf"--out: '.*{name}' exists and is not a page that rewarm made"):
+            report(arms, tmp_path / name)
+    assert (tmp_path / "mine.html").read_text() == "<html>mine</html>"

@@ -77,7 +77,8 @@ def export(
     opened = open_tokenizer(tokenizer)
     with whole_directory(out, overwrite=overwrite) as draft:
         lines = _write_config(config, vocab_size, dtype, draft, opened, generation)
-        proved = write_tokenizer(opened, draft, own_tokenizer(card.base) if card.base else None)
+        local_base = card.base if card.base and Path(card.base).is_dir() else None
+        proved = write_tokenizer(opened, draft, own_tokenizer(local_base) if local_base else None)
         writer = WeightsWriter(draft, max_shard_bytes)
         for weight in weights:
             name = file_name(config.model_type, plain_name(weight.name))

@@ -73,7 +73,7 @@ def export_checkpoint(
     config = AutoConfig.for_model(**fields)
     reader = portable.Reader(checkpoint.files)
     generation = read_generation(checkpoint.path)
-    if generation is None and recipe.model.base is not None:
+    if generation is None and recipe.model.base is not None and Path(recipe.model.base).is_dir():
         generation = read_generation(recipe.model.base)
     lines += export(
         reader.weights(),

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tokenization.shard_format import sync
 from trainer import disk
-from trainer.errors import InfrastructureError, UserError
+from trainer.errors import InfrastructureError, RewarmError, UserError
 
 GENERATION = "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -266,13 +266,16 @@ def write_config(
             sync(path)
 
 
-def read_generation(directory: str | Path) -> dict[str, Any] | None:
-    """What a model's directory says of how to generate; None where it says nothing.
+def read_generation(model: str | Path) -> dict[str, Any] | None:
+    """What a model's directory or hub id says of how to generate; None where it says nothing.
 
     Raises:
         UserError: the file is damaged.
     """
-    path = Path(directory) / GENERATION
+    directory = Path(model)
+    with suppress(RewarmError):
+        directory = directory if directory.exists() else fetch(model, [GENERATION], None)
+    path = directory / GENERATION
     if not path.is_file():
         return None
     try:

@@ -184,7 +184,7 @@ def compare(base: str | Path, tokenizer: str | Path, base_rows: int) -> Extensio
         mend = "give one with tokenizer.model, as `rewarm vocab extend` writes"
         raise UserError("is not SentencePiece's, from whose pieces rows are made", file=new.path, mend=mend)
     grown = whole_model(new)
-    before, after = (whole_model(old).pieces, grown.pieces) if old.model else (old.pieces, new.pieces)
+    before, after = (_pieces(old), grown.pieces) if old.model else (old.pieces, new.pieces)
     for number, (was, now) in enumerate(zip(before, after, strict=False)):
         if was != now:
             what = f"is no extension of the base's: its piece {number} is {_shown(now)}, not {_shown(was)}"
@@ -197,6 +197,14 @@ def compare(base: str | Path, tokenizer: str | Path, base_rows: int) -> Extensio
         what = f"has {base_rows} embedding rows for its tokenizer's {old.size} pieces"
         raise UserError(what, field="--base", value=str(base), mend="copy the model again")
     return Extension(old.size, new.size, -(-new.size // MULTIPLE) * MULTIPLE, _splits(grown, old.size))
+
+
+def _pieces(tokenizer: Tokenizer) -> list[Any]:
+    """A SentencePiece tokenizer's pieces; added tokens as an extension has them, as control pieces."""
+    assert tokenizer.model is not None
+    kind = type(tokenizer.model.pieces[0])
+    added = [kind(piece=token.content, score=0.0, type=kind.CONTROL) for token in tokenizer.added]
+    return [*tokenizer.model.pieces, *added]
 
 
 def _shown(piece: Any) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from trainer.errors import UserError
 from trainer.study import arms as study
 from trainer.study.arms import Arm, gather
 from trainer.study.charts import COLOURS
@@ -19,14 +20,27 @@ def report(runs: Sequence[str | Path], out: str | Path) -> None:
     """Writes a page about `runs` (run directories) to `out`: self-contained, no script, nothing to fetch.
 
     Raises:
-        UserError: a run directory holds no metrics, or a damaged file.
+        UserError: a run directory holds no metrics, or a damaged file; or `out` is something other than an
+            earlier page.
     """
-    arms = gather(runs)
     out = Path(out)
+    _refuse_other(out)
+    arms = gather(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
     partial.write_text(page(arms, datetime.datetime.now().astimezone()), encoding="utf-8")
     partial.replace(out)
+
+
+def _refuse_other(out: Path) -> None:
+    """Refuse to replace what is not a page that was made here.
+
+    Raises:
+        UserError: it is a directory, or a file of another kind.
+    """
+    if out.is_dir() or (out.exists() and _MARK.encode() not in out.read_bytes()[:65536]):
+        what = "exists and is not a page that rewarm made"
+        raise UserError(what, field="--out", value=str(out), mend="give a new file, such as report.html")
 
 
 def table(runs: Sequence[str | Path]) -> str:
@@ -39,11 +53,14 @@ def page(arms: Sequence[Arm], now: datetime.datetime) -> str:
     title = ", ".join(arm.name for arm in arms)
     body = "".join((_header(arms, now), _summary(arms), figures(arms), mixtures(arms), _starts(arms), _TERMS))
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)} · rewarm</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}{_MARK}'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
         f"<body><main>{body}</main></body></html>\n"
     )
 
+
+_MARK = " · rewarm</title>"
+"""In the head of every page: what has it may be replaced by a newer one."""
 
 _TERMS = """<section><h2>Terms</h2><dl>
 <dt>bits per byte</dt><dd>total nats / (ln 2 · UTF-8 bytes): comparable across tokenizers; less is better</dd>

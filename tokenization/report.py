@@ -250,7 +250,9 @@ def _engines(tokenizer: Tokenizer, truth: encoder.Engine) -> Iterator[tuple[Chec
     name = "lines where {} is not " + truth.name
     through = Check(name.format(f"{JSON_FILE} through transformers"), True)
     loaded: encoder.Engine | None = None
-    if tokenizer.path.parent.joinpath(JSON_FILE).is_file():
+    if not _is_utf8(str(tokenizer.path.parent)):
+        through.skipped = "transformers opens no folder whose name is not UTF-8"
+    elif tokenizer.path.parent.joinpath(JSON_FILE).is_file():
         try:
             loaded = _TransformersEngine(tokenizer.path.parent)
         except Exception as error:  # whatever a user's AutoTokenizer would raise breaks the guarantee
@@ -264,6 +266,10 @@ def _engines(tokenizer: Tokenizer, truth: encoder.Engine) -> Iterator[tuple[Chec
     except Exception as error:  # it may fail in any way that its own library knows
         fast.skipped = f"gigatoken cannot read it ({error}); `data prepare` uses {truth.name}"
         yield fast, None
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
 class _TransformersEngine:
@@ -334,7 +340,7 @@ def _decoder(tokenizer: Tokenizer) -> Any:
         return sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model.SerializeToString()).decode
     import tokenizers
 
-    return tokenizers.Tokenizer.from_file(str(tokenizer.path)).decode
+    return tokenizers.Tokenizer.from_str(tokenizer.path.read_text(encoding="utf-8")).decode
 
 
 def _lines(texts: Iterator[str]) -> Iterator[str]:

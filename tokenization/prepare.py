@@ -97,11 +97,8 @@ def prepare(
         _prepare_parts(job, identity, todo, result, workers, max_rejects, engine, progress)
     if dedup and part is None:
         duplicates.forget(job)
-    if len(wanted) == parts and not result.documents + result.validation_documents:
-        why = "".join(f" ({count:,}: {reason})" for reason, count in result.rejects.items())
-        most = max(result.rejects, key=lambda reason: result.rejects[reason], default="")
-        advice = mend(most, "the .rejects.jsonl beside --out") if most else "name files that hold text"
-        raise UserError(f"has no document{why}", file=", ".join(map(str, inputs)), mend=advice)
+    if len(wanted) == parts:
+        _refuse_empty(inputs, result)
     result.seconds = time.monotonic() - began
     return result
 
@@ -156,6 +153,16 @@ def _check_out(out: str) -> None:
     above = next(folder for folder in Path(out).absolute().parents if folder.exists())
     if not above.is_dir():
         raise UserError(f"lies below {above}, which is a file", field="--out", value=out)
+
+
+def _refuse_empty(inputs: Sequence[str | Path], result: Prepared) -> None:
+    """Refuse inputs that have given no document, with the reason of most of their records."""
+    if result.documents + result.validation_documents:
+        return
+    why = "".join(f" ({count:,}: {reason})" for reason, count in result.rejects.items())
+    most = max(result.rejects, key=lambda reason: result.rejects[reason], default="")
+    advice = mend(most, "the .rejects.jsonl beside --out") if most else "name files that hold text"
+    raise UserError(f"has no document{why}", file=", ".join(map(str, inputs)), mend=advice)
 
 
 def _sample(slices: Sequence[documents.Slice], format: documents.Format) -> list[str]:

@@ -251,7 +251,9 @@ def _engines(tokenizer: Tokenizer, truth: encoder.Engine) -> Iterator[tuple[Chec
     name = "lines where {} is not " + truth.name
     through = Check(name.format(f"{JSON_FILE} through transformers"), True)
     loaded: encoder.Engine | None = None
-    if tokenizer.path.parent.joinpath(JSON_FILE).is_file():
+    if not _is_utf8(str(tokenizer.path.parent)):
+        through.skipped = "transformers opens no folder whose name is not UTF-8"
+    elif tokenizer.path.parent.joinpath(JSON_FILE).is_file():
         try:
             loaded = TransformersEngine(tokenizer.path.parent)
         except Exception as error:  # whatever a user's AutoTokenizer would raise breaks the guarantee
@@ -266,6 +268,10 @@ def _engines(tokenizer: Tokenizer, truth: encoder.Engine) -> Iterator[tuple[Chec
         why = encoder.readable(error)
         fast.skipped = f"gigatoken is not used ({why}); `data prepare` uses {truth.name}"
         yield fast, None
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
 def _of_pieces(tokenizer: Tokenizer, other: Tokenizer | None) -> Iterator[Check]:
@@ -326,7 +332,7 @@ def _decoder(tokenizer: Tokenizer) -> Any:
         return sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model.SerializeToString()).decode
     import tokenizers
 
-    return tokenizers.Tokenizer.from_file(str(tokenizer.path)).decode
+    return tokenizers.Tokenizer.from_str(tokenizer.path.read_text(encoding="utf-8")).decode
 
 
 def _lines(texts: Iterator[str]) -> Iterator[str]:

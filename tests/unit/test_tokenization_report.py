@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 
 import pytest
 import sentencepiece
@@ -132,6 +133,18 @@ def test_a_directory_with_only_tokenizer_json(folder, tmp_path):
     assert not result.broken
     assert check(result, "unreachable").skipped
     assert result.files[0].tokens == result.files[1].tokens
+
+
+@pytest.mark.parametrize("names", [["tokenizer.model", "tokenizer.json"], ["tokenizer.json"]])
+def test_a_folder_whose_name_is_not_utf_8_is_no_fault_of_its_tokenizer(folder, tmp_path, names):
+    named = tmp_path / os.fsdecode("词表".encode("gbk"))
+    named.mkdir()
+    for name in [*names, "tokenizer_config.json"]:
+        (named / name).write_bytes((folder / "out" / name).read_bytes())
+    result = vocabulary.report(named, [folder / "zh.txt"])
+    assert not result.broken
+    assert check(result, "transformers").skipped
+    assert (check(result, "round trip").checked, check(result, "round trip").failed) == (200, 0)
 
 
 def test_a_model_file_alone(folder, tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from benchmarks.gpu.models import build
 from tokenization.shards.store import TokenStore, open_tokens
 from tokenization.shards.writer import ShardWriter
 from trainer.engine.ds_config import complete, read_preset
@@ -25,7 +26,6 @@ from trainer.engine.layout import Layout
 from trainer.machine import collectives
 from trainer.mixer.loader import Loader
 from trainer.mixer.mixture import Mixture, SourceSize
-from trainer.model.build import build_model
 from trainer.model.trainable import parameter_groups
 from trainer.recipe.schema import Recipe
 
@@ -145,7 +145,7 @@ def on_device(recipe: Recipe, vocab_size: int) -> Any:
     """The trainer's model with random weights drawn where they will be used, which is fast."""
     where = torch.device("cuda") if torch.cuda.is_available() else None
     with where or nullcontext():
-        model = build_model(recipe, vocab_size, weights=False)
+        model = build(recipe, vocab_size, weights=False)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

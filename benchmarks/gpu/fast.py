@@ -229,13 +229,13 @@ def largest(bench: Bench, like: Setting, cpu: bool) -> None:
 
 def building(bench: Bench, setting: Setting) -> None:
     """Seconds in which the trainer draws random weights, on the CPU as it does."""
-    from trainer.model.build import build_model
+    from benchmarks.gpu.models import build
 
     if bench.left() < 30:
         row(f"{setting.shape.name}: drawing weights", note="not tried: no time left")
         return
     began = time.perf_counter()
-    build_model(setting.recipe(bench.folder), setting.vocab_size)
+    build(setting.recipe(bench.folder), setting.vocab_size)
     row(
         f"{setting.shape.name}: drawing weights",
         value=round(time.perf_counter() - began, 2),

@@ -14,6 +14,7 @@ import torch
 from trainer.engine.ds_config import complete
 from trainer.engine.engine import Engine, sharded_loading
 from trainer.engine.layout import Layout
+from trainer.model.architecture import resolve_config
 from trainer.model.build import build_model
 from trainer.model.loss import CausalLM
 from trainer.model.trainable import parameter_groups
@@ -95,6 +96,11 @@ def rows(size: Size, seed: int, documents: Sequence[int] = ()) -> Rows:
     return Rows(drawn[:, :-1].copy(), drawn[:, 1:].copy(), np.zeros(size.batch, np.int64), positions)
 
 
+def build(recipe: Recipe, vocab: int, **options: Any) -> CausalLM:
+    """The recipe's model, as a run builds it."""
+    return build_model(resolve_config(recipe, vocab), recipe, vocab, **options)
+
+
 @contextmanager
 def engine(
     made: Recipe, size: Size, zero: dict[str, Any], micro: int, new_rows_from: int | None = None
@@ -106,8 +112,8 @@ def engine(
     layout = Layout(1, micro, size.batch // micro)
     fields = {**size.init, "vocab_size": size.vocab}
     config = complete({"zero_optimization": zero}, made, layout, fields)
-    with sharded_loading(config):
-        causal = build_model(made, size.vocab)
+    with sharded_loading(config) as initialize:
+        causal = build(made, size.vocab, initialize=initialize)
     phase = made.phases[0]
     if new_rows_from is not None:
         causal.hf.config.base_vocab_size = new_rows_from

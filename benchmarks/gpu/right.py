@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.gpu.models import Rows, Size, engine, recipe, rows, whole
+from benchmarks.gpu.models import Rows, Size, build, engine, recipe, rows, whole
 from benchmarks.gpu.rows import Options, options, row, trial
 from trainer.machine import collectives
 from trainer.machine.ranks import World
 from trainer.model import loss
-from trainer.model.build import build_model
 from trainer.recipe.schema import Optimizer
 
 CARD = Size(hidden=256, layers=4, heads=8, vocab=2000, seq_len=256, batch=8)
@@ -58,7 +57,7 @@ def plain_loss(hf: Any, batch: Rows, device: torch.device) -> Tensor:
 def plain_loop(size: Size, device: torch.device, frozen: tuple[str, ...] = ()) -> dict[str, Any]:
     """Train six steps with nothing of ours but the first weights: losses, norms and end weights."""
     made = recipe(size, "fp32", WELL_CONDITIONED)
-    hf = build_model(made, size.vocab).hf.to(device)
+    hf = build(made, size.vocab).hf.to(device)
     for name, parameter in hf.named_parameters():
         parameter.requires_grad_(not any(part in name for part in frozen))
     chosen: Optimizer = made.optimizer
@@ -171,7 +170,7 @@ def moved_wrongly(before: dict[str, Tensor], after: dict[str, Tensor], old: int)
 
 def gradients(under: Any) -> dict[str, Tensor]:
     """What the first step saw: AdamW's first average is `(1 - beta1)` times the gradient."""
-    share = 1 - under._adam().defaults["betas"][0]
+    share = 1 - under._state.adam.defaults["betas"][0]
     return {part.name: part.tensors["exp_avg"].detach().double().cpu() / share for part in under.fragments()}
 
 
@@ -191,7 +190,7 @@ def bf16(size: Size, device: torch.device, cpu: bool) -> None:
     size = dataclasses.replace(size, seq_len=size.seq_len // 2, batch=most)
     batch = rows(size, 7)
     made = recipe(size, "bf16", "optimizer.grad_clip=0")
-    rounded = {name: value.float() for name, value in build_model(made, size.vocab).named_parameters()}
+    rounded = {name: value.float() for name, value in build(made, size.vocab).named_parameters()}
     exact, summed = (
         by_hand(size, batch, rounded, device, dtype) for dtype in (torch.float32, torch.bfloat16)
     )
@@ -212,7 +211,7 @@ def by_hand(
     size: Size, batch: Rows, weights: dict[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """The gradient of the batch's mean loss, a row at a time, summed in fp64."""
-    causal = build_model(recipe(size, "fp32" if dtype == torch.float32 else "bf16"), size.vocab)
+    causal = build(recipe(size, "fp32" if dtype == torch.float32 else "bf16"), size.vocab)
     with torch.no_grad():
         for name, value in causal.named_parameters():
             value.copy_(weights[name])
@@ -266,7 +265,7 @@ def attended(
 ) -> dict[str, Tensor]:
     """The last hidden states, and the gradients of a fixed sum over them."""
     made = recipe(size, dtype, "model.attention=eager")
-    causal = build_model(made, size.vocab)
+    causal = build(made, size.vocab)
     if attention != "eager":
         causal.hf.set_attn_implementation(attention)
     causal.one_row = attention == "flash_attention_2"
@@ -308,7 +307,7 @@ def chunked(size: Size, device: torch.device, cpu: bool) -> None:
     batch.targets[:, ::7] = loss.IGNORED
     found = {}
     for kind in ("chunked", "whole"):
-        causal = build_model(recipe(size, "fp32"), vocab).to(device)
+        causal = build(recipe(size, "fp32"), vocab).to(device)
         ids, targets = (torch.as_tensor(each).to(device) for each in (batch.input_ids, batch.targets))
         if kind == "chunked":
             total, _, counted = causal(ids, targets)

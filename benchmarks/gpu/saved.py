@@ -205,18 +205,18 @@ def compared(bench: Bench, case: Case, what: str, name: str, note: str = "") -> 
 
 def twice(run: Path, killed_at: int | None) -> str:
     """What a kill cost."""
-    from trainer.metrics.jsonl import attempts
+    from trainer.metrics.jsonl import read_attempts
 
-    restored = [start.restored_step for start in attempts(run)]
+    restored = [start.restored_step for start in read_attempts(run)]
     return f"killed at step {killed_at}, gone on from step {restored[-1]}"
 
 
 def near(bench: Bench, case: Case, what: str, name: str) -> None:
     """A row: whether a run that changed device has the undisturbed one's losses, as far as sums can."""
-    from trainer.metrics.jsonl import attempts
+    from trainer.metrics.jsonl import read_attempts
 
     one, other = runs.trace(bench.run(case, "whole")), runs.trace(bench.run(case, what))
-    restored = attempts(bench.run(case, what))[-1].restored_step
+    restored = read_attempts(bench.run(case, what))[-1].restored_step
     first = (restored or 0) + 1
     largest = runs.largest_difference(one, other)
     at_first = runs.largest_difference({first: one[first]}, other) if first in one else float("nan")
@@ -242,10 +242,10 @@ def exported(bench: Bench, case: Case) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from benchmarks.gpu.models import build
     from trainer.checkpoint import rank_files
     from trainer.checkpoint.export import export_checkpoint
     from trainer.checkpoint.history import find_checkpoint
-    from trainer.model.build import build_model
     from trainer.recipe.load import parse_recipe
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -255,7 +255,7 @@ def exported(bench: Bench, case: Case) -> None:
     from tokenization.tokenizer.files import open_tokenizer
 
     size = open_tokenizer(bench.data / "tokenizer").size
-    trained = build_model(parse_recipe(checkpoint.manifest.recipe), size, weights=False)
+    trained = build(parse_recipe(checkpoint.manifest.recipe), size, weights=False)
     reader = rank_files.Reader(checkpoint.files)
     trained.load_state_dict(
         {name: reader.whole(name) for name in trained.state_dict() if name in reader.pieces}

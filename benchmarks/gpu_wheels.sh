@@ -14,7 +14,7 @@ python=${PYTHON:-python3}
 most_mib=60
 packages=(
     gigatoken awkward awkward_cpp pydantic pydantic_core annotated-types typing-inspection typing_extensions
-    orjson xxhash hjson msgpack py-cpuinfo einops psutil sentencepiece
+    orjson xxhash zstandard hjson msgpack py-cpuinfo einops psutil sentencepiece
 )
 
 fail() {

@@ -60,6 +60,7 @@ NEEDED = {
     "orjson": "orjson",
     "yaml": "pyyaml",
     "xxhash": "xxhash",
+    "zstandard": "zstandard",
     "psutil": "psutil",
     "tqdm": "tqdm",
     "pyarrow": "pyarrow",

@@ -18,8 +18,13 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
-ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "CXX": "no-compiler-is-needed"}
-"""Environment of a run that sees no card and compiles nothing."""
+ON_CPU = {
+    "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    "CXX": "no-compiler-is-needed",
+    "OMP_NUM_THREADS": "4",
+}
+"""Environment of a run that sees no card and compiles nothing; several run at a time, so it takes few cores."""
 
 SAME = ("loss/train", "grad_norm", "lr", "data/samples_crc32", "eval/upstream/bits_per_byte")
 """What two runs of one recipe have in common at each step."""
@@ -164,8 +169,12 @@ class Run:
             os.environ |= added
             for name in _OF_A_LAUNCHER:
                 os.environ.pop(name, None)
+            import torch
+
             from trainer.cli.main import main
 
+            if "OMP_NUM_THREADS" in added:  # read when torch was imported, which was before the fork
+                torch.set_num_threads(int(added["OMP_NUM_THREADS"]))
             status = main(["train", *words])
         finally:
             os._exit(status)

@@ -24,7 +24,7 @@ ON_CPU = {
     "CXX": "no-compiler-is-needed",
     "OMP_NUM_THREADS": "4",
 }
-"""Environment of a run that sees no card and compiles nothing; it takes few cores, since several run at once."""
+"""Environment of a run that sees no card and compiles nothing; it takes few cores: several run at once."""
 
 SAME = ("loss/train", "grad_norm", "lr", "data/samples_crc32", "eval/upstream/bits_per_byte")
 """What two runs of one recipe have in common at each step."""

@@ -123,7 +123,7 @@ def _open(model: str, vocab_size: int) -> tuple[CausalLM, int | None]:
     checkpoint = find_checkpoint(path)
     recipe = parse_recipe(checkpoint.manifest.recipe, ["model.dtype=fp32"])
     config = read_config(checkpoint.path)
-    if problems := check_config(config, recipe, vocab_size):
+    if problems := check_config(config, recipe, vocab_size, vocab_size):
         raise UserErrors(problems)
     causal = build_model(config, recipe, vocab_size, weights=False)
     reader = rank_files.Reader(checkpoint.files)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenization.errors import UserErrors
 from tokenization.shards.store import TokenStore
-from tokenization.tokenizer.files import open_tokenizer
+from tokenization.tokenizer.files import Tokenizer, open_tokenizer
 from trainer.checkpoint import manifest
 from trainer.engine import ds_config
 from trainer.engine import layout as layout_
@@ -29,12 +29,12 @@ from trainer.plan.checks import (
 )
 from trainer.plan.data import check_one_tokenizer, open_sources, open_validation, trained_on
 from trainer.plan.memory import Memory, estimate
-from trainer.plan.tokenizer import check_as_trained, compare_with_base, with_tokenizer
+from trainer.plan.past import changed_base, generation_of, own_config
+from trainer.plan.tokenizer import check_as_trained, compare_with_base, known_pieces, with_tokenizer
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.decide import decide
 from trainer.scheduler.decision import Decision
 from trainer.scheduler.state import BaseLineage, RunState
-from trainer.storage.hub import read_generation
 from trainer.storage.run_directory import EXPORTED
 
 
@@ -112,9 +112,9 @@ def make_plan(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> P
             *trained_on(recipe, inputs.stores, inputs.validation),
             *unmeasured(recipe, inputs.validation, checkpoint),
         ),
-        generation=read_generation(recipe.model.base) if recipe.model.base else None,
+        generation=generation_of(recipe, checkpoint),
         data=data,
-        decision=decide(recipe, data, state, base_lineage(recipe, inputs.model_config)),
+        decision=decide(recipe, data, state, None if state else base_lineage(recipe, inputs.model_config)),
     )
 
 
@@ -133,12 +133,19 @@ def _read_inputs(recipe: Recipe, state: RunState | None, checkpoint: manifest.Ch
     check(lambda: check_services(recipe.logging))
     check(lambda: check_one_tokenizer(recipe, stores(), validation(), tokenizer()))
     check(lambda: check_as_trained(recipe, tokenizer(), checkpoint))
-    config = check(lambda: _model_config(recipe, tokenizer().size))
-    remarks = check(lambda: compare_with_base(recipe, config(), tokenizer()))
+    own = check(lambda: own_config(checkpoint))
+    config = check(lambda: _model_config(recipe, tokenizer(), own()))
+    remarks = check(
+        lambda: (
+            compare_with_base(recipe, config(), tokenizer())
+            if own() is None
+            else list(changed_base(recipe, config()))
+        )
+    )
     check.raise_problems()
     return Inputs(
         preset(),
-        with_tokenizer(recipe, config(), tokenizer()),
+        with_tokenizer(recipe, config(), tokenizer(), begun=own() is not None),
         tokenizer().size,
         stores(),
         validation(),
@@ -168,10 +175,11 @@ def _fit(recipe: Recipe, inputs: Inputs, world_size: int, state: RunState | None
     return Fit(memory, layout(), mixture())
 
 
-def _model_config(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
-    """Read and check the model's config."""
-    config = architecture.resolve_config(recipe, vocab_size)
-    if problems := architecture.check_config(config, recipe, vocab_size):
+def _model_config(recipe: Recipe, tokenizer: Tokenizer, own: dict[str, Any] | None) -> dict[str, Any]:
+    """Check the model's config: the run's `own`, from its checkpoint, else that of the base or of `init`."""
+    config = architecture.resolve_config(recipe, tokenizer.size) if own is None else own
+    known = known_pieces(recipe, config, tokenizer)
+    if problems := architecture.check_config(config, recipe, tokenizer.size, known):
         raise UserErrors(problems)
     return config
 

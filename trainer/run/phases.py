@@ -143,8 +143,8 @@ class PhaseRunner:
         """The engine, with the weights of the checkpoint, of the base, or new ones."""
         plan, recipe, decision = self.plan, self.recipe, self.plan.decision
         config = complete(plan.preset, recipe, plan.layout, plan.model_config)
-        own_base = _checkpoint_at(recipe.model.base)
-        if plan.checkpoint is None and own_base is not None and (found := find_damage(own_base)):
+        own_base = None if plan.checkpoint else _checkpoint_at(recipe.model.base)
+        if own_base is not None and (found := find_damage(own_base)):
             raise InfrastructureError("; ".join(found))
         weights = plan.checkpoint or own_base
         clear_swapped(config)

@@ -52,6 +52,16 @@ def saved(file, *overrides, steps=4, baseline=None):
     return state
 
 
+def based(file, base, **config):
+    """A recipe over this base, whose run has a checkpoint with the config that it began with."""
+    asked = ("model.init=null", f"model.base={base}", "validation.upstream=null")
+    began = plan(file, *asked).model_config
+    state = saved(file, *asked)
+    path = load.load_recipe(file, asked).directory / "checkpoints" / history.name_of(state.step)
+    write_model_config({**began, **config}, path)
+    return asked
+
+
 def scored(file, *overrides):
     """The base's score as a checkpoint holds it."""
     upstream = plan(file, *overrides).validation["upstream"]
@@ -288,3 +298,79 @@ def test_a_validation_set_that_is_trained_on_is_told(file, data):
     assert note.startswith(f"validation.downstream: '{data}/zh' holds tokens that sources.zh trains on")
     assert note in render_plan(plan(file, f"validation.downstream={data}/zh"))
     assert plan(file).notes == ()
+
+
+# ---- a run goes on with the model that it began with
+
+EDITS = [
+    {"num_hidden_layers": 1},
+    {"tie_word_embeddings": True},
+    {"rms_norm_eps": 0.1},
+    {"rope_theta": 1e6},
+    {"hidden_act": "gelu"},
+    {"vocab_size": 5},
+    {"model_type": "mamba"},
+]
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: next(iter(edit)))
+def test_a_base_that_has_changed_since_is_told_and_changes_nothing(file, data, tmp_path, edit):
+    base = grown(tmp_path / "base", data / "tokenizer")
+    asked = based(file, base)
+    before = plan(file, *asked)
+    assert before.notes == ()
+    told = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**told, **edit}))
+    after = plan(file, *asked)
+    assert after.model_config == before.model_config
+    assert after.decision.kind == "restore"
+    (note,) = after.notes
+    assert "config.json has changed since the run began" in note
+    assert f"{next(iter(edit))} " in note
+
+
+@pytest.mark.parametrize("gone", ["away", "emptied", "damaged"])
+def test_a_run_goes_on_without_its_base(file, data, tmp_path, gone):
+    base = grown(tmp_path / "base", data / "tokenizer")
+    (base / "generation_config.json").write_text('{"temperature": 0.5}')
+    asked = based(file, base)
+    before = plan(file, *asked)
+    if gone == "damaged":
+        (base / "config.json").write_text("{")
+    else:
+        shutil.rmtree(base)
+        if gone == "emptied":
+            base.mkdir()
+    after = plan(file, *asked)
+    assert (after.model_config, after.decision.kind) == (before.model_config, "restore")
+    assert after.notes == ()
+
+
+def test_a_first_start_needs_its_base(file, tmp_path):
+    for base in (tmp_path / "nowhere", "models/nowhere"):
+        with pytest.raises(UserErrors, match=r"^model.base: '.*nowhere' does not exist"):
+            plan(file, "model.init=null", f"model.base={base}")
+
+
+def test_padding_rows_of_a_base_whose_tokenizer_is_known_may_be_any_number(file, data, tmp_path):
+    base = grown(tmp_path / "base", data / "tokenizer", vocab_size=2048)
+    asked = ("model.init=null", f"model.base={base}")
+    assert plan(file, *asked).decision.kind == "start"
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (base / name).unlink()
+    with pytest.raises(UserErrors, match=r"put the base's own tokenizer files beside its config\.json"):
+        plan(file, *asked)
+
+
+UNTRAINABLE = [
+    ({"quantization_config": {"quant_method": "gptq"}}, r"model.base: .* is quantized \(gptq"),
+    ({"pad_token_id": 420}, r"model.base.pad_token_id: 420 is not a row of the 420"),
+    ({"pad_token_id": -1}, r"model.base.pad_token_id: -1 is not a row of the 420"),
+]
+
+
+@pytest.mark.parametrize(("fields", "told"), UNTRAINABLE)
+def test_a_config_whose_weights_cannot_be_trained_is_refused(file, data, tmp_path, fields, told):
+    base = grown(tmp_path / "base", data / "tokenizer", **fields)
+    with pytest.raises(UserErrors, match=told):
+        plan(file, "model.init=null", f"model.base={base}")

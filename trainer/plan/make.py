@@ -18,7 +18,7 @@ from trainer.engine.layout import Layout
 from trainer.machine.devices import available_bytes
 from trainer.metrics.services import check_services
 from trainer.mixer.description import MixtureDescription
-from trainer.mixer.mixture import Mixture, SourceSize
+from trainer.mixer.mixture import Mixture
 from trainer.model import architecture
 from trainer.plan.checks import (
     ErrorCollector,
@@ -27,7 +27,14 @@ from trainer.plan.checks import (
     refuse_another_run,
     unmeasured,
 )
-from trainer.plan.data import check_one_tokenizer, open_sources, open_validation, trained_on
+from trainer.plan.data import (
+    check_one_tokenizer,
+    open_sources,
+    open_validation,
+    sizes_of,
+    trained_on,
+    used_up,
+)
 from trainer.plan.memory import Memory, estimate
 from trainer.plan.past import changed_base, generation_of, own_config
 from trainer.plan.tokenizer import check_as_trained, compare_with_base, known_pieces, with_tokenizer
@@ -49,7 +56,7 @@ class Inputs:
     vocab_size: int
     """Pieces of the tokenizer."""
     stores: dict[str, TokenStore]
-    """The sources, by name."""
+    """The sources, by name; one that no phase takes from any more may be missing."""
     validation: dict[str, TokenStore]
     """`upstream`, `downstream`."""
     remarks: list[str]
@@ -127,7 +134,8 @@ def _read_inputs(recipe: Recipe, state: RunState | None, checkpoint: manifest.Ch
     check = ErrorCollector()
     preset = check(lambda: ds_config.read_preset(recipe.deepspeed))
     tokenizer = check(lambda: open_tokenizer(recipe.model.tokenizer))
-    stores = check(lambda: open_sources(recipe, state.fingerprints() if state else {}))
+    known = state.fingerprints() if state else {}
+    stores = check(lambda: open_sources(recipe, known, used_up(recipe, state)))
     validation = check(lambda: open_validation(recipe))
     check(lambda: ds_config.check_saved(preset(), recipe))
     check(lambda: check_services(recipe.logging))
@@ -167,7 +175,7 @@ def _fit(recipe: Recipe, inputs: Inputs, world_size: int, state: RunState | None
     )
     check(lambda: ds_config.complete(inputs.preset, recipe, layout(), inputs.model_config))
     # The past is what the checkpoint recorded, and not what the recipe now says of it.
-    sizes = {name: SourceSize.of(store, recipe.seq_len) for name, store in inputs.stores.items()}
+    sizes = sizes_of(recipe, inputs.stores, state)
     mixture = check(lambda: Mixture.from_recipe(recipe, sizes, state.past() if state else ()))
     if state is None or state.settings["seq_len"] == recipe.seq_len:
         check(lambda: mixture().check_epochs())  # another seq_len is refused: uses cannot be counted with it

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tokenization import disk
@@ -28,31 +26,16 @@ from trainer.model.build import build_model
 from trainer.model.size import flops_per_token
 from trainer.model.trainable import parameter_groups
 from trainer.plan.checks import baselines
-from trainer.plan.make import Plan, make_plan
+from trainer.plan.make import Plan
 from trainer.recipe.load import dump_recipe
 from trainer.run import loop
+from trainer.run.agreement import plan_together
+from trainer.run.identity import changes_since_start, identity_of, package_versions, write_first
 from trainer.run.saving import Saves
 from trainer.run.session import Session
 from trainer.run.step_log import StepLog
 from trainer.run.validation import ValidationSets
 from trainer.storage.run_directory import RunDirectory
-
-PACKAGES = ("rewarm", "torch", "deepspeed", "transformers", "sentencepiece", "numpy")
-
-
-def check_ranks_agree(plan: Plan) -> None:
-    """Ranks that see different things would train different runs, or wait for each other for ever.
-
-    Raises:
-        InfrastructureError: they do.
-    """
-    checkpoint = f"checkpoint {plan.checkpoint.path}" if plan.checkpoint else "no checkpoint"
-    decision = f"{plan.decision.kind} at phase {plan.decision.state.phase}"
-    mine = (checkpoint, decision, f"micro_batch_size {plan.layout.micro_batch_size}")
-    fixes = ("check that run_dir is on a shared disk",) * 2 + ("set micro_batch_size",)
-    for seen, fix in zip(zip(*collectives.all_gather(mine), strict=True), fixes, strict=True):
-        if len(different := sorted(set(seen))) > 1:
-            raise InfrastructureError(f"ranks differ: {' or '.join(different)}; {fix}")
 
 
 class PhaseRunner:
@@ -92,8 +75,7 @@ class PhaseRunner:
             session.close()
             if ending == "stopped":
                 return
-            self.plan = make_plan(self.recipe, self.world.world_size)
-            check_ranks_agree(self.plan)
+            self.plan = plan_together(self.recipe, self.world)
             logger.info(self.plan.decision.render())
 
     def _open_session(self) -> Session:
@@ -192,6 +174,10 @@ class PhaseRunner:
         directory = RunDirectory(self.recipe.directory)
         directory.path.mkdir(parents=True, exist_ok=True)
         disk.write_atomically(directory.recipe, dump_recipe(self.recipe))
+        identity = identity_of(self.plan)
+        for change in changes_since_start(directory, identity):
+            logger.warning(change)
+        write_first(directory, identity)
         checkpoint = self.plan.checkpoint
         line = {
             "time": time.time(),
@@ -211,14 +197,3 @@ def _checkpoint_at(base: str | None) -> manifest.Checkpoint | None:
     if base is None or not (Path(base) / manifest.MARKER).is_file():
         return None
     return manifest.read_checkpoint(Path(base))
-
-
-def package_versions() -> dict[str, str]:
-    """The versions of Python and of the packages that compute a run."""
-    found = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -130,7 +130,7 @@ def test_indivisible_batch(train):
 def test_more_ranks_than_samples(train):
     (line,) = train(ranks=16)
     assert "global_batch_size: 8 does not divide evenly among 16 ranks" in line
-    assert "take 16" in line
+    assert "use 16" in line
 
 
 def test_run_directory_of_another_run(train, tmp_path):

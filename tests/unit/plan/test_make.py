@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import runs
 from tests.helpers.byte_level import save, tokenizer_json
 from tests.helpers.checkpoints import manifest
-from tokenization.errors import UserErrors
+from tokenization.errors import UserError, UserErrors
 from tokenization.shards.writer import ShardWriter
 from tokenization.tokenizer import files
 from tokenization.vocabulary.train import train_vocabulary
@@ -374,3 +374,75 @@ def test_a_config_whose_weights_cannot_be_trained_is_refused(file, data, tmp_pat
     base = grown(tmp_path / "base", data / "tokenizer", **fields)
     with pytest.raises(UserErrors, match=told):
         plan(file, "model.init=null", f"model.base={base}")
+
+
+# ---- what a run needs of its past
+
+
+def only(*names):
+    """The mixture of each phase is one of these sources."""
+    return [f"phases.{number}.mixture={{{name}: 1}}" for number, name in enumerate(names)]
+
+
+@pytest.mark.parametrize(("steps", "kind"), [(12, "new_phase"), (14, "restore")])
+def test_the_shards_of_a_finished_phase_may_be_gone(file, tmp_path, steps, kind):
+    asked = only("en", "zh")
+    state = saved(file, *asked, steps=12)
+    if steps > 12:
+        entered = plan(file, *asked).decision.state
+        for _ in range(steps - 12):
+            entered = entered.after_step(8, lr=entered.next_lr)
+        path = tmp_path / "run" / "checkpoints" / history.name_of(entered.step)
+        path.mkdir()
+        commit_checkpoint(path, replace(manifest(entered.step), state=entered.to_json()))
+    before = plan(file, *asked)
+    after = plan(file, *asked, f"sources.en.path={tmp_path}/gone")
+    assert after.decision.kind == before.decision.kind == kind
+    assert (after.data, after.mixture.consumed(1, 40)) == (before.data, before.mixture.consumed(1, 40))
+    assert list(after.stores) == ["zh"]
+    assert state.fingerprints().keys() == {"en"}
+    with pytest.raises(UserErrors, match=r"^sources.zh.path: .* has no token shards"):
+        plan(file, *asked, f"sources.zh.path={tmp_path}/gone")
+
+
+@pytest.mark.parametrize("steps", [4, 11])
+def test_the_shards_of_a_phase_that_runs_must_be_there(file, tmp_path, steps):
+    asked = only("en", "zh")
+    saved(file, *asked, steps=steps)
+    with pytest.raises(UserErrors, match=r"^sources.en.path: .* has no token shards"):
+        plan(file, *asked, f"sources.en.path={tmp_path}/gone")
+
+
+def test_a_source_that_a_later_phase_takes_from_again_must_be_there(file, tmp_path):
+    asked = only("en", "en")
+    saved(file, *asked, steps=12)
+    with pytest.raises(UserErrors, match=r"^sources.en.path: .* has no token shards"):
+        plan(file, *asked, f"sources.en.path={tmp_path}/gone")
+
+
+@pytest.mark.parametrize("log", ["slurm-17.out", "train.log", None])
+def test_checkpoints_that_were_copied_by_themselves_are_the_run(file, tmp_path, log):
+    saved(file)
+    run = tmp_path / "run"
+    manifest_file = next((run / "checkpoints").rglob("manifest.json"))
+    tree = json.loads(manifest_file.read_text())
+    (run / "recipe.resolved.yaml").rename(tmp_path / "elsewhere.yaml")
+    tree["recipe"] = (tmp_path / "elsewhere.yaml").read_text()
+    read = history.scan_checkpoints(run / "checkpoints")[0][0].manifest
+    commit_checkpoint(manifest_file.parent, replace(read, recipe=tree["recipe"]))
+    (run / "last_committed.json").unlink()
+    if log:
+        (run / log).write_text("")
+    assert plan(file).decision.kind == "restore"
+    with pytest.raises(UserError, match="holds another run, 'run'"):
+        plan(file, "name=another")
+    assert history.find_checkpoint(run / "checkpoints").manifest.step == 4
+
+
+def test_the_log_of_a_batch_job_is_not_another_run(file, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "slurm-17.out").write_text("")
+    assert plan(file).decision.kind == "start"
+    (tmp_path / "run" / "thesis.txt").write_text("")
+    with pytest.raises(UserError, match=r"does not hold a run \(it holds 'thesis.txt'\)"):
+        plan(file)

@@ -136,3 +136,19 @@ def check_trained_patterns(config: Mapping[str, Any], recipe: Recipe, vocab_size
 
     if problems := check_trained(config, recipe, vocab_size):
         raise UserErrors(problems)
+
+
+def check_base_weights(recipe: Recipe, config: Mapping[str, Any]) -> None:
+    """Check that a model can be built from the config, and that the base's files hold its weights.
+
+    Only the headers of the files are read. The files of a hub id are checked when they have been fetched.
+
+    Raises:
+        UserErrors: all that is wrong.
+    """
+    from trainer.model.base import check_weights, expected_weights
+
+    base = recipe.model.base
+    expected = expected_weights(config, "model.init" if base is None else "model.base", base)
+    if base is not None and Path(base).is_dir() and not (Path(base) / manifest.MARKER).is_file():
+        check_weights(Path(base), config, expected)

@@ -164,6 +164,8 @@ def check_one_tokenizer(
             what = f"was prepared with tokenizer {store.tokenizer}, but {named} is {tokenizer.fingerprint}"
         elif store.eos_id != tokenizer.eos_id:
             what = f"ends documents with {store.eos_id}, but EOS of {named} is {tokenizer.eos_id}"
+        elif store.vocab_size > tokenizer.size:
+            what = f"has ids of a vocabulary of {store.vocab_size}, but {named} has {tokenizer.size} pieces"
         else:
             continue
         fix = "prepare it again with model.tokenizer"

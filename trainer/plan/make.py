@@ -22,6 +22,7 @@ from trainer.mixer.mixture import Mixture
 from trainer.model import architecture
 from trainer.plan.checks import (
     ErrorCollector,
+    check_base_weights,
     check_trained_patterns,
     newest_checkpoint,
     refuse_another_run,
@@ -168,6 +169,10 @@ def _fit(recipe: Recipe, inputs: Inputs, world_size: int, state: RunState | None
         UserErrors: all that does not fit.
     """
     check = ErrorCollector()
+    check(lambda: ds_config.check_known(inputs.preset, recipe.deepspeed))
+    if state is None:
+        check(lambda: check_base_weights(recipe, inputs.model_config))
+    check.raise_problems()
     memory = _memory(recipe, inputs, world_size)
     check(lambda: check_trained_patterns(inputs.model_config, recipe, inputs.vocab_size))
     layout = check(

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenization import disk
 from tokenization.errors import InfrastructureError
 from trainer.checkpoint import manifest
-from trainer.checkpoint.load import find_damage, load_checkpoint
+from trainer.checkpoint.load import check_finite, find_damage, load_checkpoint
 from trainer.checkpoint.save import Saver
 from trainer.engine.ds_config import complete
 from trainer.engine.engine import Engine, clear_swapped, sharded_loading
@@ -22,6 +22,7 @@ from trainer.machine.watchdog import Watchdog
 from trainer.metrics.log import Metrics
 from trainer.metrics.throughput import Throughput
 from trainer.mixer.loader import Loader
+from trainer.model.base import check_weights, expected_weights
 from trainer.model.build import build_model
 from trainer.model.size import flops_per_token
 from trainer.model.trainable import parameter_groups
@@ -35,6 +36,7 @@ from trainer.run.saving import Saves
 from trainer.run.session import Session
 from trainer.run.step_log import StepLog
 from trainer.run.validation import ValidationSets
+from trainer.storage.hub import local_directory
 from trainer.storage.run_directory import RunDirectory
 
 
@@ -129,6 +131,9 @@ class PhaseRunner:
         if own_base is not None and (found := find_damage(own_base)):
             raise InfrastructureError("; ".join(found))
         weights = plan.checkpoint or own_base
+        if weights is None and recipe.model.base is not None and not Path(recipe.model.base).is_dir():
+            fetched = local_directory(recipe.model.base, "model.base")
+            check_weights(fetched, plan.model_config, expected_weights(plan.model_config))
         clear_swapped(config)
         with sharded_loading(config) as initialize:
             model = build_model(
@@ -143,6 +148,7 @@ class PhaseRunner:
         engine = Engine(model, groups, config, recipe.optimizer)
         if weights is not None:
             load_checkpoint(engine, weights, decision.keep_optimizer)
+        check_finite(engine, str(weights.path) if weights else recipe.model.base)
         return engine
 
     def _loader(self) -> Loader:

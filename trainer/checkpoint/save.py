@@ -25,7 +25,7 @@ Gather = Callable[[Any], list[Any]]
 
 
 class NotFinite(str):
-    """The failure of a save whose weights are not numbers: no disk can mend it."""
+    """The failure of a save whose weights are not numbers: another disk does not help."""
 
 
 @dataclass(frozen=True)

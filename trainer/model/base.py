@@ -14,7 +14,7 @@ from trainer.model.architecture import EMBEDDINGS, file_name
 from trainer.model.build import BUFFERS, make_empty
 from trainer.storage.safetensors import INDEX_FILE, SINGLE_FILE, WeightsReader
 
-MOST_SHOWN = 3
+_MOST_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -146,4 +146,4 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _shown(names: list[str]) -> str:
-    return ", ".join(names[:MOST_SHOWN]) + (", …" if len(names) > MOST_SHOWN else "")
+    return ", ".join(names[:_MOST_NAMES]) + (", …" if len(names) > _MOST_NAMES else "")

@@ -18,10 +18,10 @@ from trainer.recipe.schema import Recipe
 from trainer.run.identity import FROM_DISK, digest, identity_of, odd_ranks
 from trainer.storage.run_directory import RunDirectory
 
-PATIENCE_S = 20.0
+_PATIENCE_S = 20.0
 """How long a rank waits for what rank 0 has written to the shared disk."""
 
-MOST_SHOWN = 4
+_MOST_FIELDS = 4
 """Fields that an error names, of all in which ranks differ."""
 
 
@@ -63,11 +63,11 @@ def check_ranks_agree(plan: Plan) -> None:
         told = "; ".join(found.values())
         raise InfrastructureError(f"ranks see different checkpoints: {told}; the shared disk may be late")
     lines = [line for name, line in found.items() if name not in FROM_DISK]
-    more = f"; and {len(lines) - MOST_SHOWN} more" if len(lines) > MOST_SHOWN else ""
+    more = f"; and {len(lines) - _MOST_FIELDS} more" if len(lines) > _MOST_FIELDS else ""
     fix = "start every rank with one recipe, one environment and the same files"
     if list(found) == ["micro_batch_size"]:
         fix = "set micro_batch_size: auto fits it to each node's own memory"
-    raise UserError(f"ranks differ: {'; '.join(lines[:MOST_SHOWN])}{more}", fix=fix)
+    raise UserError(f"ranks differ: {'; '.join(lines[:_MOST_FIELDS])}{more}", fix=fix)
 
 
 def zip_columns(rows: list[tuple[dict[str, str], str]]) -> tuple[list[dict[str, str]], list[str]]:
@@ -111,7 +111,7 @@ def check_shared(directory: Path, world: World) -> None:
 
 def _appears(path: Path) -> bool:
     """Wait for a file that another node has made."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + _PATIENCE_S
     while not path.exists():
         if time.monotonic() > deadline:
             return False

@@ -66,7 +66,11 @@ class TokenStore:
 
         Raises:
             IndexError: they are not all there.
+            UserError: an id is beyond the vocabulary.
         """
+        return self._checked(self._read(start, count))
+
+    def _read(self, start: int, count: int) -> np.ndarray:
         if start < 0 or count < 0 or start + count > self.tokens:
             raise IndexError(f"tokens [{start}, {start + count}) are not in [0, {self.tokens})")
         part, first, stop = self._locate(start, count)
@@ -80,6 +84,7 @@ class TokenStore:
 
         Raises:
             IndexError: a sample is outside the source.
+            UserError: an id is beyond the vocabulary.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         out = np.empty((wanted.size, seq_len + 1), dtype=np.int32)
@@ -89,8 +94,19 @@ class TokenStore:
                 raise IndexError(f"sample {index} is not in [0, {self.samples(seq_len)})")
             part, first, stop = self._locate(start, seq_len + 1)
             whole = stop <= part.meta.tokens
-            out[row] = part.ids[first:stop] if whole else self.read(start, seq_len + 1)
-        return out
+            out[row] = part.ids[first:stop] if whole else self._read(start, seq_len + 1)
+        return self._checked(out)
+
+    def _checked(self, ids: np.ndarray) -> np.ndarray:
+        """The ids, none of which may be beyond the vocabulary: no model has a row for it.
+
+        A damaged file is found here, since nobody reads a whole corpus before each start.
+        """
+        if ids.size and int(ids.max()) >= self.vocab_size:
+            what = f"holds the token id {int(ids.max())}, and its vocabulary has {self.vocab_size} pieces"
+            fix = "run `rewarm data inspect` on it, and `rewarm data prepare` again"
+            raise UserError(what, file=self.prefix, fix=fix)
+        return ids
 
     def document_starts(self, start: int, count: int) -> np.ndarray:
         """The offsets, within [start, start + count), of the tokens that begin a document (int64)."""

@@ -134,6 +134,8 @@ def to_prune(steps: Sequence[tuple[int, int]], keep_last: int, keep_every: int |
 def find_checkpoint(path: Path) -> Checkpoint:
     """Return the checkpoint at `path`, or the newest good one of the run directory at `path`, verified.
 
+    The folder `checkpoints` of a run may be given, too, wherever it was copied to.
+
     Raises:
         UserError: there is none.
         InfrastructureError: it is damaged.
@@ -141,7 +143,8 @@ def find_checkpoint(path: Path) -> Checkpoint:
     if (path / MARKER).exists():
         checkpoint = read_checkpoint(path)
     else:
-        good, broken = scan_checkpoints(RunDirectory(path).checkpoints)
+        copied = path.is_dir() and list_checkpoints(path)
+        good, broken = scan_checkpoints(path if copied else RunDirectory(path).checkpoints)
         if not good:
             found = f" ({'; '.join(broken)})" if broken else ""
             fix = "give a run directory or a checkpoint"

@@ -41,6 +41,8 @@ class RankFile:
     """Per parameter the `position_checksum` of this file's part; the parts add up modulo 2**64."""
     elements: dict[str, tuple[int, int]]
     """Per parameter: elements in this file, elements of the whole parameter."""
+    not_finite: tuple[str, ...] = ()
+    """Parameters of which a weight in this file is NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def write_rank_file(path: Path, fragments: Sequence[Fragment]) -> RankFile:
     with ThreadPoolExecutor(1, thread_name_prefix="checksum") as pool:
         weights = pool.submit(weight_checksums, fragments)
         size, checksum = disk.write_direct(path, itertools.chain([header], data))
-        return RankFile(path.name, size, checksum, weights.result(), _elements(fragments))
+        bad = tuple(f.name for f in fragments if not is_finite(f.tensors["weight"]))
+        return RankFile(path.name, size, checksum, weights.result(), _elements(fragments), bad)
 
 
 def _elements(fragments: Iterable[Fragment]) -> dict[str, tuple[int, int]]:
@@ -109,6 +112,11 @@ def position_checksum(start: int, weight: torch.Tensor) -> int:
         total += 2 * (start + begin) * int(wide.sum())
         total += int(wide.mul_(odd[: bits.numel()]).sum())
     return total % 2**64
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Tell whether all elements are numbers. The sum of fp32 numbers is finite in fp64, and needs no copy."""
+    return math.isfinite(float(tensor.detach().sum(dtype=torch.float64)))
 
 
 def weight_checksums(fragments: Iterable[Fragment]) -> dict[str, int]:

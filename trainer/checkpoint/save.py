@@ -24,6 +24,10 @@ Gather = Callable[[Any], list[Any]]
 """All-gather: every rank's value, in rank order; called from the thread that saves."""
 
 
+class NotFinite(str):
+    """The failure of a save whose weights are not numbers: another disk does not help."""
+
+
 @dataclass(frozen=True)
 class RankReport:
     """A rank's report on its part in a save."""
@@ -223,6 +227,10 @@ def _disagreement(reports: Sequence[RankReport]) -> str | None:
     others = [str(rank) for rank, report in enumerate(reports) if report.position != reports[0].position]
     if others:
         return f"ranks {', '.join(others)} disagree with rank 0 about step or tokens; please report this bug"
+    bad = sorted({name for report in reports for file in report.files for name in file.not_finite})
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        return NotFinite(f"{bad[0]}{more} holds weights that are not finite (NaN or infinity)")
     return None
 
 

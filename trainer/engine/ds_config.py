@@ -6,11 +6,11 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import xxhash
 
-from tokenization.errors import UserError, UserErrors
+from tokenization.errors import UserError, UserErrors, did_you_mean
 from trainer.engine.layout import Layout
 from trainer.recipe.schema import Recipe
 
@@ -83,9 +83,63 @@ def read_preset(path: str | Path) -> dict[str, Any]:
         for field in preset
         if field not in (*SHARDING, *DIAGNOSTICS, *OWNED_BY_RECIPE)
     ]
+    zero = preset["zero_optimization"]
+    if not isinstance(zero, dict):
+        fix = 'write {"zero_optimization": {"stage": 2}}'
+        problems.append(
+            UserError("is not a mapping", file=path, field="zero_optimization", value=zero, fix=fix)
+        )
+    elif type(zero.get("stage", 0)) is not int or zero.get("stage", 0) not in range(4):
+        field, fix = "zero_optimization.stage", "use 0, 1, 2 or 3"
+        told = json.dumps(zero["stage"])
+        problems.append(UserError(f"{told} is not a ZeRO stage", file=path, field=field, fix=fix))
+    problems += [
+        UserError("is not a mapping", file=path, field=field, value=preset[field], fix="correct or remove it")
+        for field in (*SHARDING[1:], *DIAGNOSTICS[:2])
+        if field in preset and not isinstance(preset[field], dict)
+    ]
     if problems:
         raise UserErrors(problems)
     return preset
+
+
+def check_known(preset: dict[str, Any], path: str | Path) -> None:
+    """Check every field of zero_optimization as DeepSpeed will: its name, its type and its value.
+
+    DeepSpeed itself is imported for it, which takes seconds: everything else is checked before.
+
+    Raises:
+        UserErrors: one for each field.
+    """
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import BaseModel, ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**preset["zero_optimization"])
+    except ValidationError as error:
+        problems = []
+        for found in error.errors():
+            *above, name = (str(part) for part in found["loc"])
+            model: type[BaseModel] | None = DeepSpeedZeroConfig
+            for part in above:
+                model = _section(model, part)
+            known = model.model_fields if model is not None else {}
+            what, fix = found["msg"], "see DeepSpeed's documentation of zero_optimization"
+            if found["type"] == "extra_forbidden":
+                what, fix = "is not a field that DeepSpeed knows", did_you_mean(name, known) or fix
+            field = ".".join(("zero_optimization", *above, name))
+            value = json.dumps(found["input"])
+            problems.append(UserError(f"{value}: {what}", file=path, field=field, fix=fix))
+        raise UserErrors(problems) from error
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(str(error), file=path, field="zero_optimization") from error
+
+
+def _section(model: Any, name: str) -> Any:
+    """Return the class of a section of DeepSpeed's configuration; None if it is not known."""
+    field = model.model_fields.get(name) if model is not None else None
+    kinds = [field.annotation, *get_args(field.annotation)] if field is not None else []
+    return next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
 
 
 def stage(preset: dict[str, Any]) -> int:

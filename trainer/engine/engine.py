@@ -185,6 +185,11 @@ class Engine:
         return {name: value for name, value in numbers.items() if type(value) in (int, float)}
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every whole parameter by its name, on every rank."""
+        return self._state.shapes
+
+    @property
     def saved_bytes(self) -> int:
         """Bytes that the fragments of all ranks take on disk."""
         return self._state.saved_bytes

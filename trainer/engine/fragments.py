@@ -31,6 +31,14 @@ class EngineState:
         return self.optimizer if self.stage == 0 else self.optimizer.optimizer
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every whole parameter by its name; ZeRO-3 keeps it beside the empty tensor."""
+        return {
+            self.names[id(parameter)]: tuple(getattr(parameter, "ds_shape", parameter.shape))
+            for parameter in self.module.parameters()
+        }
+
+    @property
     def saved_bytes(self) -> int:
         """Bytes that the fragments of all ranks take on disk."""
         return sum(

@@ -81,13 +81,20 @@ def score_model(
 def tokenizer_of(model: str) -> str | None:
     """The fingerprint of the tokenizer that a model, checkpoint or run was made for; None: nothing tells."""
     path = Path(model)
-    if (path / "checkpoints").is_dir():
-        good, _ = history.scan_checkpoints(path / "checkpoints")
+    if (holds := _checkpoints_of(path)) is not None:
+        good, _ = history.scan_checkpoints(holds)
         path = good[-1].path if good else path
     if (path / manifest.MARKER).exists():
         found = read_config(path).get(TOKENIZER) if (path / "config.json").is_file() else None
         return found if isinstance(found, str) else None
     return fingerprint_of(model, read_config(model))
+
+
+def _checkpoints_of(path: Path) -> Path | None:
+    """Return the folder of checkpoints in a run directory, or `path` itself where it is such a folder."""
+    if (own := RunDirectory(path).checkpoints).is_dir():
+        return own
+    return path if path.is_dir() and history.list_checkpoints(path) else None
 
 
 def hold_tokenizer(model: str, stores: Mapping[str, TokenStore]) -> list[str]:
@@ -118,12 +125,12 @@ def hold_tokenizer(model: str, stores: Mapping[str, TokenStore]) -> list[str]:
 def _open(model: str, vocab_size: int) -> tuple[CausalLM, int | None]:
     """Open the model in fp32; return it and the seq_len of its run, if that is known."""
     path = Path(model)
-    if not ((path / manifest.MARKER).exists() or RunDirectory(path).checkpoints.is_dir()):
+    if not (path / manifest.MARKER).exists() and _checkpoints_of(path) is None:
         return load_model(model, vocab_size), None
     checkpoint = find_checkpoint(path)
     recipe = parse_recipe(checkpoint.manifest.recipe, ["model.dtype=fp32"])
     config = read_config(checkpoint.path)
-    if problems := check_config(config, recipe, vocab_size):
+    if problems := check_config(config, recipe, vocab_size, vocab_size):
         raise UserErrors(problems)
     causal = build_model(config, recipe, vocab_size, weights=False)
     reader = rank_files.Reader(checkpoint.files)

@@ -102,7 +102,11 @@ def free_port() -> int:
 
 
 def _rendezvous_port() -> str:
-    """A port that all ranks of a Slurm job derive alike and two jobs seldom share; else any free one."""
+    """A port that all ranks of a Slurm step derive alike, and no step beside it does; else a free one.
+
+    Two steps of one job have two ports, and so have the first hundred steps of neighbouring jobs.
+    """
     if "SLURM_JOB_ID" in os.environ:
-        return str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
+        job, step = (int(os.environ.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        return str(20000 + (job * 101 + step) % 20000)
     return str(free_port())

@@ -29,7 +29,8 @@ class NonFinite:
         if self.in_a_row >= self._limit:
             raise UserError(
                 f"step {step}: gradients have not been finite for {self.in_a_row} steps in a row",
-                fix="restart from an earlier checkpoint with a lower max_lr, a longer warmup, or dtype: bf16",
+                fix="start another run_dir whose model.base is a checkpoint from before these steps, with a "
+                "lower max_lr, a longer warmup, or dtype: bf16",
             )
 
 

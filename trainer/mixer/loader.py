@@ -38,7 +38,7 @@ class Loader:
         document_mask: Literal["none", "causal_per_document"],
         eos_id: int,
     ) -> None:
-        self._mixture, self._stores = mixture, [stores[name] for name in mixture.names]
+        self._mixture, self._stores = mixture, [stores.get(name) for name in mixture.names]
         self._seq_len, self._micro_batch_size = seq_len, micro_batch_size
         self._rank, self._world_size = rank, world_size
         self._document_mask, self._eos_id = document_mask, eos_id
@@ -106,9 +106,11 @@ class Loader:
         for number in np.unique(source):
             rows = np.flatnonzero(source == number)
             rows = rows[np.argsort(index[rows])]
+            where, store = f"sources.{self._mixture.names[number]}", self._stores[number]
+            if store is None:
+                raise UserError("is read, and its shards are gone", field=where, fix="put them back")
             try:
-                tokens[rows] = self._stores[number].read_samples(index[rows], self._seq_len)
+                tokens[rows] = store.read_samples(index[rows], self._seq_len)
             except OSError as error:
-                where = f"sources.{self._mixture.names[number]}"
                 raise InfrastructureError(f"{where}: cannot be read ({error})") from error
         return tokens

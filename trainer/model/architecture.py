@@ -34,17 +34,22 @@ ROPE_FIELDS = ("rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base")
 """Older names of the fields in `rope_parameters`, which transformers still accepts."""
 
 MOST_PADDING = 512
-"""A base may have fewer than this many rows more than the tokenizer has pieces (Pythia: 27, Qwen2.5: 399)."""
+"""Fewer rows than this beyond the tokenizer's pieces are padding (Pythia: 27, Qwen2.5: 399); whether more
+are, only the base's own tokenizer can tell."""
 
 
-def check_config(config: Mapping[str, Any], recipe: Recipe, vocab_size: int) -> list[UserError]:
+def check_config(
+    config: Mapping[str, Any], recipe: Recipe, vocab_size: int, known_pieces: int | None = None
+) -> list[UserError]:
     """Find all that is wrong with a resolved config, and with what the phases train of the model.
 
-    `vocab_size` is the number of the tokenizer's pieces.
+    `vocab_size` is the number of the tokenizer's pieces, `known_pieces` that of the tokenizer that the base
+    was made with, if that is known.
     """
     return [
         *_shape_problems(recipe, config),
-        *_vocabulary_problems(recipe, config, vocab_size),
+        *_vocabulary_problems(recipe, config, vocab_size, known_pieces),
+        *_not_trainable(recipe, config),
         *phase_problems(recipe, config),
     ]
 
@@ -191,10 +196,13 @@ def _shape_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[UserE
             yield UserError(what, field=field, value=value, fix=fix)
 
 
-def _vocabulary_problems(recipe: Recipe, config: Mapping[str, Any], vocab_size: int) -> Iterator[UserError]:
+def _vocabulary_problems(
+    recipe: Recipe, config: Mapping[str, Any], vocab_size: int, known_pieces: int | None
+) -> Iterator[UserError]:
     """Check that the embedding has a row for each piece, and beyond them no more than padding."""
     rows, base, tokenizer = config["vocab_size"], recipe.model.base, recipe.model.tokenizer
-    if vocab_size <= rows < vocab_size + MOST_PADDING:
+    used = rows if known_pieces is None else min(known_pieces, rows)
+    if vocab_size <= rows and used < vocab_size + MOST_PADDING:
         return
     if base is None:
         what = f"does not fit the tokenizer's {vocab_size} pieces"
@@ -203,5 +211,22 @@ def _vocabulary_problems(recipe: Recipe, config: Mapping[str, Any], vocab_size: 
     fix = f"run: rewarm model extend --base {base} --tokenizer {tokenizer} --out DIR"
     if rows > vocab_size:
         fix = "give the tokenizer that the base was trained with, or an extension of it"
+        if known_pieces is None:
+            fix += "; if the rows are padding, put the base's own tokenizer files beside its config.json"
     what = f"has {rows} embedding rows and the tokenizer {tokenizer} has {vocab_size} pieces"
     yield UserError(what, field="model.base", value=base, fix=fix)
+
+
+def _not_trainable(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[UserError]:
+    """Find what a config says of its weights that cannot be trained as they are."""
+    where, rows = "model.base" if recipe.model.base else "model.init", config["vocab_size"]
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method") if isinstance(quantized, Mapping) else None
+        what = f"is quantized ({method or 'quantization_config'} in its config.json) and cannot be trained"
+        fix = "give the model that it was quantized from"
+        yield UserError(what, field=where, value=recipe.model.base, fix=fix)
+    pad = config.get("pad_token_id")
+    if pad is not None and (type(pad) is not int or not 0 <= pad < rows):
+        what = f"is not a row of the {rows} that the embedding has"
+        fix = "set it to null, or to the id of a special token"
+        yield UserError(what, field=f"{where}.pad_token_id", value=pad, fix=fix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,10 +16,16 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from tokenization.errors import UserError
+from trainer.model.architecture import EMBEDDINGS
 from trainer.model.loss import CausalLM
 from trainer.model.trainable import parameter_groups
 from trainer.recipe.schema import Recipe
 from trainer.storage.safetensors import DTYPES
+
+BUFFERS = re.compile(r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attention\.(masked_)?bias)$")
+"""Tensors in the files of some older models that are not weights: they are computed from config.json."""
+
+OUTPUTS = frozenset({"lm_head.weight", *(output for _, output in EMBEDDINGS.values())})
 
 transformers.utils.logging.disable_progress_bar()  # one bar per rank and load is only noise
 
@@ -54,7 +61,7 @@ def build_model(
     if recipe.model.base is not None and weights:
         hf = _pretrained(recipe.model.base, {**how, "config": _hf_config(config)})
     else:
-        hf = _empty(config, how)
+        hf = make_empty(config, how)
         if weights:
             _draw(hf, recipe.seed, initialize)
     hf.config.use_cache = False
@@ -66,7 +73,7 @@ def build_model(
 def check_trained(config: Mapping[str, Any], recipe: Recipe, vocab_size: int) -> list[UserError]:
     """Find `train` patterns and `lr_scale` of any phase that match nothing; uses no memory and no weights."""
     with torch.device("meta"):
-        model = CausalLM(_empty(config, {"dtype": torch.bfloat16}), vocab_size)
+        model = CausalLM(make_empty(config, {"dtype": torch.bfloat16}), vocab_size)
     problems = []
     for phase in recipe.phases:
         try:
@@ -97,7 +104,18 @@ def _pretrained(base: str, how: dict[str, Any]) -> Any:
     if missing := sorted(report["missing_keys"]):
         what = f"lacks {len(missing)} weights, among them {missing[0]}"
         raise UserError(what, field="model.base", value=base, fix="copy the model again")
+    tied = hf.get_output_embeddings().weight is hf.get_input_embeddings().weight
+    unknown = [name for name in report["unexpected_keys"] if not _needless(name, tied)]
+    if unknown:
+        what = f"holds {len(unknown)} weights that its config.json does not know, among them {min(unknown)}"
+        fix = "restore the config.json that they were saved with; they would be dropped"
+        raise UserError(what, field="model.base", value=base, fix=fix)
     return hf
+
+
+def _needless(name: str, tied: bool) -> bool:
+    """Tell whether a stored tensor is not a weight: a buffer, or a second name of a tied matrix."""
+    return BUFFERS.search(name) is not None or (tied and name in OUTPUTS)
 
 
 def _hf_config(config: Mapping[str, Any]) -> Any:
@@ -105,8 +123,8 @@ def _hf_config(config: Mapping[str, Any]) -> Any:
     return CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(dict(config)))
 
 
-def _empty(config: Mapping[str, Any], how: dict[str, Any]) -> Any:
-    """Make a model whose weights have arbitrary values."""
+def make_empty(config: Mapping[str, Any], how: dict[str, Any]) -> Any:
+    """Make transformers' model of a config; its weights have arbitrary values."""
     with no_init_weights():
         hf = AutoModelForCausalLM.from_config(_hf_config(config), **how)
     hf.tie_weights()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -56,21 +55,41 @@ class ErrorCollector:
 
 
 def refuse_another_run(recipe: Recipe) -> None:
-    """Refuse a run directory that belongs to another run, by name, or to something else."""
+    """Refuse a run directory that belongs to another run, by name, or to something else.
+
+    A directory that holds no more than the `checkpoints/` of a run is that run; the log of a batch job is
+    not another run.
+    """
     directory = recipe.directory
     run = RunDirectory(directory)
-    if run.recipe.exists():
-        name = yaml.safe_load(run.recipe.read_text(encoding="utf-8")).get("name")
-        if name == recipe.name:
-            return
+    name = _name_of(run)
+    if name == recipe.name:
+        return
+    if name is not None:
         what = f"holds another run, {name!r}, and this recipe is {recipe.name!r}"
-    elif directory.exists() and (not directory.is_dir() or set(os.listdir(directory)) - run.left_at_start):
+    elif directory.exists() and (not directory.is_dir() or run.foreign()):
         what = "is not empty and does not hold a run"
+        if directory.is_dir():
+            what += f" (it holds {', '.join(map(repr, run.foreign()[:3]))})"
     elif any(above.is_file() for above in directory.parents):
         what = "cannot be created: a parent path is a file"
     else:
         return
     raise UserError(what, field="run_dir", value=str(directory), fix="choose another run_dir")
+
+
+def _name_of(run: RunDirectory) -> str | None:
+    """Return the name of the run in a directory, from its recipe, else from its newest checkpoint's."""
+    if not run.path.is_dir():
+        return None
+    if run.recipe.exists():
+        text = run.recipe.read_text(encoding="utf-8")
+    elif good := history.scan_checkpoints(run.checkpoints)[0]:
+        text = good[-1].manifest.recipe
+    else:
+        return None
+    tree = yaml.safe_load(text)
+    return str(tree.get("name")) if isinstance(tree, dict) else None
 
 
 def newest_checkpoint(recipe: Recipe, skip: Collection[Path]) -> tuple[manifest.Checkpoint | None, list[str]]:
@@ -117,3 +136,19 @@ def check_trained_patterns(config: Mapping[str, Any], recipe: Recipe, vocab_size
 
     if problems := check_trained(config, recipe, vocab_size):
         raise UserErrors(problems)
+
+
+def check_base_weights(recipe: Recipe, config: Mapping[str, Any]) -> None:
+    """Check that a model can be built from the config, and that the base's files hold its weights.
+
+    Only the headers of the files are read. The files of a hub id are checked when they have been fetched.
+
+    Raises:
+        UserErrors: all that is wrong.
+    """
+    from trainer.model.base import check_weights, expected_weights
+
+    base = recipe.model.base
+    expected = expected_weights(config, "model.init" if base is None else "model.base", base)
+    if base is not None and Path(base).is_dir() and not (Path(base) / manifest.MARKER).is_file():
+        check_weights(Path(base), config, expected)

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
 
 from tokenization.errors import UserError, UserErrors
 from tokenization.shards.store import TokenStore, open_tokens
 from tokenization.tokenizer.files import Tokenizer
 from tokenization.tokenizer.fingerprint import same
+from trainer.mixer.mixture import SourceSize
 from trainer.recipe.schema import Recipe
+from trainer.scheduler.state import RunState
 
 
-def open_sources(recipe: Recipe, begun_with: Mapping[str, str] | None = None) -> dict[str, TokenStore]:
+def open_sources(
+    recipe: Recipe, begun_with: Mapping[str, str] | None = None, used_up: Collection[str] = ()
+) -> dict[str, TokenStore]:
     """Open the token stores of all sources, memory-mapped, in the recipe's order.
 
     `begun_with` holds the fingerprint of each source that the run has recorded in its checkpoint. Sizes and
     fingerprints are compared, which takes no reading of tokens; `rewarm data inspect` reads them all.
+    Sources that are `used_up` may be gone, and are left out then.
 
     Raises:
         UserErrors: sources are missing, truncated, changed since, named twice, or made with another
             tokenizer than the first one.
     """
-    stores, problems = _open_all({f"sources.{name}.path": one.path for name, one in recipe.sources.items()})
+    names = {f"sources.{name}.path": name for name in recipe.sources}
+    stores, problems = _open_all(
+        {field: recipe.sources[name].path for field, name in names.items()},
+        optional={field for field, name in names.items() if name in used_up},
+    )
     known = {f"sources.{name}.path": fingerprint for name, fingerprint in (begun_with or {}).items()}
     for field, store in stores.items():
         if (before := known.get(field, store.fingerprint)) != store.fingerprint:
@@ -33,7 +42,33 @@ def open_sources(recipe: Recipe, begun_with: Mapping[str, str] | None = None) ->
     problems += _mixed_tokenizers(stores)
     if problems:
         raise UserErrors(problems)
-    return dict(zip(recipe.sources, stores.values(), strict=True))
+    return {names[field]: store for field, store in stores.items()}
+
+
+def used_up(recipe: Recipe, state: RunState | None) -> set[str]:
+    """Find the sources that no phase takes from any more, from where the run stands to its end."""
+    if state is None:
+        return set()
+    begun = len(state.phases) if state.phase_done else state.phase
+    needed = set() if state.phase_done else set(state.running.data.sources)
+    for phase in recipe.phases[begun:]:
+        for segment in phase.mixture:
+            # A share of a role may fall to any source of that role.
+            needed |= set(recipe.sources) if segment.replay_ratio is not None else set(segment.weights)
+    return {name for name in recipe.sources if name in state.fingerprints() and name not in needed}
+
+
+def sizes_of(
+    recipe: Recipe, stores: Mapping[str, TokenStore], state: RunState | None
+) -> dict[str, SourceSize]:
+    """Return the size of every source; of one that is gone, what the run recorded of it."""
+    sizes = {name: SourceSize.of(store, recipe.seq_len) for name, store in stores.items()}
+    for record in state.phases if state else ():
+        for name, source in record.data.sources.items():
+            if name in recipe.sources and name not in sizes:
+                tokens = source.samples * record.data.seq_len + 1
+                sizes[name] = SourceSize(source.samples, source.fingerprint, tokens)
+    return sizes
 
 
 def open_validation(recipe: Recipe) -> dict[str, TokenStore]:
@@ -54,14 +89,20 @@ def open_validation(recipe: Recipe) -> dict[str, TokenStore]:
     return dict(zip(named, stores.values(), strict=True))
 
 
-def _open_all(prefixes: Mapping[str, str]) -> tuple[dict[str, TokenStore], list[UserError]]:
-    """Open shards by the field that names them; return those that open, and the errors of the others."""
+def _open_all(
+    prefixes: Mapping[str, str], optional: Collection[str] = ()
+) -> tuple[dict[str, TokenStore], list[UserError]]:
+    """Open shards by the field that names them; return those that open, and the errors of the others.
+
+    Fields that are `optional` need not open.
+    """
     stores, problems = {}, []
     for field, prefix in prefixes.items():
         try:
             stores[field] = open_tokens(prefix)
         except UserError as error:
-            problems.append(UserError(f"{field}: {error}"))
+            if field not in optional:
+                problems.append(UserError(f"{field}: {error}"))
     return stores, problems
 
 
@@ -123,6 +164,8 @@ def check_one_tokenizer(
             what = f"was prepared with tokenizer {store.tokenizer}, but {named} is {tokenizer.fingerprint}"
         elif store.eos_id != tokenizer.eos_id:
             what = f"ends documents with {store.eos_id}, but EOS of {named} is {tokenizer.eos_id}"
+        elif store.vocab_size > tokenizer.size:
+            what = f"has ids of a vocabulary of {store.vocab_size}, but {named} has {tokenizer.size} pieces"
         else:
             continue
         fix = "prepare it again with model.tokenizer"

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenization.errors import UserErrors
 from tokenization.shards.store import TokenStore
-from tokenization.tokenizer.files import open_tokenizer
+from tokenization.tokenizer.files import Tokenizer, open_tokenizer
 from trainer.checkpoint import manifest
 from trainer.engine import ds_config
 from trainer.engine import layout as layout_
@@ -18,23 +18,31 @@ from trainer.engine.layout import Layout
 from trainer.machine.devices import available_bytes
 from trainer.metrics.services import check_services
 from trainer.mixer.description import MixtureDescription
-from trainer.mixer.mixture import Mixture, SourceSize
+from trainer.mixer.mixture import Mixture
 from trainer.model import architecture
 from trainer.plan.checks import (
     ErrorCollector,
+    check_base_weights,
     check_trained_patterns,
     newest_checkpoint,
     refuse_another_run,
     unmeasured,
 )
-from trainer.plan.data import check_one_tokenizer, open_sources, open_validation, trained_on
+from trainer.plan.data import (
+    check_one_tokenizer,
+    open_sources,
+    open_validation,
+    sizes_of,
+    trained_on,
+    used_up,
+)
 from trainer.plan.memory import Memory, estimate
-from trainer.plan.tokenizer import check_as_trained, compare_with_base, with_tokenizer
+from trainer.plan.past import changed_base, generation_of, own_config
+from trainer.plan.tokenizer import check_as_trained, compare_with_base, known_pieces, with_tokenizer
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.decide import decide
 from trainer.scheduler.decision import Decision
 from trainer.scheduler.state import BaseLineage, RunState
-from trainer.storage.hub import read_generation
 from trainer.storage.run_directory import EXPORTED
 
 
@@ -49,7 +57,7 @@ class Inputs:
     vocab_size: int
     """Pieces of the tokenizer."""
     stores: dict[str, TokenStore]
-    """The sources, by name."""
+    """The sources, by name; one that no phase takes from any more may be missing."""
     validation: dict[str, TokenStore]
     """`upstream`, `downstream`."""
     remarks: list[str]
@@ -112,9 +120,9 @@ def make_plan(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> P
             *trained_on(recipe, inputs.stores, inputs.validation),
             *unmeasured(recipe, inputs.validation, checkpoint),
         ),
-        generation=read_generation(recipe.model.base) if recipe.model.base else None,
+        generation=generation_of(recipe, checkpoint),
         data=data,
-        decision=decide(recipe, data, state, base_lineage(recipe, inputs.model_config)),
+        decision=decide(recipe, data, state, None if state else base_lineage(recipe, inputs.model_config)),
     )
 
 
@@ -127,18 +135,26 @@ def _read_inputs(recipe: Recipe, state: RunState | None, checkpoint: manifest.Ch
     check = ErrorCollector()
     preset = check(lambda: ds_config.read_preset(recipe.deepspeed))
     tokenizer = check(lambda: open_tokenizer(recipe.model.tokenizer))
-    stores = check(lambda: open_sources(recipe, state.fingerprints() if state else {}))
+    known = state.fingerprints() if state else {}
+    stores = check(lambda: open_sources(recipe, known, used_up(recipe, state)))
     validation = check(lambda: open_validation(recipe))
     check(lambda: ds_config.check_saved(preset(), recipe))
     check(lambda: check_services(recipe.logging))
     check(lambda: check_one_tokenizer(recipe, stores(), validation(), tokenizer()))
     check(lambda: check_as_trained(recipe, tokenizer(), checkpoint))
-    config = check(lambda: _model_config(recipe, tokenizer().size))
-    remarks = check(lambda: compare_with_base(recipe, config(), tokenizer()))
+    own = check(lambda: own_config(checkpoint))
+    config = check(lambda: _model_config(recipe, tokenizer(), own()))
+    remarks = check(
+        lambda: (
+            compare_with_base(recipe, config(), tokenizer())
+            if own() is None
+            else list(changed_base(recipe, config()))
+        )
+    )
     check.raise_problems()
     return Inputs(
         preset(),
-        with_tokenizer(recipe, config(), tokenizer()),
+        with_tokenizer(recipe, config(), tokenizer(), begun=own() is not None),
         tokenizer().size,
         stores(),
         validation(),
@@ -153,6 +169,10 @@ def _fit(recipe: Recipe, inputs: Inputs, world_size: int, state: RunState | None
         UserErrors: all that does not fit.
     """
     check = ErrorCollector()
+    check(lambda: ds_config.check_known(inputs.preset, recipe.deepspeed))
+    if state is None:
+        check(lambda: check_base_weights(recipe, inputs.model_config))
+    check.raise_problems()
     memory = _memory(recipe, inputs, world_size)
     check(lambda: check_trained_patterns(inputs.model_config, recipe, inputs.vocab_size))
     layout = check(
@@ -160,7 +180,7 @@ def _fit(recipe: Recipe, inputs: Inputs, world_size: int, state: RunState | None
     )
     check(lambda: ds_config.complete(inputs.preset, recipe, layout(), inputs.model_config))
     # The past is what the checkpoint recorded, and not what the recipe now says of it.
-    sizes = {name: SourceSize.of(store, recipe.seq_len) for name, store in inputs.stores.items()}
+    sizes = sizes_of(recipe, inputs.stores, state)
     mixture = check(lambda: Mixture.from_recipe(recipe, sizes, state.past() if state else ()))
     if state is None or state.settings["seq_len"] == recipe.seq_len:
         check(lambda: mixture().check_epochs())  # another seq_len is refused: uses cannot be counted with it
@@ -168,10 +188,11 @@ def _fit(recipe: Recipe, inputs: Inputs, world_size: int, state: RunState | None
     return Fit(memory, layout(), mixture())
 
 
-def _model_config(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
-    """Read and check the model's config."""
-    config = architecture.resolve_config(recipe, vocab_size)
-    if problems := architecture.check_config(config, recipe, vocab_size):
+def _model_config(recipe: Recipe, tokenizer: Tokenizer, own: dict[str, Any] | None) -> dict[str, Any]:
+    """Check the model's config: the run's `own`, from its checkpoint, else that of the base or of `init`."""
+    config = architecture.resolve_config(recipe, tokenizer.size) if own is None else own
+    known = known_pieces(recipe, config, tokenizer)
+    if problems := architecture.check_config(config, recipe, tokenizer.size, known):
         raise UserErrors(problems)
     return config
 

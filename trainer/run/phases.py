@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tokenization import disk
 from tokenization.errors import InfrastructureError
 from trainer.checkpoint import manifest
-from trainer.checkpoint.load import find_damage, load_checkpoint
+from trainer.checkpoint.load import check_finite, find_damage, load_checkpoint
 from trainer.checkpoint.save import Saver
 from trainer.engine.ds_config import complete
 from trainer.engine.engine import Engine, clear_swapped, sharded_loading
@@ -24,35 +22,22 @@ from trainer.machine.watchdog import Watchdog
 from trainer.metrics.log import Metrics
 from trainer.metrics.throughput import Throughput
 from trainer.mixer.loader import Loader
+from trainer.model.base import check_weights, expected_weights
 from trainer.model.build import build_model
 from trainer.model.size import flops_per_token
 from trainer.model.trainable import parameter_groups
 from trainer.plan.checks import baselines
-from trainer.plan.make import Plan, make_plan
+from trainer.plan.make import Plan
 from trainer.recipe.load import dump_recipe
 from trainer.run import loop
+from trainer.run.agreement import plan_together
+from trainer.run.identity import changes_since_start, identity_of, package_versions, write_first
 from trainer.run.saving import Saves
 from trainer.run.session import Session
 from trainer.run.step_log import StepLog
 from trainer.run.validation import ValidationSets
+from trainer.storage.hub import local_directory
 from trainer.storage.run_directory import RunDirectory
-
-PACKAGES = ("rewarm", "torch", "deepspeed", "transformers", "sentencepiece", "numpy")
-
-
-def check_ranks_agree(plan: Plan) -> None:
-    """Ranks that see different things would train different runs, or wait for each other for ever.
-
-    Raises:
-        InfrastructureError: they do.
-    """
-    checkpoint = f"checkpoint {plan.checkpoint.path}" if plan.checkpoint else "no checkpoint"
-    decision = f"{plan.decision.kind} at phase {plan.decision.state.phase}"
-    mine = (checkpoint, decision, f"micro_batch_size {plan.layout.micro_batch_size}")
-    fixes = ("check that run_dir is on a shared disk",) * 2 + ("set micro_batch_size",)
-    for seen, fix in zip(zip(*collectives.all_gather(mine), strict=True), fixes, strict=True):
-        if len(different := sorted(set(seen))) > 1:
-            raise InfrastructureError(f"ranks differ: {' or '.join(different)}; {fix}")
 
 
 class PhaseRunner:
@@ -84,7 +69,7 @@ class PhaseRunner:
         )
 
     def train_phases(self) -> None:
-        """Train phase after phase, from where the run stands; after each one the plan is made anew."""
+        """Train phase after phase, from where the run stands; after each one the plan is made again."""
         while self.plan.decision.kind in ("start", "restore", "new_phase"):
             self._record_start()
             session = self._open_session()
@@ -92,8 +77,7 @@ class PhaseRunner:
             session.close()
             if ending == "stopped":
                 return
-            self.plan = make_plan(self.recipe, self.world.world_size)
-            check_ranks_agree(self.plan)
+            self.plan = plan_together(self.recipe, self.world)
             logger.info(self.plan.decision.render())
 
     def _open_session(self) -> Session:
@@ -143,10 +127,13 @@ class PhaseRunner:
         """The engine, with the weights of the checkpoint, of the base, or new ones."""
         plan, recipe, decision = self.plan, self.recipe, self.plan.decision
         config = complete(plan.preset, recipe, plan.layout, plan.model_config)
-        own_base = _checkpoint_at(recipe.model.base)
-        if plan.checkpoint is None and own_base is not None and (found := find_damage(own_base)):
+        own_base = None if plan.checkpoint else _checkpoint_at(recipe.model.base)
+        if own_base is not None and (found := find_damage(own_base)):
             raise InfrastructureError("; ".join(found))
         weights = plan.checkpoint or own_base
+        if weights is None and recipe.model.base is not None and not Path(recipe.model.base).is_dir():
+            fetched = local_directory(recipe.model.base, "model.base")
+            check_weights(fetched, plan.model_config, expected_weights(plan.model_config))
         clear_swapped(config)
         with sharded_loading(config) as initialize:
             model = build_model(
@@ -161,6 +148,7 @@ class PhaseRunner:
         engine = Engine(model, groups, config, recipe.optimizer)
         if weights is not None:
             load_checkpoint(engine, weights, decision.keep_optimizer)
+        check_finite(engine, str(weights.path) if weights else recipe.model.base)
         return engine
 
     def _loader(self) -> Loader:
@@ -192,6 +180,10 @@ class PhaseRunner:
         directory = RunDirectory(self.recipe.directory)
         directory.path.mkdir(parents=True, exist_ok=True)
         disk.write_atomically(directory.recipe, dump_recipe(self.recipe))
+        identity = identity_of(self.plan)
+        for change in changes_since_start(directory, identity):
+            logger.warning(change)
+        write_first(directory, identity)
         checkpoint = self.plan.checkpoint
         line = {
             "time": time.time(),
@@ -211,14 +203,3 @@ def _checkpoint_at(base: str | None) -> manifest.Checkpoint | None:
     if base is None or not (Path(base) / manifest.MARKER).is_file():
         return None
     return manifest.read_checkpoint(Path(base))
-
-
-def package_versions() -> dict[str, str]:
-    """The versions of Python and of the packages that compute a run."""
-    found = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

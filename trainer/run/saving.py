@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from tokenization.errors import InfrastructureError
+from tokenization.errors import InfrastructureError, UserError
 from trainer.checkpoint.history import name_of
 from trainer.checkpoint.manifest import Position
-from trainer.checkpoint.save import Saver
+from trainer.checkpoint.save import NotFinite, Saver
 from trainer.machine.log_lines import logger
 from trainer.metrics import names
 from trainer.metrics.throughput import Throughput
@@ -123,6 +123,9 @@ class Saves:
 
     def _on_save_failure(self, step: int, failure: str) -> None:
         line = f"step {step} was not saved: {failure}; {self._saver.last_good()}"
+        if isinstance(failure, NotFinite):
+            fix = "start another run_dir with that checkpoint as model.base, and a lower max_lr"
+            raise UserError(line, fix=fix)
         if self._on_failure == "stop":
             raise InfrastructureError(line)
         logger.warning(line)

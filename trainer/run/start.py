@@ -16,8 +16,9 @@ from trainer.machine.ranks import World
 from trainer.machine.run_lock import hold_run_lock
 from trainer.machine.signals import Signals
 from trainer.machine.watchdog import Watchdog
-from trainer.plan.make import Plan, make_plan
-from trainer.run.phases import PhaseRunner, check_ranks_agree
+from trainer.plan.make import Plan
+from trainer.run.agreement import check_shared, plan_together
+from trainer.run.phases import PhaseRunner
 from trainer.storage.run_directory import RunDirectory
 
 
@@ -49,7 +50,8 @@ def train_plan(plan: Plan, world: World) -> int:
         with ExitStack() as held:
             _hold_run_lock(plan, world, held)
             # Another job may have saved since this one looked, at the latest until it released the lock.
-            before, plan = plan.decision.render(), make_plan(plan.recipe, world.world_size)
+            check_shared(plan.recipe.directory, world)
+            before, plan = plan.decision.render(), plan_together(plan.recipe, world)
             if plan.decision.render() != before:
                 logger.info(plan.decision.render())
             return _train_verified(_verified(plan, world), world)
@@ -83,7 +85,6 @@ def _verified(plan: Plan, world: World) -> Plan:
     """
     bad: set[Path] = set()
     while True:
-        check_ranks_agree(plan)
         if plan.checkpoint is None:
             return plan
         found = find_damage(plan.checkpoint)
@@ -92,7 +93,7 @@ def _verified(plan: Plan, world: World) -> Plan:
         for line in found:
             logger.warning(f"{line}; this checkpoint is passed over")
         bad.add(plan.checkpoint.path)
-        plan = make_plan(plan.recipe, world.world_size, skip=bad)
+        plan = plan_together(plan.recipe, world, skip=bad)
         logger.info(plan.decision.render())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,23 @@ EXPORTED = "rewarm.json"
 """File in an exported model: the `RunState` at its step, for a run that has the model as its base; and
 `new_rows`, if `rewarm model extend` has appended rows since."""
 
+LOGS = frozenset({".log", ".out", ".err"})
+"""Endings of the files that batch systems and shells write beside a run."""
+
 
 class RunDirectory:
     """A run directory; see `docs/run-directory.md` for what each file holds."""
+
+    SHARED = ".shared-"
+    """First letters of the files by which ranks find out that they share the directory; soon removed."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.last_committed = self.path / "last_committed.json"
         """The newest committed step: it reveals the loss of the whole checkpoints directory."""
+        self.identity = self.path / "identity.json"
+        """What the run was at its first start: model, text, packages; see `run.identity`."""
         self.lineage = self.path / "lineage.jsonl"
         """One JSON object per start of the run: the decision, and the reason for it."""
         self.lock = self.path / ".lock"
@@ -31,10 +40,19 @@ class RunDirectory:
         """The recipe with every default filled in."""
         self.tensorboard = self.path / "tensorboard"
 
-    @property
-    def left_at_start(self) -> set[str]:
-        """Names of the files that a start leaves here if it is killed before it has begun."""
-        return {self.lock.name, f"{self.recipe.name}.partial", f"{self.recipe.name}.tmp"}
+    def foreign(self) -> list[str]:
+        """List the names in the directory that are neither a run's, nor left by a start that was killed.
+
+        The log of a batch job is written where the user likes, before the run begins.
+        """
+        left = {self.lock.name, f"{self.recipe.name}.partial", f"{self.recipe.name}.tmp"}
+        return [
+            name
+            for name in sorted(os.listdir(self.path))
+            if name not in left
+            and not name.startswith(self.SHARED)
+            and not (Path(name).suffix in LOGS and (self.path / name).is_file())
+        ]
 
     def read_lineage(self) -> list[dict[str, Any]]:
         """Read the record of each start; a last line that a kill cut short is ignored.

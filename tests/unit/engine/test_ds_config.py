@@ -184,3 +184,29 @@ def test_a_buffer_for_swapped_weights_holds_a_ranks_share_of_the_largest():
     zero = ds_config.complete(preset, recipe(), Layout(2, 4, 1), MODEL)["zero_optimization"]
     assert zero["offload_param"]["buffer_size"] == 32000 * 4096 // 2
     assert (zero["stage3_prefetch_bucket_size"], zero["stage3_max_reuse_distance"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("zero", "told"),
+    [
+        (None, "zero_optimization: is not a mapping"),
+        ([], r"zero_optimization: \[\] is not a mapping"),
+        ({"stage": 4}, "zero_optimization.stage: 4 is not a ZeRO stage; use 0, 1, 2 or 3"),
+        ({"stage": None}, "zero_optimization.stage: null is not a ZeRO stage"),
+        ({"stage": "2"}, 'zero_optimization.stage: "2" is not a ZeRO stage'),
+        ({"stage": True}, "zero_optimization.stage: true is not a ZeRO stage"),
+        ({"stage": 2, "overlap_com": True}, "overlap_com: true: is not a field .*mean 'overlap_comm'"),
+        (
+            {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memry": True}},
+            "zero_optimization.offload_optimizer.pin_memry: true: is not a field .*mean 'pin_memory'",
+        ),
+        ({"stage": 2, "offload_optimizer": "cpu"}, 'zero_optimization.offload_optimizer: "cpu": '),
+        ({"stage": 2, "reduce_bucket_size": None}, "zero_optimization.reduce_bucket_size: null: "),
+    ],
+)
+def test_what_deepspeed_would_not_take_is_one_line_each(tmp_path, zero, told):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": zero}))
+    with pytest.raises(UserErrors, match=f"^{file}: .*{told}") as caught:
+        ds_config.check_known(ds_config.read_preset(file), file)
+    assert all("\n" not in str(problem) for problem in caught.value.problems)

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import runs
 from tests.helpers.byte_level import save, tokenizer_json
 from tests.helpers.checkpoints import manifest
-from tokenization.errors import UserErrors
+from tokenization.errors import UserError, UserErrors
 from tokenization.shards.writer import ShardWriter
 from tokenization.tokenizer import files
 from tokenization.vocabulary.train import train_vocabulary
@@ -50,6 +50,16 @@ def saved(file, *overrides, steps=4, baseline=None):
     (begun.recipe.directory / "recipe.resolved.yaml").write_text(load.dump_recipe(begun.recipe))
     commit_checkpoint(path, replace(manifest(state.step), state=state.to_json(), baseline=baseline or {}))
     return state
+
+
+def based(file, base, **config):
+    """A recipe over this base, whose run has a checkpoint with the config that it began with."""
+    asked = ("model.init=null", f"model.base={base}", "validation.upstream=null")
+    began = plan(file, *asked).model_config
+    state = saved(file, *asked)
+    path = load.load_recipe(file, asked).directory / "checkpoints" / history.name_of(state.step)
+    write_model_config({**began, **config}, path)
+    return asked
 
 
 def scored(file, *overrides):
@@ -288,3 +298,151 @@ def test_a_validation_set_that_is_trained_on_is_told(file, data):
     assert note.startswith(f"validation.downstream: '{data}/zh' holds tokens that sources.zh trains on")
     assert note in render_plan(plan(file, f"validation.downstream={data}/zh"))
     assert plan(file).notes == ()
+
+
+# ---- a run goes on with the model that it began with
+
+EDITS = [
+    {"num_hidden_layers": 1},
+    {"tie_word_embeddings": True},
+    {"rms_norm_eps": 0.1},
+    {"rope_theta": 1e6},
+    {"hidden_act": "gelu"},
+    {"vocab_size": 5},
+    {"model_type": "mamba"},
+]
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: next(iter(edit)))
+def test_a_base_that_has_changed_since_is_told_and_changes_nothing(file, data, tmp_path, edit):
+    base = grown(tmp_path / "base", data / "tokenizer")
+    asked = based(file, base)
+    before = plan(file, *asked)
+    assert before.notes == ()
+    told = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**told, **edit}))
+    after = plan(file, *asked)
+    assert after.model_config == before.model_config
+    assert after.decision.kind == "restore"
+    (note,) = after.notes
+    assert "config.json has changed since the run began" in note
+    assert f"{next(iter(edit))} " in note
+
+
+@pytest.mark.parametrize("gone", ["away", "emptied", "damaged"])
+def test_a_run_goes_on_without_its_base(file, data, tmp_path, gone):
+    base = grown(tmp_path / "base", data / "tokenizer")
+    (base / "generation_config.json").write_text('{"temperature": 0.5}')
+    asked = based(file, base)
+    before = plan(file, *asked)
+    if gone == "damaged":
+        (base / "config.json").write_text("{")
+    else:
+        shutil.rmtree(base)
+        if gone == "emptied":
+            base.mkdir()
+    after = plan(file, *asked)
+    assert (after.model_config, after.decision.kind) == (before.model_config, "restore")
+    assert after.notes == ()
+
+
+def test_a_first_start_needs_its_base(file, tmp_path):
+    for base in (tmp_path / "nowhere", "models/nowhere"):
+        with pytest.raises(UserErrors, match=r"^model.base: '.*nowhere' does not exist"):
+            plan(file, "model.init=null", f"model.base={base}")
+
+
+def test_padding_rows_of_a_base_whose_tokenizer_is_known_may_be_any_number(file, data, tmp_path):
+    base = grown(tmp_path / "base", data / "tokenizer", vocab_size=2048)
+    asked = ("model.init=null", f"model.base={base}")
+    assert plan(file, *asked).decision.kind == "start"
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (base / name).unlink()
+    with pytest.raises(UserErrors, match=r"put the base's own tokenizer files beside its config\.json"):
+        plan(file, *asked)
+
+
+UNTRAINABLE = [
+    ({"quantization_config": {"quant_method": "gptq"}}, r"model.base: .* is quantized \(gptq"),
+    ({"pad_token_id": 420}, r"model.base.pad_token_id: 420 is not a row of the 420"),
+    ({"pad_token_id": -1}, r"model.base.pad_token_id: -1 is not a row of the 420"),
+]
+
+
+@pytest.mark.parametrize(("fields", "told"), UNTRAINABLE)
+def test_a_config_whose_weights_cannot_be_trained_is_refused(file, data, tmp_path, fields, told):
+    base = grown(tmp_path / "base", data / "tokenizer", **fields)
+    with pytest.raises(UserErrors, match=told):
+        plan(file, "model.init=null", f"model.base={base}")
+
+
+# ---- what a run needs of its past
+
+
+def only(*names):
+    """The mixture of each phase is one of these sources."""
+    return [f"phases.{number}.mixture={{{name}: 1}}" for number, name in enumerate(names)]
+
+
+@pytest.mark.parametrize(("steps", "kind"), [(12, "new_phase"), (14, "restore")])
+def test_the_shards_of_a_finished_phase_may_be_gone(file, tmp_path, steps, kind):
+    asked = only("en", "zh")
+    state = saved(file, *asked, steps=12)
+    if steps > 12:
+        entered = plan(file, *asked).decision.state
+        for _ in range(steps - 12):
+            entered = entered.after_step(8, lr=entered.next_lr)
+        path = tmp_path / "run" / "checkpoints" / history.name_of(entered.step)
+        path.mkdir()
+        commit_checkpoint(path, replace(manifest(entered.step), state=entered.to_json()))
+    before = plan(file, *asked)
+    after = plan(file, *asked, f"sources.en.path={tmp_path}/gone")
+    assert after.decision.kind == before.decision.kind == kind
+    assert (after.data, after.mixture.consumed(1, 40)) == (before.data, before.mixture.consumed(1, 40))
+    assert list(after.stores) == ["zh"]
+    assert state.fingerprints().keys() == {"en"}
+    with pytest.raises(UserErrors, match=r"^sources.zh.path: .* has no token shards"):
+        plan(file, *asked, f"sources.zh.path={tmp_path}/gone")
+
+
+@pytest.mark.parametrize("steps", [4, 11])
+def test_the_shards_of_a_phase_that_runs_must_be_there(file, tmp_path, steps):
+    asked = only("en", "zh")
+    saved(file, *asked, steps=steps)
+    with pytest.raises(UserErrors, match=r"^sources.en.path: .* has no token shards"):
+        plan(file, *asked, f"sources.en.path={tmp_path}/gone")
+
+
+def test_a_source_that_a_later_phase_takes_from_again_must_be_there(file, tmp_path):
+    asked = only("en", "en")
+    saved(file, *asked, steps=12)
+    with pytest.raises(UserErrors, match=r"^sources.en.path: .* has no token shards"):
+        plan(file, *asked, f"sources.en.path={tmp_path}/gone")
+
+
+@pytest.mark.parametrize("log", ["slurm-17.out", "train.log", None])
+def test_checkpoints_that_were_copied_by_themselves_are_the_run(file, tmp_path, log):
+    saved(file)
+    run = tmp_path / "run"
+    manifest_file = next((run / "checkpoints").rglob("manifest.json"))
+    tree = json.loads(manifest_file.read_text())
+    (run / "recipe.resolved.yaml").rename(tmp_path / "elsewhere.yaml")
+    tree["recipe"] = (tmp_path / "elsewhere.yaml").read_text()
+    read = history.scan_checkpoints(run / "checkpoints")[0][0].manifest
+    commit_checkpoint(manifest_file.parent, replace(read, recipe=tree["recipe"]))
+    (run / "last_committed.json").unlink()
+    if log:
+        (run / log).write_text("")
+    assert plan(file).decision.kind == "restore"
+    with pytest.raises(UserError, match="holds another run, 'run'"):
+        plan(file, "name=another")
+    assert history.find_checkpoint(run / "checkpoints").manifest.step == 4
+
+
+def test_the_log_of_a_batch_job_is_not_another_run(file, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "slurm-17.out").write_text("")
+    assert plan(file).decision.kind == "start"
+    (tmp_path / "run" / "thesis.txt").write_text("")
+    with pytest.raises(UserError, match=r"does not hold a run \(it holds 'thesis.txt'\)"):
+        plan(file)

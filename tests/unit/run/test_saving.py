@@ -1,9 +1,11 @@
 """Saves that fail: the run stops or goes on as the recipe says, and never ends unsaved."""
 
 import pytest
+import torch
 
 from tests.helpers.checkpoints import fragments, position, savers
-from tokenization.errors import InfrastructureError
+from tests.helpers.fragments import fragment
+from tokenization.errors import InfrastructureError, UserError
 from trainer.checkpoint import history, rank_files
 from trainer.metrics import names
 from trainer.metrics.throughput import Throughput
@@ -130,3 +132,26 @@ def test_how_long_a_save_took_and_kept_the_training_waiting_is_logged(start):
     run.saves.close(1)
     assert run.log.pending.keys() == {names.SAVE_S, names.SAVE_BLOCKED_S}
     assert run.log.pending[names.SAVE_BLOCKED_S] == run.saves.blocked_s > 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("on_failure", ["stop", "continue"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_weights_that_are_not_numbers_are_never_committed_and_no_requeue_can_help(
+    start, bad, on_failure, asynchronous
+):
+    run = start(on_failure, asynchronous)
+    run.save(1)
+    run.saves.finish_save()
+    weight = torch.tensor([1.0, bad, 3.0])
+
+    def save_and_finish():
+        run.saves.save(position(2), [[fragment("w", 0, (3,), True, {"weight": weight})]], needed=1)
+        run.saves.finish_save()
+
+    told = (
+        r"step 2 was not saved: w holds weights that are not finite .*last good checkpoint: .*step-00000001"
+    )
+    with pytest.raises(UserError, match=told):
+        save_and_finish()
+    assert run.saved() == [1]

@@ -272,3 +272,28 @@ def test_inspection_by_hand(tmp_path):
     assert seen.to_json()["fingerprint"] == open_tokens(tmp_path / "a").fingerprint
     assert "3 of 2 to 5 tokens, mean 3.3" in seen.to_text()
     assert "2.100 per token" in seen.to_text()
+
+
+@given(
+    ids=st.lists(st.integers(0, 60_000), min_size=8, max_size=40),
+    vocab_size=st.integers(3, 60_000),
+    start=st.integers(0, 3),
+)
+@settings(max_examples=25, deadline=None)
+def test_an_id_beyond_the_vocabulary_is_named_with_its_shard(tmp_path_factory, ids, vocab_size, start):
+    """Whatever wrote it: no model has a row for it."""
+    folder = tmp_path_factory.mktemp("shard")
+    write(folder / "a", [[0] * (len(ids) - 1)], vocab_size=vocab_size)
+    np.array(ids, np.uint16).tofile(folder / "a.bin")
+    store = open_tokens(folder / "a")
+    for read, span in (
+        (lambda: store.read(start, 5).tolist(), ids[start : start + 5]),
+        (lambda: store.read_samples([0], 5)[0].tolist(), ids[:6]),
+    ):
+        if max(span) < vocab_size:
+            assert read() == span
+        else:
+            with pytest.raises(
+                UserError, match=rf"a: holds the token id {max(span)}, and its vocabulary has"
+            ):
+                read()

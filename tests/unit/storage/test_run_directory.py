@@ -24,7 +24,13 @@ def test_what_a_start_leaves_when_it_is_killed_before_it_has_begun_is_known(tmp_
         write_atomically(run.recipe, "name: x")
     left = {path.name for path in tmp_path.iterdir()}
     assert len(left) == 2
-    assert left <= run.left_at_start
+    assert run.foreign() == []
+    for name in (".shared-x", "slurm-17.out", "train.log"):
+        (tmp_path / name).touch()
+    assert run.foreign() == []
+    (tmp_path / "thesis.txt").touch()
+    (tmp_path / "run.log").mkdir()
+    assert run.foreign() == ["run.log", "thesis.txt"]
 
 
 def test_a_last_line_that_a_kill_cut_short_is_ignored(tmp_path):

@@ -26,12 +26,13 @@ def train_phase(session: Session) -> Ending:
             stop=session.signals.stop_requested,
         )
         session.advance(lr, result)
+        stop = result.stop
         if session.due(recipe.validation.every_tokens) or session.state.phase_done:
-            session.evaluate()
+            stop |= not session.evaluate()
         session.step_log.write_if_due(session.state)
         if session.due(recipe.checkpoint.every_tokens) or session.state.phase_done:
             session.save()
-        if result.stop or session.out_of_budget:
+        if stop or session.out_of_budget:
             session.save()
             return "stopped"
     return "phase done"

@@ -84,13 +84,19 @@ class PhaseRunner:
         )
 
     def train_phases(self) -> None:
-        """Train phase after phase, from where the run stands; after each one the plan is made anew."""
+        """Train phase after phase, from where the run stands; after each one the plan is made anew.
+
+        A signal ends the process at once while a phase is opened: all that was trained is committed then.
+        """
         while self.plan.decision.kind in ("start", "restore", "new_phase"):
+            self.signals.unsaved = False
             self._record_start()
             session = self._open_session()
+            self.signals.unsaved = True
             ending = loop.train_phase(session)
             session.close()
-            if ending == "stopped":
+            self.signals.agree(collectives.all_gather(self.signals.received))
+            if ending == "stopped" or self.signals.stop_requested:
                 return
             self.plan = make_plan(self.recipe, self.world.world_size)
             check_ranks_agree(self.plan)
@@ -116,6 +122,8 @@ class PhaseRunner:
                 plan.layout.micro_batch_size,
                 self.world,
                 baselines(checkpoint),
+                stop_requested=lambda: self.signals.stop_requested,
+                progress=self.watchdog.beat,
             ),
             step_log=step_log,
             saves=Saves(

@@ -140,7 +140,7 @@ def end_now(exit_code: int) -> None:
 
 
 def end_failed_rank(exit_code: int) -> None:
-    """End the process after a failure if it is in a process group, without that of other libraries' threads."""
+    """End the process after a failure if it is in a process group; other libraries do not clean up."""
     if must_end_abruptly.is_set():
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):

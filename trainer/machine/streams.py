@@ -1,4 +1,4 @@
-"""Standard output and standard error that a run outlives: their reader may go away, their disk may be full."""
+"""Standard output and standard error that a run outlives: readers may go away, and disks may be full."""
 
 from __future__ import annotations
 

@@ -101,7 +101,8 @@ def set_rendezvous(world: World) -> None:
     Raises:
         UserError: the ranks are on several hosts, and none is named where they can meet.
     """
-    os.environ.setdefault("MASTER_ADDR", _first_slurm_node() or _own_host(world))
+    alone = world.world_size == 1
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1" if alone else _first_slurm_node() or _own_host(world))
     os.environ.setdefault("MASTER_PORT", _rendezvous_port(world))
     os.environ.update(
         RANK=str(world.rank), LOCAL_RANK=str(world.local_rank), WORLD_SIZE=str(world.world_size)
@@ -144,12 +145,17 @@ def free_port() -> int:
 
 
 def _rendezvous_port(world: World) -> str:
-    """A port that all ranks of a job derive alike and two jobs seldom share; for one rank any free one."""
+    """A port that all ranks of a job derive alike, and no job beside it does; for one rank any free one.
+
+    Two steps of one Slurm job have two ports, and so have the first hundred steps of neighbouring jobs. An
+    MPI is asked before Slurm, to which the ranks of an MPI job may belong to steps of their own, or to none.
+    """
     if world.world_size == 1:
         return str(free_port())
-    if "SLURM_JOB_ID" in os.environ:
-        return str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
-    job = next((os.environ[name] for name in MPI_JOBS if name in os.environ), None)
-    if job is None:  # all ranks are on this host, or the user would have set MASTER_PORT
-        job = "".join(str(launcher.pid) for launcher in launchers()[:1])
-    return str(20000 + zlib.crc32(job.encode()) % 20000)
+    mpi_job = next((os.environ[name] for name in MPI_JOBS if name in os.environ), None)
+    if mpi_job is None and "SLURM_JOB_ID" in os.environ:
+        job, step = (int(os.environ.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        return str(20000 + (job * 101 + step) % 20000)
+    if mpi_job is None:  # all ranks are on this host, or the user would have set MASTER_PORT
+        mpi_job = "".join(str(launcher.pid) for launcher in launchers()[:1])
+    return str(20000 + zlib.crc32(mpi_job.encode()) % 20000)

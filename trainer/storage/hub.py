@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenization.disk import write_atomically
-from tokenization.errors import InfrastructureError, RewarmError, UserError
+from tokenization.errors import InfrastructureError, RewarmError, UserError, did_you_mean
 
 GENERATION = "generation_config.json"
 
@@ -26,6 +27,28 @@ TOKENIZER_FILES = (
     "extension.json",
 )
 """Every file that a tokenizer directory may hold."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+_FOLDERS = frozenset(
+    {
+        "model",
+        "models",
+        "base",
+        "bases",
+        "checkpoint",
+        "checkpoints",
+        "ckpt",
+        "ckpts",
+        "weights",
+        "pretrained",
+    }
+    | {"run", "runs", "data", "export", "exports", "out", "output", "outputs", "tokenizer", "tokenizers"}
+)
+"""First parts of a path that people give to folders of their own: `models/llama` is not a hub id."""
+
+_BUSY = (408, 429, 500, 502, 503, 504)
+"""Answers of a server that a later request may not get again."""
 
 
 def local_directory(model: str | Path, field: str) -> Path:
@@ -43,29 +66,66 @@ def fetch_from_hub(model: str | Path, files: list[str], field: str | None) -> Pa
     """Fetch `files` (patterns) of a hub id, unless they are cached, and return their directory.
 
     Raises:
-        UserError: `model` is a path without config.json, or the hub does not have it.
-        InfrastructureError: the hub cannot be reached.
+        UserError: `model` is a path without config.json or a path that does not exist, the hub does not have
+            it, or it is not cached and the hub may not be asked (HF_HUB_OFFLINE).
+        InfrastructureError: the hub cannot be reached now.
     """
     name = str(model)
     if Path(name).exists():
         fix = "give a directory with config.json and the weights, such as `rewarm export` writes"
         raise UserError("is not a model directory: it has no config.json", field=field, value=name, fix=fix)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        fix = "give a model directory or a hub id, org/name"
+    if not _is_hub_id(name):
+        near = did_you_mean(Path(name).name, _names_in(Path(name).parent))
+        fix = near or "give a model directory or a hub id, org/name"
         raise UserError("does not exist", field=field, value=name, fix=fix)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         return Path(snapshot_download(name, allow_patterns=files))
     except LocalEntryNotFoundError as error:
+        if isinstance(error.__cause__, OfflineModeIsEnabled) or is_offline_mode():
+            what = "is not a directory and is not cached, and HF_HUB_OFFLINE forbids to fetch it from the hub"
+            fix = "give a model directory, or fetch it where there is a network: hf download " + name
+            raise UserError(what, field=field, value=name, fix=fix) from error
         what = f"{field}: {name!r} is not a directory, and the hub cannot be reached to fetch it"
         raise InfrastructureError(what) from error
-    except (HfHubHTTPError, ValueError) as error:
+    except HfHubHTTPError as error:
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"is neither a directory nor a model on the hub ({reason})", field=field, value=name
-        ) from error
+        if error.response is not None and (error.response.status_code in _BUSY):
+            raise InfrastructureError(f"{field}: {name!r}: the hub does not answer ({reason})") from error
+        what = f"is neither a directory nor a model on the hub ({reason})"
+        raise UserError(what, field=field, value=name) from error
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        what = f"is neither a directory nor a hub id ({reason})"
+        raise UserError(what, field=field, value=name) from error
+
+
+def is_offline_mode() -> bool:
+    """Tell whether the environment forbids to ask the hub (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _is_hub_id(name: str) -> bool:
+    """Tell whether a name that is not a path here can be a hub id: `org/name`, and `org` not a folder here.
+
+    A misspelt path is not asked of the hub: where a node has no network, the job would be requeued for ever.
+    """
+    if _HUB_ID.fullmatch(name) is None:
+        return False
+    folder = name.split("/")[0]
+    return folder.lower() not in _FOLDERS and not Path(folder).exists()
+
+
+def _names_in(folder: Path) -> list[str]:
+    """The names in a folder; none if it cannot be read."""
+    try:
+        return [path.name for path in folder.iterdir()]
+    except OSError:
+        return []
 
 
 def write_model_config(

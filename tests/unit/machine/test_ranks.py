@@ -4,6 +4,8 @@ import os
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tokenization.errors import UserError
 from trainer.machine.ranks import World, current_world, first_host, rank_or_0, set_rendezvous
@@ -138,3 +140,22 @@ def test_the_first_host_of_a_node_list_is_known_without_slurm_s_commands(
     assert first_host(nodes) == first
     environment(**SLURM, SLURM_STEP_NODELIST=nodes, SLURM_JOB_ID="7")
     assert rendezvous(World(2, 0, 4))[0] == first
+
+
+@given(job=st.integers(1, 2**31), steps=st.lists(st.integers(0, 100), min_size=2, max_size=2, unique=True))
+def test_steps_of_a_slurm_job_and_jobs_beside_it_have_ports_of_their_own(job, steps):
+    def port(job, step):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_JOB_ID", str(job))
+            patch.setenv("SLURM_STEP_ID", str(step))
+            patch.setenv("MASTER_ADDR", "127.0.0.1")
+            for name in ("MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
+                patch.setenv(name, "x")  # restored afterwards
+            patch.delenv("MASTER_PORT")
+            set_rendezvous(World(0, 0, 2))
+            return int(os.environ["MASTER_PORT"])
+
+    one, other = steps
+    assert port(job, one) == port(job, one), "all ranks of a step meet"
+    assert len({port(job, one), port(job, other), port(job + 1, one)}) == 3
+    assert 20000 <= port(job, one) < 40000

@@ -68,8 +68,8 @@ class Session:
             scores = self.validation.measure(self.state.step)
         if scores is None:
             logger.warning(
-                f"step {self.state.step}: the validation was cut short by a signal; once the step is saved, "
-                "`rewarm eval` measures its checkpoint"
+                f"step {self.state.step}: the validation was cut short by a signal; it is made up for when "
+                "the run goes on"
             )
             return False
         self.step_log.add_evaluation(scores)

@@ -50,6 +50,16 @@ def launchers() -> list[psutil.Process]:
     return found
 
 
+def signal_ranks(launcher: int, number: int) -> None:
+    """Send a signal to the ranks that process `launcher` has started: `deepspeed` passes none on to them."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(launcher).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                parent = process.parent()
+                if parent and is_launcher(parent.cmdline()) and not is_launcher(process.cmdline()):
+                    process.send_signal(number)
+
+
 def stop_with_launcher(every_s: float = 1.0) -> None:
     """Send this process SIGTERM once one of its launchers has gone."""
     if watched := launchers():

@@ -1,11 +1,12 @@
 """A rank stops when the launcher that started it has gone."""
 
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from trainer.machine.launcher import is_launcher
+from trainer.machine.launcher import is_launcher, signal_ranks
 
 RANK = (
     "from trainer.machine.launcher import stop_with_launcher; from trainer.machine.signals import Signals\n"
@@ -49,3 +50,13 @@ def test_a_rank_stops_with_its_launcher_but_not_with_the_shell_it_was_started_fr
     process.kill()
     assert process.stdout.readline().strip() in (received, f"Signals.SIG{'TERM' if received == '15' else ''}")
     process.wait()
+
+
+def test_a_signal_reaches_the_ranks_below_a_launcher_that_passes_none_on(tmp_path):
+    program = tmp_path / "deepspeed"
+    program.write_text(LAUNCHER.format(rank=RANK.format(60)))
+    process = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "up\n"
+    signal_ranks(process.pid, signal.SIGUSR1)
+    assert process.stdout.readline().strip() in ("10", "Signals.SIGUSR1")
+    assert process.wait(30) == 0

@@ -5,10 +5,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from tests.helpers import runs
 
-PATIENCE_S = 180.0
+PATIENCE_S = 400.0
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -21,6 +22,9 @@ def environment(**variables: str) -> dict[str, str]:
 class Rank:
     """A process of a run; its standard error is in a file."""
 
+    started: ClassVar[list["Rank"]] = []
+    """Those that `end_all` has not seen to yet."""
+
     def __init__(
         self, log: Path, *arguments: str, program: tuple[str, ...] = (), stderr=None, **variables: str
     ) -> None:
@@ -30,6 +34,16 @@ class Rank:
             self.process = subprocess.Popen(
                 [*program, *command], env=environment(**variables), stdout=out, stderr=stderr or out
             )
+
+        Rank.started.append(self)
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Kill what a failed test has left running."""
+        for rank in cls.started:
+            rank.process.kill()
+            rank.process.wait()
+        cls.started.clear()
 
     def wait(self, patience_s: float = PATIENCE_S) -> int:
         """Its exit code; it is killed if it does not end in time, which fails the test."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +16,30 @@ from trainer.cli.runs import add_runs
 from trainer.cli.study import add_study
 from trainer.cli.vocab import add_vocab
 from trainer.machine.log_lines import logger, show_log_lines
-from trainer.machine.ranks import note_status, rank_or_0, wait_for_rank0
+from trainer.machine.ranks import note_status, rank_or_0
+from trainer.machine.signals import end_failed_rank, must_end_abruptly, wait_for_rank0
+from trainer.machine.streams import enduring
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; bad input is one line on standard error and a non-zero exit code."""
     _escape_on(sys.stdout)
     args = _parse(arguments)
+    with enduring("stderr"):
+        try:
+            status = _run(args)
+        except Exception:
+            if must_end_abruptly.is_set():
+                traceback.print_exc()
+                note_status(ExitCode.FAILED)
+                end_failed_rank(ExitCode.FAILED)
+            raise
+        end_failed_rank(status)
+    return status
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run the command of `args`; an expected error is one line."""
     rank = rank_or_0()
     show_log_lines(rank)
     command: Command = args.command

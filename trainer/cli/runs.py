@@ -16,8 +16,11 @@ from trainer.cli.arguments import (
     positive_number,
     whole_numbers,
 )
+from trainer.machine.launcher import stop_with_launcher
 from trainer.machine.log_lines import logger
-from trainer.machine.ranks import current_world, note_status, wait_for_rank0
+from trainer.machine.ranks import World, current_world, note_status
+from trainer.machine.signals import exit_on_signal, wait_for_rank0
+from trainer.machine.streams import enduring
 from trainer.recipe import load
 
 
@@ -57,10 +60,11 @@ def add_runs(commands: Any) -> None:
 
 def plan_command(args: argparse.Namespace) -> int:
     """Show what a recipe will do, before it does it."""
+    recipe = load.load_recipe(args.recipe, args.overrides)  # before the import of torch, which takes seconds
     from trainer.plan import render
     from trainer.plan.make import make_plan
 
-    plan = make_plan(load.load_recipe(args.recipe, args.overrides), args.world_size)
+    plan = make_plan(recipe, args.world_size)
     print_answer(args, render.plan_to_json(plan, args.lr_at), render.render_plan(plan, args.lr_at))
     return ExitCode.USER if plan.decision.kind == "refuse" else ExitCode.DONE
 
@@ -70,12 +74,17 @@ def train_command(args: argparse.Namespace) -> int:
 
     Everything that can fail cheaply fails before the ranks are joined.
     """
-    from trainer.machine.signals import exit_on_signal
+    exit_on_signal()
+    with enduring("stdout"):  # libraries print there
+        return _train(args, current_world())
+
+
+def _train(args: argparse.Namespace, world: World) -> int:
+    recipe = load.load_recipe(args.recipe, args.overrides)  # before the import of torch, which takes seconds
+    stop_with_launcher()
     from trainer.plan.make import make_plan
 
-    exit_on_signal()
-    world = current_world()
-    plan = make_plan(load.load_recipe(args.recipe, args.overrides), world.world_size)
+    plan = make_plan(recipe, world.world_size)
     for line in [*plan.broken, *plan.notes]:
         logger.warning(line)
     logger.info(plan.decision.render())

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import shutil
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,24 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+from tokenization.errors import InfrastructureError
+from trainer.machine.log_lines import EVERY_RANK, logger
 from trainer.machine.ranks import World, set_rendezvous
+from trainer.machine.signals import must_end_abruptly
 
 TIMEOUT = datetime.timedelta(minutes=60)
 """Longer than the slowest save or load, between which ranks wait for each other."""
+
+PATIENCE_S = 15.0
+"""How long ranks may take to meet before the log says what is waited for."""
+
+IN_USE = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
+
+LOST = re.compile(
+    r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Socket ?Timeout|recvValue|sendBytes|TCPStore",
+    re.IGNORECASE,
+)
+"""What the messages of torch's process groups hold when a rank has gone."""
 
 
 def join_ranks(world: World) -> None:
@@ -30,14 +47,16 @@ def join_ranks(world: World) -> None:
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         # Without a compiler DeepSpeed would fail to build its shared-memory collectives; gloo replaces them.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    get_accelerator().set_device(world.local_rank)
+    _set_device(world.local_rank)
     _unlink_shared_memory(world.rank)  # of a killed run; no rank opens one before the rendezvous
-    deepspeed.init_distributed(
-        dist_backend=get_accelerator().communication_backend_name(),
-        timeout=TIMEOUT,
-        verbose=False,
-    )
-    dist.barrier()  # every rank has mapped every buffer, so their names are not needed any more
+    must_end_abruptly.set()
+    with _naming_a_long_wait(world):
+        deepspeed.init_distributed(
+            dist_backend=get_accelerator().communication_backend_name(),
+            timeout=TIMEOUT,
+            verbose=False,
+        )
+        dist.barrier()  # every rank has mapped every buffer, so their names are not needed any more
     _unlink_shared_memory(world.rank)
 
 
@@ -45,6 +64,60 @@ def leave_ranks() -> None:
     """Leave the process group after a success; after a failure no collective may be called again."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    must_end_abruptly.clear()
+
+
+@contextmanager
+def lost_peers_named() -> Iterator[None]:
+    """Turn the errors of a process group whose other ranks have gone, or cannot be met, into one line.
+
+    Raises:
+        InfrastructureError: instead of such an error.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch has no better class for the errors of gloo
+        text = " ".join(str(error).split())
+        if IN_USE.search(text):
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise InfrastructureError(
+                f"MASTER_PORT: {where} is in use by another process; start again, or choose another port"
+            ) from error
+        if isinstance(error, dist.DistError) or LOST.search(text):
+            raise InfrastructureError(
+                f"another rank has gone or cannot be reached ({text[:200]}); "
+                "see the log of the rank that ended first"
+            ) from error
+        raise
+
+
+@contextmanager
+def _naming_a_long_wait(world: World) -> Iterator[None]:
+    """Say which ranks are waited for where, if they take longer than usual."""
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    line = f"waiting for all {world.world_size} ranks of the launcher's environment to meet at {where}"
+    timer = threading.Timer(PATIENCE_S, logger.warning, (line,), {"extra": EVERY_RANK})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _set_device(local_rank: int) -> None:
+    """Take this rank's GPU: number `local_rank` of those that its process sees, which may be its own only.
+
+    With `--gpus-per-task` each process sees its own GPUs as 0, 1, …
+    """
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        local_rank %= max(accelerator.device_count(), 1)
+        # DeepSpeed takes the device from these, and asserts that they agree.
+        os.environ["LOCAL_RANK"] = str(local_rank)
+        if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ:
+            os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = str(local_rank)
+    accelerator.set_device(local_rank)
 
 
 def _unlink_shared_memory(rank: int) -> None:

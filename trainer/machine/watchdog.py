@@ -1,4 +1,4 @@
-"""The watchdog: prints the stacks of all threads when the run makes no progress."""
+"""The watchdog: reports a run that makes no progress, and ends one that was asked to stop and cannot."""
 
 from __future__ import annotations
 
@@ -10,26 +10,40 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
+from tokenization.errors import ExitCode
 from trainer.machine.ranks import rank_or_0
+from trainer.machine.signals import end_now
+
+STOP_PATIENCE_S = 20.0
+"""How long a run that was asked to stop may make no progress: less than the 30 s that launchers wait."""
 
 
 class Watchdog:
     """A thread that prints all stacks when the last `beat` is too long ago.
 
-    It only reports: what ends a hang is the time-out of the process group.
+    It only reports, as the time-out of the process group ends a hang. But a run that was asked to stop has
+    no time for that: when it waits for a rank that does not answer, it ends unsaved instead of by SIGKILL.
     """
 
     def __init__(
         self,
         patience_s: float = 600.0,
         *,
+        stop_requested: Callable[[], bool] = lambda: False,
+        end: Callable[[int], None] = end_now,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`stream` needs a file descriptor; standard error by default."""
+        """`end` ends the process when it was asked to stop and cannot.
+
+        `stream` needs a file descriptor; standard error by default.
+        """
         self._patience_s, self._clock = patience_s, clock
+        self._stop_requested, self._end = stop_requested, end
         self._stream = stream or sys.stderr
         self._last, self._doing, self._reported = clock(), "starting", False
+        self._longest_s, self._saving = 0.0, False
+        self._asked: float | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -43,9 +57,15 @@ class Watchdog:
         self._stopped.set()
         self._thread.join()
 
-    def beat(self, doing: str) -> None:
-        """Note that the run makes progress, and what it does next, such as "step 120"."""
-        self._last, self._doing, self._reported = self._clock(), doing, False
+    def beat(self, doing: str, *, saving: bool = False) -> None:
+        """Note that the run makes progress, and what it does next, such as "step 120".
+
+        A stop waits as long as it takes for what is `saving`.
+        """
+        now = self._clock()
+        if self._doing != "starting" and not self._saving:
+            self._longest_s = max(self._longest_s, now - self._last)
+        self._last, self._doing, self._reported, self._saving = now, doing, False, saving
 
     def look(self) -> bool:
         """Print the stacks if the last beat is too long ago, once per silence; returns whether it did."""
@@ -58,6 +78,22 @@ class Watchdog:
         faulthandler.dump_traceback(self._stream, all_threads=True)
         return True
 
+    def look_after_stop(self) -> bool:
+        """End a run that was asked to stop if it takes much longer than a step; returns whether it did."""
+        if not self._stop_requested():
+            return False
+        now = self._clock()
+        self._asked = now if self._asked is None else self._asked
+        silence = now - max(self._asked, self._last)
+        if self._saving or silence < max(STOP_PATIENCE_S, 1.5 * self._longest_s):
+            return False
+        stuck = f"asked to stop, but no progress for {silence:.0f} s while {self._doing}"
+        line = f"{stuck}: another rank does not answer; ending unsaved"
+        print(f"rewarm: rank {rank_or_0()}: {line}", file=self._stream, flush=True)
+        self._end(ExitCode.REQUEUE)
+        return True
+
     def _watch(self) -> None:
-        while not self._stopped.wait(min(self._patience_s / 4, 10.0)):
+        while not self._stopped.wait(min(self._patience_s / 4, 1.0)):
             self.look()
+            self.look_after_stop()

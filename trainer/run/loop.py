@@ -12,7 +12,8 @@ Ending = Literal["phase done", "stopped"]
 def train_phase(session: Session) -> Ending:
     """Train until the phase's budget is used, or until a signal or `stop_after` ends the run early.
 
-    Whatever the ending, the last step is saved and committed.
+    Whatever the ending, the last step is saved and committed. A validation that a stop leaves out is made
+    up for when the run goes on.
     """
     recipe, engine, loader = session.recipe, session.engine, session.loader
     while not session.state.phase_done:
@@ -26,12 +27,13 @@ def train_phase(session: Session) -> Ending:
             stop=session.signals.stop_requested,
         )
         session.advance(lr, result)
-        if session.due(recipe.validation.every_tokens) or session.state.phase_done:
-            session.evaluate()
+        stop = result.stop
+        if not stop and (session.due(recipe.validation.every_tokens) or session.state.phase_done):
+            stop = not session.evaluate()
         session.step_log.write_if_due(session.state)
         if session.due(recipe.checkpoint.every_tokens) or session.state.phase_done:
             session.save()
-        if result.stop or session.out_of_budget:
+        if stop or session.out_of_budget:
             session.save()
             return "stopped"
     return "phase done"

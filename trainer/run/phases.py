@@ -19,7 +19,9 @@ from trainer.machine.log_lines import logger
 from trainer.machine.ranks import World
 from trainer.machine.signals import Signals
 from trainer.machine.watchdog import Watchdog
+from trainer.metrics.jsonl import read_metrics
 from trainer.metrics.log import Metrics
+from trainer.metrics.names import stream_bits_per_byte
 from trainer.metrics.throughput import Throughput
 from trainer.mixer.loader import Loader
 from trainer.model.base import check_weights, expected_weights
@@ -69,13 +71,19 @@ class PhaseRunner:
         )
 
     def train_phases(self) -> None:
-        """Train phase after phase, from where the run stands; after each one the plan is made again."""
+        """Train phase after phase, from where the run stands; after each one the plan is made again.
+
+        A signal ends the process at once while a phase is opened: all that was trained is committed then.
+        """
         while self.plan.decision.kind in ("start", "restore", "new_phase"):
+            self.signals.unsaved = False
             self._record_start()
             session = self._open_session()
+            self.signals.unsaved = True
             ending = loop.train_phase(session)
             session.close()
-            if ending == "stopped":
+            self.signals.agree(collectives.all_gather(self.signals.received))
+            if ending == "stopped" or self.signals.stop_requested:
                 return
             self.plan = plan_together(self.recipe, self.world)
             logger.info(self.plan.decision.render())
@@ -100,6 +108,8 @@ class PhaseRunner:
                 plan.layout.micro_batch_size,
                 self.world,
                 baselines(checkpoint),
+                stop_requested=lambda: self.signals.stop_requested,
+                progress=self.watchdog.beat,
             ),
             step_log=step_log,
             saves=Saves(
@@ -118,10 +128,26 @@ class PhaseRunner:
             tokens_before=state.tokens,
         )
         logger.info(f"ready to train after {time.perf_counter() - started:.1f} s")
-        if state.step == 0 and plan.validation:
+        if self._validation_is_missing():
             session.evaluate()
             step_log.write_if_due(state)
         return session
+
+    def _validation_is_missing(self) -> bool:
+        """Whether the position that the phase starts from is still to be scored: the same on every rank.
+
+        That of the first start always is, and one whose validation gave way to a stop.
+        """
+        state, every = self.plan.decision.state, self.recipe.validation.every_tokens
+        before = state.tokens - self.recipe.tokens_per_step
+        due = before // every < state.tokens // every or self.plan.decision.kind == "new_phase"
+        if state.step == 0 or not (self.plan.validation and due):
+            return state.step == 0 and bool(self.plan.validation)
+        scored = self.world.rank == 0 and any(
+            record["step"] == state.step and stream_bits_per_byte(next(iter(self.plan.validation))) in record
+            for record in read_metrics(self.recipe.directory)
+        )
+        return not collectives.broadcast(scored)
 
     def _open_engine(self) -> Engine:
         """The engine, with the weights of the checkpoint, of the base, or new ones."""

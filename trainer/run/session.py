@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from trainer.checkpoint.manifest import Position
 from trainer.engine.engine import Engine, StepResult
+from trainer.machine.log_lines import logger
 from trainer.machine.signals import Signals
 from trainer.machine.watchdog import Watchdog
 from trainer.metrics.throughput import Throughput
@@ -58,10 +59,21 @@ class Session:
         self.step_log.add_step(self.state, result, self.loader.samples_crc32)
         self.watchdog.beat(f"step {self.state.step + 1}")
 
-    def evaluate(self) -> None:
-        """Score the validation sets; the scores go into the step's metrics."""
+    def evaluate(self) -> bool:
+        """Score the validation sets; the scores go into the step's metrics.
+
+        Returns whether it came to its end: a signal cuts it short, so that the steps are saved in time.
+        """
         with self.throughput.paused():
-            self.step_log.add_evaluation(self.validation.measure(self.state.step))
+            scores = self.validation.measure(self.state.step)
+        if scores is None:
+            logger.warning(
+                f"step {self.state.step}: the validation was cut short by a signal; it is made up for when "
+                "the run goes on"
+            )
+            return False
+        self.step_log.add_evaluation(scores)
+        return True
 
     def save(self) -> None:
         """Commit the run as it stands, once per step.
@@ -69,7 +81,7 @@ class Session:
         Raises:
             InfrastructureError: a save failed and `checkpoint.on_failure` is `stop`.
         """
-        self.watchdog.beat(f"saving step {self.state.step}")
+        self.watchdog.beat(f"saving step {self.state.step}", saving=True)
         self.saves.save(self._position(), self.engine.shares(), self.engine.saved_bytes)
 
     def close(self) -> None:

@@ -27,13 +27,15 @@ def start(plan: Plan, world: World) -> int:
 
     Raises:
         UserError: the machine lacks something that the recipe needs.
+        InfrastructureError: the ranks cannot meet, or one of them has gone.
         RewarmError: as `train_plan`. Other ranks may wait for this one then, so the process must end.
     """
     check_machine(plan.preset, plan.recipe.model.dtype)
-    with clearing_stale_locks():
-        collectives.join_ranks(world)
-    status = train_plan(plan, world)
-    collectives.leave_ranks()
+    with collectives.lost_peers_named():
+        with clearing_stale_locks():
+            collectives.join_ranks(world)
+        status = train_plan(plan, world)
+        collectives.leave_ranks()
     return status
 
 
@@ -108,11 +110,11 @@ def _train_verified(plan: Plan, world: World) -> int:
             RunDirectory(plan.recipe.directory).checkpoints, plan.checkpoint.manifest.step
         ):
             logger.warning(line)
-    with Signals() as signals, Watchdog() as watchdog:
+    signals = Signals(unsaved=False)
+    with signals, Watchdog(stop_requested=lambda: signals.stop_requested) as watchdog:
         runner = PhaseRunner(plan, world, signals, watchdog)
         try:
             runner.train_phases()
-            signals.agree(collectives.all_gather(signals.received))
         finally:
             runner.metrics.close()
     return signals.exit_code

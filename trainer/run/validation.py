@@ -12,7 +12,15 @@ from trainer.evaluation.held_out import Baseline, Scorer, evaluate, measured_on
 from trainer.machine import collectives
 from trainer.machine.ranks import World
 from trainer.metrics import names
+from trainer.mixer.batch import MicroBatch
 from trainer.recipe.schema import Recipe
+
+STOP_EVERY = 4
+"""Batches between two looks whether a rank was asked to stop, which cost a small all-reduce."""
+
+
+class _Stopped(Exception):
+    """Any rank was asked to stop; raised on every rank after the same batch."""
 
 
 @dataclass
@@ -29,14 +37,27 @@ class ValidationSets:
     """The base's score on each validation set that was measured before the first step."""
     total: Callable[[torch.Tensor], torch.Tensor] = collectives.all_reduce_sum
     """Adds up over the ranks."""
+    stop_requested: Callable[[], bool] = lambda: False
+    """Whether this rank was asked to stop."""
+    progress: Callable[[str], None] = lambda doing: None
+    """Called every few batches with what is being done."""
 
-    def measure(self, step: int) -> dict[str, float]:
-        """The metrics of all sets after `step` steps; those of step 0 become the baseline."""
+    def measure(self, step: int) -> dict[str, float] | None:
+        """The metrics of all sets after `step` steps, or None if a rank was asked to stop meanwhile.
+
+        Those of step 0 become the baseline.
+        """
+        try:
+            return self._measure(step)
+        except _Stopped:
+            return None
+
+    def _measure(self, step: int) -> dict[str, float]:
         seq_len, max_tokens = self.recipe.seq_len, self.recipe.validation.max_tokens
         found = {}
         for name, store in self.stores.items():
             score = evaluate(
-                self.scorer,
+                _StoppableScorer(self, f"validating {name} after step {step}"),
                 store,
                 seq_len=seq_len,
                 micro_batch_size=self.micro_batch_size,
@@ -54,3 +75,19 @@ class ValidationSets:
             if name == "upstream" and base is not None and not base.unlike(now):
                 found[names.FORGETTING] = score.bits_per_byte - base.bits_per_byte
         return found
+
+
+class _StoppableScorer:
+    """Scores batch after batch until any rank was asked to stop; all ranks score equally many batches."""
+
+    def __init__(self, sets: ValidationSets, doing: str) -> None:
+        self._sets, self._doing, self._batches = sets, doing, 0
+
+    def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score a batch; see `Scorer`."""
+        if self._batches % STOP_EVERY == 0:
+            self._sets.progress(self._doing)
+            if float(self._sets.total(torch.tensor([float(self._sets.stop_requested())]))[0]) > 0:
+                raise _Stopped
+        self._batches += 1
+        return self._sets.scorer.score(micro)

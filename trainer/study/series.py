@@ -8,12 +8,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import FrameType
 
 from tokenization import disk
-from tokenization.errors import UserError, UserErrors
+from tokenization.errors import ExitCode, UserError, UserErrors
+from trainer.machine.launcher import signal_ranks
 from trainer.machine.log_lines import logger
 from trainer.machine.ranks import free_port
+from trainer.machine.signals import STOPS
 from trainer.plan.make import make_plan
 from trainer.recipe import load
 from trainer.report.page import runs_table, write_report
@@ -104,12 +108,20 @@ def _launch(recipe: str | Path, overrides: Sequence[str], world_size: int) -> in
         env={"OMP_NUM_THREADS": "1", **os.environ},
         stdout=sys.stderr,  # standard output is for the study's answer
     )
-    before = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+    forwarded = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.signal(number, partial(_forward, process.pid)) for number in forwarded}
     try:
         while True:
             try:
-                return process.wait()
+                status = process.wait()
+                return status if status >= 0 else STOPS.get(signal.Signals(-status), ExitCode.FAILED)
             except KeyboardInterrupt:
                 continue  # the terminal has sent it to the arm as well, which saves before it ends
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _forward(launcher: int, number: int, frame: FrameType | None) -> None:
+    """Let the arm save; its launcher ends when its ranks have."""
+    signal_ranks(launcher, number)

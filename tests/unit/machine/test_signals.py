@@ -20,7 +20,16 @@ def handlers():
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 75),
+        (signal.SIGUSR1, 75),
+        (signal.SIGUSR2, 75),
+        (signal.SIGHUP, 75),
+        (signal.SIGXCPU, 75),
+        (signal.SIGINT, 130),
+        (signal.SIGQUIT, 130),
+    ],
 )
 def test_a_signal_is_a_question_for_the_loop_and_a_status_for_the_requeue(number, status):
     with Signals() as signals:
@@ -59,15 +68,57 @@ def test_a_failure_after_a_signal_gives_the_handlers_back(handlers):
     assert {number: signal.getsignal(number) for number in Signals.WATCHED} == handlers
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_job_that_is_stopped_while_it_loads_is_put_back_into_the_queue(number):
-    loading = (
-        "from trainer.machine.signals import *; exit_on_signal(); print('up', flush=True); time.sleep(600)"
+UP = "from trainer.machine.signals import *; import ctypes, time; {}; print('up', flush=True); {}"
+IN_C = "mutex = ctypes.create_string_buffer(64); [ctypes.CDLL(None).pthread_mutex_lock(mutex) for _ in '12']"
+"""Waits where Python runs no handler, as in a collective: for a mutex that this thread holds already."""
+
+
+def ended_by(number, before, waiting, **options):
+    """The exit status of a process that gets a signal while it waits."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", UP.format(before, waiting)], stdout=subprocess.PIPE, **options
     )
-    process = subprocess.Popen([sys.executable, "-c", loading], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"up\n"
     process.send_signal(number)
-    assert process.wait(timeout=30) == 75
+    return process.wait(timeout=30)
+
+
+@pytest.mark.parametrize("waiting", ["time.sleep(600)", IN_C], ids=["in Python", "in C"])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)]
+)
+def test_a_job_that_is_stopped_while_it_loads_or_waits_for_others_ends_at_once(number, status, waiting):
+    assert ended_by(number, "exit_on_signal()", waiting) == status
+
+
+def test_the_batch_script_learns_of_a_rank_that_ended_at_once(tmp_path):
+    noted = tmp_path / "status"
+    environment = {**os.environ, "REWARM_STATUS": str(noted)}
+    assert ended_by(signal.SIGTERM, "exit_on_signal()", IN_C, env=environment) == 75
+    assert set(noted.read_text().split()) == {"75"}
+
+
+def test_a_rank_with_an_error_ends_with_its_exit_code_when_its_launcher_ends_it():
+    assert ended_by(signal.SIGTERM, "exit_on_signal()", "time.sleep(600)") == 75
+    waiting = "exit_on_signal(); threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()"
+    done = subprocess.run(
+        [sys.executable, "-c", f"from trainer.machine.signals import *; {waiting}; wait_for_rank0(1, 2)"],
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2
+
+
+def test_a_second_ctrl_c_ends_a_process_that_waits_in_c():
+    unsaved = (
+        "Signals().__enter__(); threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()"
+    )
+    assert ended_by(signal.SIGINT, unsaved, IN_C) == 130
+
+
+def test_a_run_under_nohup_outlives_its_terminal():
+    ignore = "signal.signal(signal.SIGHUP, signal.SIG_IGN); exit_on_signal()"
+    assert ended_by(signal.SIGHUP, ignore, "time.sleep(0.5)") == 0
 
 
 def test_a_rank_that_was_not_signalled_stops_with_the_status_of_one_that_was():

@@ -4,6 +4,8 @@ import io
 import time
 from pathlib import Path
 
+import pytest
+
 from trainer.machine.watchdog import Watchdog
 
 
@@ -34,6 +36,43 @@ def test_the_thread_looks_by_itself_and_ends_with_the_run(tmp_path):
             while "no progress" not in Path(stream.name).read_text() and time.monotonic() < deadline:
                 time.sleep(0.01)
         assert "while starting" in Path(stream.name).read_text()
+
+
+@pytest.mark.parametrize(("step_s", "patience_s"), [(1, 20), (60, 90)])
+def test_a_run_that_was_asked_to_stop_and_waits_for_a_dead_rank_ends(step_s, patience_s):
+    now, asked, ended, stream = [0.0], [False], [], io.StringIO()
+    watchdog = Watchdog(
+        stop_requested=lambda: asked[0], end=ended.append, stream=stream, clock=lambda: now[0]
+    )
+    watchdog.beat("step 1")
+    now[0] += step_s
+    watchdog.beat("step 2")
+    now[0] += 500  # it waits long before it is asked: that is no reason
+    assert not watchdog.look_after_stop()
+    asked[0] = True
+    assert not watchdog.look_after_stop()
+    now[0] += patience_s - 1
+    assert not watchdog.look_after_stop()
+    now[0] += 1
+    assert watchdog.look_after_stop()
+    assert ended == [75]
+    assert "asked to stop, but no progress for" in stream.getvalue()
+    assert "while step 2: another rank does not answer" in stream.getvalue()
+
+
+def test_a_save_after_a_stop_may_take_as_long_as_it_takes():
+    now, ended = [0.0], []
+    watchdog = Watchdog(
+        stop_requested=lambda: True, end=ended.append, stream=io.StringIO(), clock=lambda: now[0]
+    )
+    watchdog.beat("saving step 3", saving=True)
+    watchdog.look_after_stop()
+    now[0] += 3000
+    assert not watchdog.look_after_stop()
+    watchdog.beat("step 4")
+    now[0] += 20
+    assert watchdog.look_after_stop()
+    assert ended == [75]
 
 
 def test_a_run_that_beats_is_left_alone(tmp_path):

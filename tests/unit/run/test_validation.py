@@ -1,6 +1,8 @@
 """What forgetting is measured against: the base's score on the same text, from before the first step."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +21,7 @@ class Text:
     """A validation set of 100 target tokens in 100 bytes."""
 
     fingerprint: str
-    tokens = 101
+    tokens: int = 101
     utf8_bytes = 100
 
     def read(self, start, count):
@@ -67,3 +69,41 @@ def test_a_set_that_is_added_to_a_run_has_no_score_of_the_base():
 
 def test_a_bare_score_of_an_older_checkpoint_counts():
     assert measure(2.5, 7, "a", {"upstream": Baseline.from_json(2.0)})[0] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("asked_at", "batches"), [(1, 0), (2, 4), (3, 8), (None, 10)])
+def test_a_signal_cuts_a_validation_short_on_all_ranks_after_the_same_batch(asked_at, batches):
+    """A rank that went on alone would wait for ever for the others in the collectives of sharded weights."""
+    recipe, meeting, values = scheduler_runs.recipe(edits=[]), threading.Barrier(2), [0.0, 0.0]
+    scored, looks = [0, 0], [0, 0]
+
+    @dataclass
+    class Rank(Model):
+        rank: int
+
+        def score(self, micro):
+            scored[self.rank] += 1
+            return super().score(micro)
+
+        def total(self, tensor):
+            meeting.wait(30)
+            values[self.rank] = tensor
+            meeting.wait(30)
+            return values[0] + values[1]
+
+        def stop_requested(self):
+            looks[self.rank] += 1
+            return self.rank == 1 and looks[1] == asked_at
+
+    def measure_on(rank):
+        model = Rank(1.0, rank)
+        sets = ValidationSets(
+            model, {"upstream": Text("a", 201)}, recipe, 1, World(rank, rank, 2), {}, total=model.total,
+            stop_requested=model.stop_requested,
+        )  # fmt: skip
+        return sets.measure(3)
+
+    with ThreadPoolExecutor(2) as both:
+        found = list(both.map(measure_on, (0, 1)))
+    assert [scores is None for scores in found] == [asked_at is not None] * 2
+    assert scored == [batches, batches]

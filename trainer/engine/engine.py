@@ -72,6 +72,16 @@ def clear_swapped(config: dict[str, Any]) -> None:
         collectives.all_gather(None)
 
 
+def accumulate_in_fp32(optimizer: Any) -> None:
+    """Let DeepSpeed's optimizer of ZeRO stage 1 add the gradients of micro batches in fp32.
+
+    In bf16 DeepSpeed 0.19 answers `data_types.grad_accum_dtype` with another optimizer, whose states have
+    other names. In fp16 it sets these three attributes of the same one, which is what both need.
+    """
+    optimizer.gradient_accumulation_dtype = torch.float32
+    optimizer.use_separate_grad_accum = optimizer.use_grad_accum_attribute = optimizer.dtype != torch.float32
+
+
 class Engine:
     """A model under DeepSpeed, for one phase."""
 
@@ -95,6 +105,8 @@ class Engine:
             for parameter in group["params"]
         }
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adam, config=config)
+        if self.stage == 1:
+            accumulate_in_fp32(self.optimizer)
         self.world_size = self.engine.world_size
         self.device = collectives.device()
         self._state = EngineState(self.engine, self.optimizer, self.stage, names)

@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenization import disk
 from tokenization.errors import InfrastructureError
 from trainer.checkpoint import manifest
+from trainer.checkpoint.base import load_exact_base
 from trainer.checkpoint.load import find_damage, load_checkpoint
 from trainer.checkpoint.save import Saver
 from trainer.engine.ds_config import complete
@@ -36,6 +37,7 @@ from trainer.run.session import Session
 from trainer.run.step_log import StepLog
 from trainer.run.validation import ValidationSets
 from trainer.storage.run_directory import RunDirectory
+from trainer.storage.safetensors import DTYPES
 
 PACKAGES = ("rewarm", "torch", "deepspeed", "transformers", "sentencepiece", "numpy")
 
@@ -161,6 +163,10 @@ class PhaseRunner:
         engine = Engine(model, groups, config, recipe.optimizer)
         if weights is not None:
             load_checkpoint(engine, weights, decision.keep_optimizer)
+        elif recipe.model.base is not None and recipe.model.dtype != "fp32":
+            dtype = DTYPES[recipe.model.dtype]
+            for line in load_exact_base(engine, recipe.model.base, plan.model_config, dtype):
+                logger.warning(line)
         return engine
 
     def _loader(self) -> Loader:

@@ -24,8 +24,10 @@ from trainer.model.architecture import resolve_config
 from trainer.model.trainable import parameter_groups
 
 PIECES, ROWS = 90, 64
-CUTS = (1, 8, ROWS)
+CUTS = (1, ROWS)
 """Micro batches in a step."""
+SCALE = 2.0**16
+"""The loss scale that DeepSpeed begins with in fp16; in other precisions it changes nothing."""
 PRESETS = {
     **{f"zero{stage}": {"stage": stage} for stage in (0, 1, 2, 3)},
     **{
@@ -61,10 +63,10 @@ def by_hand(dtype: str, rounded: Mapping[str, torch.Tensor]) -> Gradients:
         causal.zero_grad()
         logits = causal.hf(torch.from_numpy(row.input_ids), use_cache=False).logits.float()
         loss = functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(row.targets).flatten())
-        (loss / ROWS).backward()
+        (loss / ROWS * SCALE).backward()
         for name, parameter in causal.named_parameters():
             assert parameter.grad is not None
-            sums[name] += parameter.grad.double()
+            sums[name] += parameter.grad.double() / SCALE
     return sums
 
 

@@ -230,8 +230,8 @@ def _too_short_for_steps(where: str, record: PhaseRecord, step: int) -> Iterator
         if piece.name in ("anneal", "decay") and piece.lr_from != piece.lr_to and seen >= piece.stop:
             yield Advice(
                 "decay_of_one_step",
-                f"{where}: the {piece.name} of {int(piece.stop - piece.start):,} tokens changes no LR: a step "
-                f"has {step:,} tokens and the LR of its start, {piece.lr_from:.3g}. Make it longer",
+                f"{where}: the {piece.name} of {int(piece.stop - piece.start):,} tokens changes no LR: a "
+                f"step has {step:,} tokens and the LR of its start, {piece.lr_from:.3g}. Make it longer",
             )
             return
 

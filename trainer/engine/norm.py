@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-CHUNK = 2**16
+WIDENED_AT_ONCE = 2**16
 """Elements that are widened at a time on the CPU: their copy stays in the cache."""
 
 
@@ -24,9 +24,9 @@ def norm_of(gradients: Iterable[torch.Tensor]) -> float:
 def _square_sum(gradient: torch.Tensor) -> float:
     if gradient.device.type != "cpu":
         return float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) ** 2
-    wide = torch.empty(CHUNK, dtype=torch.float64)
+    wide = torch.empty(WIDENED_AT_ONCE, dtype=torch.float64)
     total = 0.0
-    for part in gradient.reshape(-1).split(CHUNK):
+    for part in gradient.reshape(-1).split(WIDENED_AT_ONCE):
         part64 = wide[: part.numel()].copy_(part)
         total += float(part64.dot(part64))
     return total

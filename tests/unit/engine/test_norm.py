@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.engine.norm import CHUNK, norm_of
+from trainer.engine.norm import WIDENED_AT_ONCE, norm_of
 
 
-@pytest.mark.parametrize("count", [CHUNK, 2**24])
+@pytest.mark.parametrize("count", [WIDENED_AT_ONCE, 2**24])
 def test_many_equal_elements_by_hand(count):
     """An fp32 sum of 2**24 squares on one thread is 0.1 % low."""
     gradient = torch.full((count,), 1e-3)
@@ -19,7 +19,9 @@ def test_many_equal_elements_by_hand(count):
 
 
 @given(
-    sizes=st.lists(st.integers(0, 3 * CHUNK), max_size=4), seed=st.integers(0, 9), exponent=st.integers(-9, 9)
+    sizes=st.lists(st.integers(0, 3 * WIDENED_AT_ONCE), max_size=4),
+    seed=st.integers(0, 9),
+    exponent=st.integers(-9, 9),
 )
 def test_it_is_that_of_fp64(sizes, seed, exponent):
     generator = torch.Generator().manual_seed(seed)

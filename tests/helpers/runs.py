@@ -125,10 +125,11 @@ def command(
     recipe: Path, ranks: int, *overrides: str, port: int | None = None, script: Path = SCRIPT
 ) -> list[str]:
     """What a user would type."""
-    return [*_launcher(ranks, port), str(script), str(recipe), *overrides]
+    return [*launcher(ranks, port), str(script), str(recipe), *overrides]
 
 
-def _launcher(ranks: int, port: int | None = None) -> list[str]:
+def launcher(ranks: int, port: int | None = None) -> list[str]:
+    """The launcher and where its ranks run."""
     return ["deepspeed", "--num_accelerators", str(ranks), "--master_port", str(port or free_port())]
 
 
@@ -176,7 +177,7 @@ def launch_several(folder: Path, jobs: list[Job], ranks: int, timeout: float = 5
     todo.write_text(json.dumps(listed))
     worker = str(ROOT / "tests" / "integration" / "several_runs_worker.py")
     done = subprocess.run(
-        [*_launcher(ranks), worker, str(todo)],
+        [*launcher(ranks), worker, str(todo)],
         env=environment(), capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

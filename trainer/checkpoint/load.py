@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
 from tokenization.errors import InfrastructureError, UserError
 from trainer.checkpoint import rank_files
 from trainer.checkpoint.manifest import Checkpoint, verify_checkpoint
@@ -38,9 +36,7 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint, keep_optimizer: bool
         reader.fill(fragment, fragment.tensors if keep_optimizer else ("weight",))
     manifest = checkpoint.manifest
     engine.restore(manifest.adam_step if keep_optimizer else 0, manifest.loss_scale)
-    # A frozen weight may be held in fewer bits than it was saved with; all others must be equal.
-    exact = (f for f in engine.fragments() if f.owned and f.tensors["weight"].dtype == torch.float32)
-    parts = collectives.all_gather(rank_files.weight_checksums(exact))
+    parts = collectives.all_gather(rank_files.weight_checksums(f for f in engine.fragments() if f.owned))
     for name, found in rank_files.add_checksums(parts).items():
         if found != manifest.weights[name]:
             raise InfrastructureError(

@@ -40,6 +40,10 @@ OWNED_BY_RECIPE = {
 }
 """Fields of a DeepSpeed configuration that the recipe sets, and the recipe's field for each."""
 
+FP32_SUMS = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
+"""The 16-bit gradients of micro batches and ranks are added in fp32. A bf16 sum of 128 has twice the error of
+one gradient: each addend is small beside the sum, and most of its digits are rounded away."""
+
 OFFLOADED = ("offload_optimizer", "offload_param")
 """Sections of zero_optimization that keep something outside the GPU."""
 
@@ -291,6 +295,10 @@ def complete(
     }
     if recipe.model.dtype != "fp32":
         config[recipe.model.dtype] = {"enabled": True}
+        config |= FP32_SUMS
+        if recipe.model.dtype == "bf16" and stage(preset) == 1 and not offloads_optimizer(preset):
+            # DeepSpeed would take another optimizer; see `engine.accumulate_in_fp32`.
+            config["data_types"] = {}
     return config
 
 

@@ -17,9 +17,11 @@ import torch
 from trainer.engine.adamw import applied_steps, make_adamw, set_applied_steps
 from trainer.engine.ds_config import offloads_optimizer, stage, swap_folders
 from trainer.engine.fragments import EngineState
+from trainer.engine.norm import norm_of
 from trainer.engine.row_lr import ScaledSlice, scale_updates
 from trainer.machine import collectives
 from trainer.mixer.batch import MicroBatch
+from trainer.mixer.permutation import key_of
 from trainer.recipe.schema import Optimizer
 from trainer.storage.fragment import Fragment
 
@@ -72,6 +74,16 @@ def clear_swapped(config: dict[str, Any]) -> None:
         collectives.all_gather(None)
 
 
+def accumulate_in_fp32(optimizer: Any) -> None:
+    """Let DeepSpeed's optimizer of ZeRO stage 1 add the gradients of micro batches in fp32.
+
+    In bf16 DeepSpeed 0.19 answers `data_types.grad_accum_dtype` with another optimizer, whose states have
+    other names. In fp16 it sets these three attributes of the same one, which is what both need.
+    """
+    optimizer.gradient_accumulation_dtype = torch.float32
+    optimizer.use_separate_grad_accum = optimizer.use_grad_accum_attribute = optimizer.dtype != torch.float32
+
+
 class Engine:
     """A model under DeepSpeed, for one phase."""
 
@@ -95,6 +107,8 @@ class Engine:
             for parameter in group["params"]
         }
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adam, config=config)
+        if self.stage == 1:
+            accumulate_in_fp32(self.optimizer)
         self.world_size = self.engine.world_size
         self.device = collectives.device()
         self._state = EngineState(self.engine, self.optimizer, self.stage, names)
@@ -112,10 +126,9 @@ class Engine:
         """Make one optimizer step over the global batch; `micro_batches` are this rank's part of it.
 
         Losses are divided by the global number of target tokens, so that the step is the same
-        however the batch is cut among ranks and micro batches.
+        however the batch is cut among ranks and micro batches. `seed` is the step's; every micro batch of
+        every rank draws its own dropout masks from it.
         """
-        # Dropout, where a model has it, is a function of the position, so no random state is saved.
-        torch.manual_seed(seed)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         targets = sum(int((micro.targets >= 0).sum()) for micro in micro_batches)
@@ -123,6 +136,8 @@ class Engine:
         scale = self.world_size / float(agreed[0])
         nats = torch.zeros(2, sources, dtype=torch.float64, device=self.device)
         for number, micro in enumerate(micro_batches):
+            # Dropout, where a model has it, is a function of the position, so no random state is saved.
+            torch.manual_seed(key_of("dropout", seed, collectives.rank(), number))
             source = self._moved(micro.source.astype(np.int64, copy=False))
             loss, row_nats, row_targets = self.engine(*self._to_device(micro))
             self.engine.backward(loss * scale, scale_wrt_gas=False)
@@ -142,10 +157,11 @@ class Engine:
             norm = float(self.engine.get_global_grad_norm() or 0.0)
             return norm, self.engine.was_step_applied()
         trained = [parameter for parameter in self.engine.module.parameters() if parameter.grad is not None]
-        limit = self.clip or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(trained, limit))
+        norm = norm_of(parameter.grad for parameter in trained)
         applied = math.isfinite(norm)
-        if not applied:
+        if applied:
+            torch.nn.utils.clip_grads_with_norm_(trained, self.clip or math.inf, torch.tensor(norm))
+        else:
             self.engine.zero_grad()  # without gradients the step below changes nothing
             for parameter in trained:
                 parameter.grad = None

@@ -24,6 +24,8 @@ class EngineState:
         """Take what `deepspeed.initialize` returned; `names` are the parameters' names by their `id`."""
         self.module, self.optimizer, self.stage, self.names = engine.module, optimizer, stage, names
         self.rank, self.world_size = collectives.rank(), engine.world_size
+        self._exact: dict[str, torch.Tensor] = {}
+        """fp32 copies, in host memory, of this rank's part of the frozen weights that compute in 16 bits."""
 
     @property
     def adam(self) -> torch.optim.Optimizer:
@@ -43,7 +45,7 @@ class EngineState:
         """Bytes that the fragments of all ranks take on disk."""
         return sum(
             getattr(parameter, "ds_numel", parameter.numel())
-            * (4 * (1 + len(MOMENTS)) if parameter.requires_grad else parameter.element_size())
+            * (4 * (1 + len(MOMENTS)) if parameter.requires_grad else 4)
             for parameter in self.module.parameters()
         )
 
@@ -61,8 +63,23 @@ class EngineState:
         """Copy the fp32 weights to those that forward and backward use, after fragments were overwritten."""
         if self.stage in (1, 2):
             self.optimizer.update_lp_params()
+            for parameter in self.module.parameters():
+                if (exact := self._exact.get(self.names[id(parameter)])) is not None:
+                    parameter.data.view(-1).copy_(exact)
         elif self.stage == 3:
             self._refresh_sharded()
+
+    def _frozen(self, parameter: Any, computing: torch.Tensor) -> torch.Tensor:
+        """Return the fp32 value of what this rank saves of a frozen weight; `computing` may be rounded.
+
+        A phase that does not train a weight must not round it, since the next phase may train it again.
+        """
+        if computing.dtype == torch.float32:
+            return computing
+        name = self.names[id(parameter)]
+        if name not in self._exact:
+            self._exact[name] = computing.to("cpu", torch.float32)
+        return self._exact[name]
 
     def _whole(self) -> Iterator[Fragment]:
         """Stage 0: every rank holds all parameters; they are dealt out to the ranks for writing."""
@@ -83,7 +100,9 @@ class EngineState:
             name, shape = self.names[id(parameter)], tuple(parameter.shape)
             if not parameter.requires_grad:
                 owned = number % self.world_size == self.rank
-                yield Fragment(name, 0, shape, False, owned, {"weight": parameter.data.view(-1)}, parameter)
+                weight = parameter.data.view(-1)
+                weight = self._frozen(parameter, weight) if owned else weight
+                yield Fragment(name, 0, shape, False, owned, {"weight": weight}, parameter)
             elif (link := parameter._hp_mapping) is not None:
                 owner = owners[id(parameter)]
                 place = link.get_hp_fragment_address()
@@ -99,7 +118,7 @@ class EngineState:
         in_memory = [
             own
             for parameter in frozen
-            if (own := self._piece(parameter, {"weight": parameter.ds_tensor.data.view(-1)}, parameter))
+            if (own := self._piece(parameter, {"weight": self._frozen_shard(parameter)}, parameter))
         ]
         for number, parameters in enumerate(zero.fp16_groups):
             owner = zero.fp32_partitioned_groups_flat[number]
@@ -117,6 +136,9 @@ class EngineState:
                     in_memory += pieces
         if in_memory:
             yield in_memory
+
+    def _frozen_shard(self, parameter: Any) -> torch.Tensor:
+        return self._frozen(parameter, parameter.ds_tensor.data.view(-1))
 
     def _piece(
         self, parameter: Any, tensors: dict[str, torch.Tensor], owner: torch.Tensor, offset: int = 0
@@ -152,6 +174,9 @@ class EngineState:
         """Stage 3: fp32 shards to computing shards, then the small parameters that stay gathered."""
         zero = self.optimizer
         zero._partition_all_parameters()
+        for parameter in self.module.parameters():
+            if (exact := self._exact.get(self.names[id(parameter)])) is not None:
+                parameter.ds_tensor.data.view(-1).copy_(exact)
         for number in range(len(zero.fp16_groups)):
             with self._in_memory(number, change=False):
                 zero._reassign_or_swap_out_partitioned_parameters(number)

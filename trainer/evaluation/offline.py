@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from trainer.model.build import build_model, load_model
 from trainer.model.loss import CausalLM
 from trainer.model.tokens import TOKENIZER, fingerprint_of
 from trainer.recipe.load import parse_recipe
-from trainer.storage.run_directory import RunDirectory
+from trainer.storage.run_directory import EXPORTED, RunDirectory
 
 _MORE = "give a larger --validation, or another shard"
 
@@ -35,8 +36,10 @@ class _Alone:
     @torch.no_grad()
     def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the nats and the target tokens of each row: [micro_batch_size] each."""
-        arrays = (torch.from_numpy(array).to(self.device) for array in (micro.input_ids, micro.targets))
-        _, nats, targets = self.model(*arrays)
+        arrays = (micro.input_ids, micro.targets, micro.positions)
+        _, nats, targets = self.model(
+            *(None if array is None else torch.from_numpy(array).to(self.device) for array in arrays)
+        )
         return nats.double(), targets.double()
 
 
@@ -49,11 +52,11 @@ def score_model(
     """Return the loss of `model` on each token shard; what cannot be compared is logged.
 
     `seq_len` is the length of each window of text: by default that of the run, else the model's context, at
-    most 4,096.
+    most 4,096. Attention is within documents where the run's `document_mask` is.
 
     Raises:
         UserError: the model or a shard does not exist, a shard is empty, or has another tokenizer than the
-            model.
+            model, or `seq_len` is beyond the model's context.
     """
     stores = {prefix: open_tokens(prefix) for prefix in prefixes}
     if problems := [
@@ -70,12 +73,39 @@ def score_model(
         logger.warning(line)
     causal, trained_seq_len = _open(model, sizes.pop())
     _check_rows(model, causal, stores)
+    _check_context(model, causal, seq_len)
+    mask = run_document_mask(model)
     length = seq_len or trained_seq_len or min(causal.hf.config.max_position_embeddings, 4096)
     scorer = _Alone(causal)
     return {
-        prefix: evaluate(scorer, store, seq_len=length, micro_batch_size=4, max_tokens=max_tokens)
+        prefix: evaluate(
+            scorer,
+            store,
+            seq_len=length,
+            micro_batch_size=4,
+            max_tokens=max_tokens,
+            document_mask=mask,
+        )
         for prefix, store in stores.items()
     }
+
+
+def run_document_mask(model: str) -> str:
+    """The document_mask of the run that a checkpoint, a run or an export is of; `none` for another model.
+
+    Raises:
+        UserError: there is no checkpoint, or what tells the run's state is damaged.
+    """
+    path = Path(model)
+    if (path / manifest.MARKER).exists() or RunDirectory(path).checkpoints.is_dir():
+        return parse_recipe(find_checkpoint(path).manifest.recipe).document_mask
+    file = path / EXPORTED
+    if not file.is_file():
+        return "none"
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["settings"]["document_mask"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError("does not tell the state of a run", file=file, fix="export it again") from error
 
 
 def tokenizer_of(model: str) -> str | None:
@@ -138,6 +168,15 @@ def _open(model: str, vocab_size: int) -> tuple[CausalLM, int | None]:
         for name, parameter in causal.named_parameters():
             parameter.copy_(reader.whole(name))
     return causal, recipe.seq_len
+
+
+def _check_context(model: str, causal: CausalLM, seq_len: int | None) -> None:
+    context = causal.hf.config.max_position_embeddings
+    if seq_len is not None and seq_len > context:
+        what = f"is beyond the context of {model}: its max_position_embeddings is {context}"
+        raise UserError(
+            what, field="--seq-len", value=seq_len, fix=f"give at most {context}, or leave it out"
+        )
 
 
 def _check_rows(model: str, causal: CausalLM, stores: dict[str, TokenStore]) -> None:

@@ -62,8 +62,11 @@ def build_model(
         hf = _pretrained(recipe.model.base, {**how, "config": _hf_config(config)})
     else:
         hf = make_empty(config, how)
-        if weights:
-            _draw(hf, recipe.seed, initialize)
+    # torch gives the row of the padding token no gradient. A packed stream has no padding, and where the
+    # padding token is EOS, as in most bases of LLaMA, its row is read at the end of every document.
+    hf.get_input_embeddings().padding_idx = None
+    if weights and recipe.model.base is None:
+        _draw(hf, recipe.seed, initialize)
     hf.config.use_cache = False
     if recipe.model.activation_checkpointing == "full":
         hf.activation_checkpointing_enable({"use_reentrant": False})

@@ -54,12 +54,15 @@ def estimate(
     """
     count, width = parameters(config), DTYPES[dtype].itemsize
     weights = count * width // (world_size if stage >= 3 else 1)
-    gradients = count * width // (world_size if stage >= 2 else 1)
+    # Whatever the dtype, the gradients of micro batches are added in fp32.
+    gradients = count * 4 // (world_size if stage >= 2 else 1)
     # Without sharding, fp32 weights are their own master copy.
     optimizer = count * (12 if stage else 8) // (world_size if stage >= 1 else 1)
     host = 0
     if offload_optimizer:
-        host, optimizer, gradients = optimizer + gradients, 0, gradients // 4
+        host, optimizer = optimizer + gradients, 0
+        if stage >= 3:  # below, the sums stay on the device until the step
+            gradients //= 4
     if offload_parameters:
         host, weights = host + weights, weights // int(config["num_hidden_layers"]) * 2
     hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])

@@ -79,7 +79,9 @@ class Schedule(Section):
     min_lr: Rate | None = None
     """Default: a tenth of max_lr (Ibrahim et al. 2024)."""
     start_lr: Rate | Literal["reached"] = 0.0
-    """Where the warm-up begins; `reached` is the LR that the phase before (or the base) ended with."""
+    """Where the warm-up begins; `reached` is the LR that the phase before (or the base) ended with.
+
+    A phase or cycle of a single step begins at max_lr instead of 0, at which nothing would be trained."""
     warmup: LengthField = Length(Fraction(1, 100), True)
     """Default 1 % of the phase (Ibrahim et al. 2024)."""
     cooldown: LengthField | None = None
@@ -148,6 +150,14 @@ class Schedule(Section):
         for field in _EFFECTIVE[self.kind] & defaults.keys():
             if getattr(self, field) is None:
                 self.__dict__[field] = defaults[field]  # the section is frozen: its validator alone may write
+
+    def fit_to_steps(self, room: int, step: int) -> None:
+        """Begin at max_lr where a cycle of `room` tokens is one step of `step` tokens, and would begin at 0.
+
+        The recipe calls it, which knows the step. A step's LR is that of its start.
+        """
+        if room <= step and self.start_lr == 0.0 and self.warmup.amount > 0:
+            self.__dict__["start_lr"] = self.max_lr
 
     def _misordered(self) -> Iterator[str]:
         """Find learning rates in the wrong order."""

@@ -248,6 +248,10 @@ class Recipe(Section):
                 problems.append(
                     f"{where}: the first segment must begin at 0 and each one after the last, not at {starts}"
                 )
+        for phase in self.phases:
+            phase.schedule.fit_to_steps(
+                min(phase.length, phase.tokens // phase.schedule.cycles), self.tokens_per_step
+            )
         names = [phase.name for phase in self.phases]
         if len(set(names)) != len(names):
             problems.append(f"phases: phases need different names, not {names}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from trainer.mixer.permutation import key_of
 from trainer.run.session import Session
 
 Ending = Literal["phase done", "stopped"]
@@ -23,7 +24,7 @@ def train_phase(session: Session) -> Ending:
             batch,
             lr,
             sources=len(recipe.sources),
-            seed=recipe.seed + state.step,
+            seed=key_of("step", recipe.seed, state.step),
             stop=session.signals.stop_requested,
         )
         session.advance(lr, result)

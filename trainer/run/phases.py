@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenization import disk
 from tokenization.errors import InfrastructureError
 from trainer.checkpoint import manifest
+from trainer.checkpoint.base import load_exact_base
 from trainer.checkpoint.load import check_finite, find_damage, load_checkpoint
 from trainer.checkpoint.save import Saver
 from trainer.engine.ds_config import complete
@@ -40,6 +41,7 @@ from trainer.run.step_log import StepLog
 from trainer.run.validation import ValidationSets
 from trainer.storage.hub import local_directory
 from trainer.storage.run_directory import RunDirectory
+from trainer.storage.safetensors import DTYPES
 
 
 class PhaseRunner:
@@ -174,6 +176,10 @@ class PhaseRunner:
         engine = Engine(model, groups, config, recipe.optimizer)
         if weights is not None:
             load_checkpoint(engine, weights, decision.keep_optimizer)
+        elif recipe.model.base is not None and recipe.model.dtype != "fp32":
+            dtype = DTYPES[recipe.model.dtype]
+            for line in load_exact_base(engine, recipe.model.base, plan.model_config, dtype):
+                logger.warning(line)
         check_finite(engine, str(weights.path) if weights else recipe.model.base)
         return engine
 

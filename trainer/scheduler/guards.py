@@ -57,6 +57,8 @@ GUARDS = (
     "no_replay",
     "short_budget_without_warmup",
     "small_budget_for_vocabulary",
+    "phase_of_one_step",
+    "decay_of_one_step",
 )
 """Names that `allow` may hold."""
 
@@ -160,6 +162,7 @@ def advice(
             "max_lr_above_base_peak",
             f"{where}: the LR rises to {curve.peak:.3g}, above the base's peak {base_peak:.3g}. {LARGE}",
         )
+    yield from _too_short_for_steps(where, record, recipe.tokens_per_step)
     if recipe.model.base is None and number == 0:
         return  # random weights cannot forget
     held = record.data.shares(record.samples)
@@ -210,6 +213,27 @@ def samples_again(
             f"of them: up to {', '.join(sorted(repeated))} are repeated, which max_epochs does not count; a "
             "further phase in the base's own run directory continues each source where it stopped",
         )
+
+
+def _too_short_for_steps(where: str, record: PhaseRecord, step: int) -> Iterator[Advice]:
+    """Warn of a warm-up or a decay that no step sees: a step's LR is that of its first token."""
+    curve = record.curve
+    first = curve.pieces[0]
+    if first.name == "warmup" and record.tokens // curve.schedule.cycles <= step and first.lr_from > 0:
+        yield Advice(
+            "phase_of_one_step",
+            f"{where}: one step of {step:,} tokens has no room for a warm-up; its LR is {curve(0):.3g}",
+        )
+    for piece in curve.pieces:
+        begins = -(-piece.start // step) * step
+        seen = begins + step if begins == piece.start else begins
+        if piece.name in ("anneal", "decay") and piece.lr_from != piece.lr_to and seen >= piece.stop:
+            yield Advice(
+                "decay_of_one_step",
+                f"{where}: the {piece.name} of {int(piece.stop - piece.start):,} tokens changes no LR: a "
+                f"step has {step:,} tokens and the LR of its start, {piece.lr_from:.3g}. Make it longer",
+            )
+            return
 
 
 def _rising_again(where: str, record: PhaseRecord) -> Iterator[Advice]:

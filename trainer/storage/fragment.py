@@ -23,7 +23,8 @@ class Fragment:
     owned: bool
     """Whether this rank saves it: if several ranks hold a whole parameter, one of them does."""
     tensors: dict[str, torch.Tensor]
-    """`weight` and, if trained, the moments: one-dimensional, fp32 (frozen weights: any dtype)."""
+    """`weight` and, if trained, the moments: one-dimensional, fp32; a frozen weight that another
+    rank saves has any dtype."""
     owner: torch.Tensor
     """The tensor that the optimizer steps, of which `weight` is a part; if frozen, the weight itself."""
     offset: int = 0

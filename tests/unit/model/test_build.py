@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.helpers.model_tiny import INIT, build, from_base, recipe
+from tests.helpers.model_tiny import INIT, build, from_base, recipe, tokens
 from tokenization.errors import UserError
 from trainer.model.architecture import resolve_config
 from trainer.model.build import build_model, check_trained
@@ -136,3 +136,22 @@ def test_what_is_trained_is_checked_without_memory_under_the_names_of_the_built_
     assert check_trained(config, good, PIECES) == []
     (problem,) = check_trained(config, bad, PIECES)
     assert f"names are like {named[0]}" in str(problem)
+
+
+@pytest.mark.parametrize("kind", INIT)
+@pytest.mark.parametrize("how", ["init", "base"])
+def test_the_row_of_the_padding_token_trains(kind, how, tmp_path):
+    """Packed streams have no padding: where the padding token is EOS, it ends every document."""
+    eos = 2
+    plan = recipe(**INIT[kind], pad_token_id=eos, eos_token_id=eos)
+    if how == "base":
+        build(plan, PIECES).hf.save_pretrained(tmp_path)
+        plan = from_base(tmp_path)
+    causal = build(plan, PIECES)
+    row = causal.hf.get_input_embeddings().weight
+    assert row[eos].any()
+    ids = tokens(2, 9, pieces=PIECES)
+    ids[:, 4] = eos
+    causal(ids[:, :-1], ids[:, 1:])[0].backward()
+    assert row.grad[eos].any()
+    assert causal.hf.config.pad_token_id == eos  # what a checkpoint and an export say

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-from tests.recorded import jobs
 
 from tests.helpers import runs
+from tests.recorded import jobs
 
 DOCUMENTS = {"en": 120, "zh": 60}
 CHECKPOINT = "run/checkpoints/step-00000008"

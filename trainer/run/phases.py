@@ -84,7 +84,7 @@ class PhaseRunner:
         )
 
     def train_phases(self) -> None:
-        """Train phase after phase, from where the run stands; after each one the plan is made anew."""
+        """Train phase after phase, from where the run stands; after each one the plan is made again."""
         while self.plan.decision.kind in ("start", "restore", "new_phase"):
             self._record_start()
             session = self._open_session()

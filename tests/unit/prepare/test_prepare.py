@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import itertools
 import json
 import multiprocessing
 import os
@@ -17,7 +16,7 @@ import pytest
 import tokenizers
 
 from tokenization.errors import InfrastructureError, UserError, UserErrors
-from tokenization.prepare.prepare import parse_part, prepare
+from tokenization.prepare.prepare import prepare
 from tokenization.prepare.workers import held_out
 from tokenization.shards.store import open_tokens, verify_shard
 from tokenization.tokenizer import encoder, engines, files
@@ -79,10 +78,10 @@ def decoded(prefix, tokenizer):
     """The texts of a store, by SentencePiece alone."""
     store = open_tokens(prefix)
     ids = store.read(0, store.tokens)
-    starts = [*store.document_starts(0, store.tokens), store.tokens]
+    ends = np.flatnonzero(ids == 2) + 1
     processor = encoder.reference(files.open_tokenizer(tokenizer))._processor
-    rows = [ids[start:stop] for start, stop in itertools.pairwise(starts)]
-    assert all(row[-1] == 2 for row in rows)
+    assert ends.size == store.documents
+    rows = np.split(ids, ends)[:-1]
     return [processor.decode(row[:-1].tolist()) for row in rows]
 
 
@@ -652,17 +651,6 @@ def test_special_tokens_in_a_text_are_text(tmp_path, tokenizer):
         prepare([tmp_path / "a.jsonl"], tokenizer, tmp_path / engine, engine=engine, progress=False)
         store = open_tokens(tmp_path / engine)
         assert (store.read(0, store.tokens) == 2).sum() == 1
-
-
-@pytest.mark.parametrize(("written", "read"), [("1/1", (1, 1)), ("3/8", (3, 8))])
-def test_parts_are_written_from_one(written, read):
-    assert parse_part(written) == read
-
-
-@pytest.mark.parametrize("written", ["0/4", "5/4", "1", "a/b", "1/0", "-1/2"])
-def test_parts_that_are_none(written):
-    with pytest.raises(UserError, match="--part"):
-        parse_part(written)
 
 
 def test_all_wrong_options_are_told_at_once(tmp_path, corpus, tokenizer):

@@ -78,10 +78,10 @@ def test_what_rewarm_wrote_is_not_text(tmp_path):
 
 
 def test_the_names_of_other_rooms_are_theirs():
-    from trainer.storage.run_directory import RESOLVED
+    from trainer.storage.run_directory import RunDirectory
     from trainer.study.series import ARMS
 
-    assert RESOLVED == inputs._RUN
+    assert RunDirectory("run").recipe.name == inputs._RUN
     assert ARMS == "arms.txt"
 
 

@@ -104,11 +104,8 @@ def extend_model(
                 writer.add(Weight(final, shape, dtype, partial(weights.__getitem__, name)))
         writer.close()
         told, lines = with_special(config, opened, "config.json")
-        told |= {
-            "vocab_size": extension.rows,
-            BASE_ROWS: extension.base_pieces,
-            TOKENIZER: opened.fingerprint,
-        }
+        rows = {"vocab_size": extension.rows, BASE_ROWS: extension.base_pieces}
+        told |= {**rows, TOKENIZER: opened.fingerprint}
         lines += padding(told, opened, "--base", str(base))
         (draft / "config.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
         if (generation := read_generation(base)) is not None:

@@ -58,7 +58,7 @@ class RunHistory:
     """As resolved, if the run directory has it."""
 
     def series(self, metric: str) -> Series:
-        """Return a metric's history."""
+        """A metric's history."""
         points = [
             (record["tokens"], float(record[metric]))
             for record in self.records
@@ -134,7 +134,7 @@ class RunHistory:
 
 
 def gather_runs(runs: Sequence[str | Path]) -> list[RunHistory]:
-    """Read run directories and give them the shortest names that differ.
+    """Reads run directories; their names are as short as they can be and still differ.
 
     Raises:
         UserError: no runs, a directory without metrics, or a damaged file in it.
@@ -169,7 +169,7 @@ HEADINGS = ("arm", "tokens", "upstream", "forgetting", "downstream", "gain")
 
 
 def compare_runs(arms: Sequence[RunHistory]) -> str:
-    """Return the comparison as plain text: bits per byte from start to end; less is better.
+    """The comparison as plain text: bits per byte from start to end, less is better.
 
     `forgetting` is how much upstream got worse, `gain` how much downstream got better.
     """
@@ -177,7 +177,7 @@ def compare_runs(arms: Sequence[RunHistory]) -> str:
 
 
 def cells(arm: RunHistory) -> tuple[str, ...]:
-    """Return an arm's row under `HEADINGS`."""
+    """An arm's row under `HEADINGS`."""
     upstream, downstream = arm.series(names.UPSTREAM), arm.series(names.DOWNSTREAM)
     return (
         arm.name,

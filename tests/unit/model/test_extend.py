@@ -197,7 +197,7 @@ def test_the_command_tells_the_losses_on_a_text(tmp_path, capsys):
             "a.jsonl",
             "has no text; left out 1 of 1 records: has no field 'text' (a.jsonl); is --text-field right?",
         ),
-        ("gone.jsonl", "is not there"),
+        ("gone.jsonl", "does not exist"),
         ("plain.txt", "base/tokenizer.json: is not a SentencePiece model"),
     ],
 )
@@ -298,7 +298,7 @@ def test_a_tokenizer_that_is_no_extension_is_refused(tmp_path):
     refused(tmp_path, "adds nothing to the base's 267 pieces; train with the base itself", "same")
     tokenizer(tmp_path / "less", *ENGLISH[:-1])
     refused(tmp_path, "adds nothing to the base's 267 pieces", "less")
-    refused(tmp_path, "nowhere: is not there", "nowhere")
+    refused(tmp_path, "nowhere: does not exist", "nowhere")
     (tmp_path / "new" / "tokenizer.model").write_bytes(b"\xff no model")
     refused(tmp_path, r"tokenizer.model")
 

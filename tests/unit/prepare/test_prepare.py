@@ -229,7 +229,7 @@ def test_a_part_that_is_not_whole_is_done_again(tmp_path, corpus, tokenizer, nam
 def test_counts_that_cannot_be_read_are_none(tmp_path, corpus, tokenizer):
     run(corpus, tokenizer, tmp_path / "out" / "a")
     (tmp_path / "out" / "a.prepared.json").write_text("")
-    with pytest.raises(UserError, match=r"a\.json: is the shard of another job"):
+    with pytest.raises(UserError, match=r"a\.json: was written by a job with other"):
         run(corpus, tokenizer, tmp_path / "out" / "a")
     (tmp_path / "out" / "a.json").unlink()
     assert run(corpus, tokenizer, tmp_path / "out" / "a").documents == 300
@@ -247,7 +247,7 @@ def test_another_job_does_not_overwrite(tmp_path, corpus, tokenizer, change):
         train_vocabulary([tmp_path / "text.txt"], 330, tokenizer)
     else:
         options = {"validation": 0.5}
-    with pytest.raises(UserError, match=r"a\.json: is the shard of another job"):
+    with pytest.raises(UserError, match=r"a\.json: was written by a job with other"):
         run(corpus, tokenizer, tmp_path / "out" / "a", **options)
     run(corpus, tokenizer, tmp_path / "out" / "a", overwrite=True, **options)
     verify_shard(tmp_path / "out" / "a")
@@ -327,7 +327,7 @@ def write(folder, name, texts, **more):
 
 
 @pytest.mark.parametrize(
-    ("limit", "bad", "borne"),
+    ("limit", "bad", "allowed"),
     [
         (None, 33, True),  # 10 %: 33 of 333
         (None, 34, False),
@@ -342,15 +342,17 @@ def write(folder, name, texts, **more):
     ],
 )
 @pytest.mark.parametrize("workers", [1, 2])
-def test_rejects_are_borne_up_to_a_number_or_a_share(tmp_path, corpus, tokenizer, limit, bad, borne, workers):
+def test_rejects_are_allowed_up_to_a_number_or_a_share(
+    tmp_path, corpus, tokenizer, limit, bad, allowed, workers
+):
     (corpus / "3a.jsonl").write_text("broken\n" * bad)
     (corpus / "9.jsonl").write_text('{"text": " "}\n{"text": null}\n' * 500)  # which lose no text
     write(corpus, "9.jsonl", [" ", None] * 500)
     bad_share = bad / (1300 + bad)
     if limit is None or isinstance(limit, Fraction):  # of all records, the empty ones too
-        borne = bad_share <= (Fraction(1, 10) if limit is None else limit)
+        allowed = bad_share <= (Fraction(1, 10) if limit is None else limit)
     out = tmp_path / "out" / "a"
-    if borne:
+    if allowed:
         made = run(corpus, tokenizer, out, max_rejects=limit, workers=workers)
         assert made.rejects["is not JSON (Expecting value)"] == bad
         assert decoded(out, tokenizer) == TEXTS
@@ -488,12 +490,12 @@ def test_parts_of_the_time_before_jobs_were_written_down_open(tmp_path, corpus, 
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        (".", "is a folder's name and not a prefix"),
-        ("..", "is a folder's name"),
-        ("/", "is a folder's name"),
-        ("", "is a folder's name"),
-        ("data/.", "is a folder's name"),
-        ("text.txt/zh", "lies below .*text.txt, which is a file"),
+        (".", "is the name of a folder, not a prefix"),
+        ("..", "is the name of a folder"),
+        ("/", "is the name of a folder"),
+        ("", "is the name of a folder"),
+        ("data/.", "is the name of a folder"),
+        ("text.txt/zh", "cannot be created: its parent path .*text.txt is a file"),
         ("x" * 300, "has a name of more than 200 bytes"),
     ],
 )

@@ -235,7 +235,7 @@ def test_a_directory_that_datasets_saved(tmp_path):
     datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(tmp_path / "splits")
     assert read_all([tmp_path / "one"], DocumentFormat())[0] == ["one", "二"]
     assert read_all([tmp_path / "splits" / "train"], DocumentFormat())[0] == ["one", "二"]
-    with pytest.raises(UserError, match=r"holds several splits; name one: .*train"):
+    with pytest.raises(UserError, match=r"holds several splits; name one split: .*train"):
         documents.slices_of([tmp_path / "splits"], DocumentFormat())
 
 
@@ -310,10 +310,10 @@ def test_a_saved_dataset_within_a_folder_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("data.arrow", None, r"data\.arrow: is not there"),
-        ("state.json", "", r"state\.json: is not what `datasets` saves"),
-        ("state.json", "[]", r"state\.json: is not what `datasets` saves"),
-        ("dataset_dict.json", '{"splits": 3}', r"dataset_dict\.json: is not what `datasets` saves"),
+        ("data.arrow", None, r"data\.arrow: does not exist"),
+        ("state.json", "", r"state\.json: was not saved by `datasets`"),
+        ("state.json", "[]", r"state\.json: was not saved by `datasets`"),
+        ("dataset_dict.json", '{"splits": 3}', r"dataset_dict\.json: was not saved by `datasets`"),
     ],
 )
 def test_a_saved_dataset_that_is_damaged_is_named(tmp_path, name, text, message):
@@ -358,7 +358,7 @@ def test_a_record_without_end_is_a_reject_not_a_heap(tmp_path, monkeypatch, pack
 def test_a_text_file_that_is_too_much_for_one_document_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 10_000_000)
     (tmp_path / "a.txt").write_text("a line\n" * 2_000_000)
-    with pytest.raises(UserError, match=r"a\.txt: is 14 MB, too much for one.*--documents lines or blocks"):
+    with pytest.raises(UserError, match=r"a\.txt: is 14 MB, too large for one.*--documents lines or blocks"):
         documents.slices_of([tmp_path], DocumentFormat())
     assert documents.slices_of([tmp_path], DocumentFormat(txt="lines"))
 
@@ -374,7 +374,9 @@ def test_one_document_that_is_too_long_is_refused_however_it_is_packed(tmp_path,
         monkeypatch.setattr(documents, "_unpacked_size", lambda path: 0)
         if not packed:
             monkeypatch.setattr(documents, "refuse_long", lambda *_: None)
-    with pytest.raises(UserError, match=rf"a\.txt{packed}: is .*too much for one document; give --documents"):
+    with pytest.raises(
+        UserError, match=rf"a\.txt{packed}: is .*too large for one document; give --documents"
+    ):
         read_all([tmp_path], DocumentFormat())
     (tmp_path / f"a.txt{packed}").write_bytes(b"small" if not packed else pack(b"small", packed))
     assert read_all([tmp_path], DocumentFormat()) == (["small"], [])
@@ -391,12 +393,12 @@ def test_a_truncated_archive_is_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path / "none", "is not there"),
+        (lambda path: path / "none", "does not exist"),
         (lambda path: path, "has no .txt .jsonl"),
-        (lambda path: ((path / "a.pdf").write_text("") and path) or path / "a.pdf", "is of no known kind"),
+        (lambda path: ((path / "a.pdf").write_text("") and path) or path / "a.pdf", "is not of a known kind"),
         (lambda path: (path / "a.parquet").write_bytes(b"x") and path / "a.parquet", "cannot be read"),
-        (lambda path: (path / "a.txt").symlink_to("gone") or path, r"a\.txt: is not there"),
-        (lambda path: os.mkfifo(path / "a.jsonl") or path, r"a\.jsonl: is no plain file"),
+        (lambda path: (path / "a.txt").symlink_to("gone") or path, r"a\.txt: does not exist"),
+        (lambda path: os.mkfifo(path / "a.jsonl") or path, r"a\.jsonl: is not a regular file"),
     ],
 )
 def test_inputs_that_are_none_are_named(tmp_path, make, message):

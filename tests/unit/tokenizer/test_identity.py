@@ -222,7 +222,7 @@ def test_a_directory_says_which_token_ends_a_document(tmp_path):
         ),
         (
             {"tokenizer": {"model": {"vocab": {"ab": 5}}}},
-            "has the piece 'ab' as 5, and tokenizer.model beside",
+            "has the piece 'ab' as 5, and tokenizer.model in",
         ),
         ({"tokenizer_config": {"added_tokens_decoder": {"x": {}}}}, "has an added token without an id"),
     ],
@@ -242,9 +242,7 @@ def test_a_token_that_is_found_in_texts_is_found_where_sentencepiece_has_none(tm
     assert rows[0].tolist() == [*plain.encode(["ab"])[0].tolist(), PAD]
     assert rows[1].tolist() == plain.encode(["ab 中国"])[0].tolist()
     unigram = changed(lambda model: setattr(model.trainer_spec, "model_type", 1))
-    with pytest.raises(
-        UserError, match="does not have the added token '<call>', which is to be found in texts"
-    ):
+    with pytest.raises(UserError, match="does not have the added token '<call>', which is matched in texts"):
         encoder.reference(open_tokenizer(directory(tmp_path / "unigram", unigram, **files)))
 
 
@@ -322,6 +320,6 @@ def test_a_byte_level_report_counts_bytes_of_characters_that_are_not_pieces(tmp_
     made = report.report_vocabulary(tokenizer, [tmp_path / "a.txt"])
     assert made.files[0].byte_tokens == 3
     text = made.to_text()
-    assert "bytes that no piece stands for, so that they vanish from texts: 1 of 243" in text
+    assert "bytes without a piece, which texts lose: 1 of 243" in text
     assert "'0x04'" in text
     assert "src/" not in text

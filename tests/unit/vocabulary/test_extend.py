@@ -69,7 +69,7 @@ ADD = model_of(
     ("国人民", -7),   # in: 国 + 人民
     ("民国", -8),     # in
     ("龙凤呈祥", -9), # out: no two of its characters merge
-    ("鬼佬", -10),    # out: 佬 is no piece
+    ("鬼佬", -10),    # out: 佬 is not a piece
     ("に", -11),      # out: Hiragana is not allowed
     *((char, -12 - index) for index, char in enumerate("人民龙凤呈祥鬼")),
 )  # fmt: skip
@@ -92,14 +92,14 @@ def test_a_small_vocabulary_merged_by_hand(tmp_path):
         "already in the base": 1,
         "has only characters that English may use": 1,
         "has characters of a script that is not allowed (hiragana)": 1,
-        "a character of it is no piece": 1,
+        "a character of it is not a piece": 1,
         "no sequence of merges reaches it": 1,
     }
     assert (made.base_pieces, made.added) == (size, 12)
     assert made.fingerprint == files.open_tokenizer(tmp_path / "out").fingerprint
     listed = json.loads((tmp_path / "out" / "extension.json").read_text())
     assert listed["left_out"]["no sequence of merges reaches it"] == ["龙凤呈祥"]
-    assert listed["left_out"]["a character of it is no piece"] == ["鬼佬"]
+    assert listed["left_out"]["a character of it is not a piece"] == ["鬼佬"]
     assert listed["pieces"][:2] == ["人民", "▁人民"]
     assert listed["base_fingerprint"] == files.open_tokenizer(tmp_path / "base").fingerprint
     # 人民 merges before ▁人民; the base's 中国 still merges before everything new
@@ -138,8 +138,8 @@ def test_scripts_can_be_allowed(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"allow_scripts": ["hann"]}, "--allow-scripts: 'hann' is no known script; did you mean 'han'"),
-        ({"allow_scripts": []}, "names no script"),
+        ({"allow_scripts": ["hann"]}, "--allow-scripts: 'hann' is not a known script; did you mean 'han'"),
+        ({"allow_scripts": []}, "has no script"),
         ({"max_pieces": 0}, "--max-pieces: 0 is not at least 1"),
     ],
 )
@@ -153,7 +153,7 @@ def test_wrong_options_are_named(tmp_path, options, message):
 
 def test_a_parent_is_not_overwritten(tmp_path):
     base = saved(tmp_path / "b", BASE)
-    with pytest.raises(UserErrors, match="is one of the tokenizers read"):
+    with pytest.raises(UserErrors, match="is one of the tokenizers that are read"):
         extend.extend_vocabulary(base, saved(tmp_path / "a", ADD), base)
 
 
@@ -227,7 +227,7 @@ def test_a_base_with_only_tokenizer_json_is_rebuilt(tmp_path):
     (tmp_path / "b" / "tokenizer.model").unlink()
     made = extend.extend_vocabulary(tmp_path / "b", add, tmp_path / "rebuilt")
     (note,) = [note for note in made.notes if "no tokenizer.model" in note]
-    assert "its ids are the same on every hard line, its scores are counted anew" in note
+    assert "its ids are the same on every hard line, its scores are new" in note
     whole, rebuilt = (open_tokenizer(tmp_path / name).model for name in ("whole", "rebuilt"))
     assert [(p.piece, p.type) for p in rebuilt.pieces] == [(p.piece, p.type) for p in whole.pieces]
     for line in ["the 中国", "  the", "t he the—the 中国人民", " " * 9 + "the", *hard_lines.HARD_LINES]:
@@ -259,7 +259,7 @@ def test_a_rebuilt_base_that_takes_runs_of_spaces_otherwise_is_told_so(tmp_path)
     [
         (lambda held: held["model"]["merges"].pop(), "does not merge every split of its pieces"),
         (lambda held: held["model"].update(byte_fallback=False), "is not a BPE with byte fallback"),
-        (lambda held: held.update(normalizer={"type": "NFC"}), "prepares text otherwise"),
+        (lambda held: held.update(normalizer={"type": "NFC"}), "does not prepare text by"),
         (lambda held: held["added_tokens"].append({"id": 999, "content": "<pad>"}), "beside its vocabulary"),
     ],
 )
@@ -449,7 +449,7 @@ def test_overwriting_never_takes_away_what_is_not_a_tokenizer(tmp_path, name):
     write_directory(base, BASE)
     extend.extend_vocabulary(base, add, tmp_path / "out")
     (tmp_path / "out" / name).mkdir() if name == "runs" else (tmp_path / "out" / name).write_text("mine")
-    with pytest.raises(UserError, match=f"holds {name}, which is not of a tokenizer or a model"):
+    with pytest.raises(UserError, match=f"has {name}, which is not of a tokenizer or a model"):
         extend.extend_vocabulary(base, add, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / name).exists()
 

@@ -25,7 +25,7 @@ CHECKS = {
     "fast": "fast encoder",
     "base": "without an added character",
     "mixed": "as they may",
-    "unreachable": "no text can give",
+    "unreachable": "no text contains",
     "kept": "score or kind",
 }
 

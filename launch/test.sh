@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes or reuses .venv, then runs every check: linters, types, import floors, tests with coverage.
+# Makes or reuses .venv, then runs every check: linters, types, import floors, spelling, tests with coverage.
 #
 #   bash launch/test.sh [--fast] [pytest's own arguments]
 #
@@ -45,6 +45,7 @@ check ruff check "${code[@]}"
 check ruff format --check "${code[@]}"
 check mypy
 check lint-imports --no-cache
+check codespell "${code[@]}" docs README.md README.zh-CN.md CHANGELOG.md CONTRIBUTING.md
 
 printf '\n== pytest\n'
 status=0

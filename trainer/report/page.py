@@ -18,7 +18,7 @@ from trainer.report.style import STYLE
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path) -> None:
-    """Write a page about `runs` (run directories) to `out`: one file, no script, nothing to download.
+    """Writes a page about `runs` (run directories) to `out`: self-contained, no script, nothing to fetch.
 
     Raises:
         UserError: a run directory holds no metrics, or a damaged file; or `out` is something other than an
@@ -43,7 +43,7 @@ def _refuse_other(out: Path) -> None:
 
 
 def runs_table(runs: Sequence[str | Path]) -> str:
-    """Return the comparison of `runs` (run directories) as plain text; see `compare_runs`."""
+    """The comparison of `runs` (run directories) as plain text; see `compare_runs`."""
     return compare_runs(gather_runs(runs))
 
 
@@ -82,7 +82,7 @@ def _header(arms: Sequence[RunHistory], now: datetime.datetime) -> str:
 
 
 def headline(arms: Sequence[RunHistory]) -> str:
-    """Compare the least and the most forgetful arm in a sentence of HTML; empty for a single arm."""
+    """The least and the most forgetful arm compared in a sentence of HTML; empty for a single arm."""
     measured = sorted((arm for arm in arms if math.isfinite(arm.forgetting)), key=lambda arm: arm.forgetting)
     if len(measured) < 2:
         return ""

@@ -81,7 +81,7 @@ def test_the_names_of_other_rooms_are_theirs():
     from trainer.storage.run_directory import RunDirectory
     from trainer.study.series import ARMS
 
-    assert RunDirectory("run").recipe.name == inputs._RUN
+    assert RunDirectory("x").recipe.name == inputs._RUN
     assert ARMS == "arms.txt"
 
 

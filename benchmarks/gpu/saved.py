@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu.saved --out DIR [--cpu] [--minutes M]
 
-Real runs of `launch/train.py`, as many at once as there are: undisturbed, the same again, killed beside an
+Real runs of `launch/train.py`, as many at once as there are: undisturbed, the same again, killed during an
 asynchronous save and resumed, from the card to the CPU and back. Then an export's logits, and one larger run
 alone for what a save costs.
 """
@@ -230,7 +230,7 @@ def near(bench: Bench, case: Case, what: str, name: str) -> None:
 
 
 def copied(bench: Bench, case: Case, what: str, to: str) -> None:
-    """A run directory as it stands, under the name of another run."""
+    """A copy of a run directory, under the name of another run."""
     shutil.copytree(bench.run(case, what), bench.run(case, to))
     resolved = bench.run(case, to) / "recipe.resolved.yaml"
     text = resolved.read_text(encoding="utf-8")
@@ -270,7 +270,7 @@ def exported(bench: Bench, case: Case) -> None:
 
 
 def cost(bench: Bench) -> None:
-    """Rows: seconds that asynchronous saves of a larger run block, its step's time and memory beside them."""
+    """Rows: seconds that asynchronous saves of a larger run block, the step time and memory during a save."""
     from trainer.metrics.jsonl import read_metrics
 
     if bench.cpu:
@@ -316,7 +316,7 @@ def beside(records: list[dict[str, Any]], every: int, until: int) -> None:
     if without and during:
         alone, with_save = statistics.median(without), statistics.median(during)
         row(
-            "a step beside a save",
+            "a step during a save",
             value=round(with_save / alone, 3),
             unit="x",
             note=f"median {1e3 * with_save:.1f} ms, {1e3 * alone:.1f} ms without",

@@ -1,4 +1,4 @@
-"""Shows the steps that a run did twice, before a kill and after the restore, and whether they are equal.
+"""Show the steps that a run did twice, before a kill and after the restore, and whether they are equal.
 
 python launch/quickstart/compare_restored.py RUN
 """
@@ -15,7 +15,7 @@ COMPARED = (names.LOSS, names.LR, names.GRAD_NORM, names.SAMPLES_CRC32)
 
 
 def main(run: Path) -> int:
-    """0 if every step done twice is equal to the last digit: loss, LR, gradient norm and samples."""
+    """Return 0 if every step done twice is equal to the last digit: loss, LR, gradient norm and samples."""
     pairs = trained_twice(run)
     restored = [attempt.restored_step for attempt in read_attempts(run) if attempt.restored_step is not None]
     print(

@@ -230,8 +230,8 @@ def test_the_quickstart_takes_two_ranks_where_it_can(quickstart, gpus, environme
 @pytest.mark.parametrize(
     ("gpus", "nproc", "said"),
     [
-        (0, "16", "--nproc 16: take 1, 2, 4 or 8"),  # a step has 8 samples
-        (2, "4", "--nproc 4: there are 2 GPUs; take no more ranks"),
+        (0, "16", "--nproc 16: give 1, 2, 4 or 8"),  # a step has 8 samples
+        (2, "4", "--nproc 4: there are 2 GPUs; give at most that many ranks"),
     ],
 )
 def test_ranks_that_cannot_be_are_refused_at_once(quickstart, tmp_path, gpus, nproc, said):

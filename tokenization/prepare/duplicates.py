@@ -26,7 +26,7 @@ from tokenization.text import documents
 
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("place", "<i8")])
 
-_HELD = 4 << 20
+_MOST_PENDING = 4 << 20
 
 _BUCKETS = 256
 
@@ -71,8 +71,8 @@ def find_duplicates(job: Job, workers: int) -> Duplicates:
 def _load(file: Path, identity: str) -> Duplicates | None:
     if not file.is_file():
         return None
-    with np.load(file) as held:
-        return Duplicates(held["bits"], held["starts"]) if str(held["identity"]) == identity else None
+    with np.load(file) as stored:
+        return Duplicates(stored["bits"], stored["starts"]) if str(stored["identity"]) == identity else None
 
 
 def _search(job: Job, workers: int, file: Path) -> Duplicates:
@@ -80,20 +80,20 @@ def _search(job: Job, workers: int, file: Path) -> Duplicates:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
-        starts, total, spilled, held, count = [], 0, False, [np.empty(0, _RECORD)], 0
+        starts, total, spilled, pending, count = [], 0, False, [np.empty(0, _RECORD)], 0
         for part in range(job.parts):
             starts.append(total)
             todo = tasks(documents.blocks(job.part(part), job.format))
             with contextlib.closing(map_in_workers(Digesting(job.format), todo, workers)) as made:
                 for digests in made:
-                    held.append(_records(digests, total))
+                    pending.append(_records(digests, total))
                     total += len(digests)
                     count += len(digests)
-                    if count >= _HELD:
-                        _spill(folder, np.concatenate(held))
-                        spilled, held, count = True, [np.empty(0, _RECORD)], 0
+                    if count >= _MOST_PENDING:
+                        _spill(folder, np.concatenate(pending))
+                        spilled, pending, count = True, [np.empty(0, _RECORD)], 0
         bits = np.zeros(total // 8 + 1, dtype=np.uint8)
-        rest = np.concatenate(held)
+        rest = np.concatenate(pending)
         if spilled:
             _spill(folder, rest)
         for records in _buckets(folder) if spilled else [rest]:

@@ -87,9 +87,7 @@ class ShardMeta:
             return cls(**{field.name: read[field.name] for field in fields(cls)})
         except FileNotFoundError:
             raise UserError(
-                "is missing, so the shard is not whole",
-                file=path,
-                fix="finish it with `rewarm data prepare`",
+                "is missing, so the shard is not whole", file=path, fix="finish it with `rewarm data prepare`"
             ) from None
         except (ValueError, KeyError, AttributeError) as error:
             raise UserError(

@@ -151,20 +151,20 @@ def refuse_long(path: str | Path, size: int, more: str = "") -> None:
 
 def _cut_file(path: Path, format: DocumentFormat, slice_bytes: int) -> Iterator[Slice]:
     name, size = str(path), path.stat().st_size
-    held, packed = kind(path)
-    assert held is not None
-    if held in ("parquet", "arrow"):
-        yield from _cut_columns(path, size, held, format, slice_bytes)
+    form, packed = kind(path)
+    assert form is not None
+    if form in ("parquet", "arrow"):
+        yield from _cut_columns(path, size, form, format, slice_bytes)
         return
     streamed = packed or format.encoding != "utf-8"
-    if streamed or (held == "txt" and format.txt == "file"):
-        if held == "txt" and format.txt == "file":
+    if streamed or (form == "txt" and format.txt == "file"):
+        if form == "txt" and format.txt == "file":
             refuse_long(path, _unpacked_size(path) if packed else size)
-        yield Slice(name, held, 0, size, size, streamed)
+        yield Slice(name, form, 0, size, size, streamed)
         return
     for start in range(0, size, slice_bytes):
         stop = min(start + slice_bytes, size)
-        yield Slice(name, held, start, stop, stop - start)
+        yield Slice(name, form, start, stop, stop - start)
 
 
 def _unpacked_size(path: Path) -> int:
@@ -184,13 +184,13 @@ def _unpacked_size(path: Path) -> int:
 
 
 def _cut_columns(
-    path: Path, size: int, held: Kind, format: DocumentFormat, slice_bytes: int
+    path: Path, size: int, form: Kind, format: DocumentFormat, slice_bytes: int
 ) -> Iterator[Slice]:
     import pyarrow as pa
 
     groups: list[tuple[int, int]] = []  # bytes and rows of each row group
     try:
-        if held == "arrow":
+        if form == "arrow":
             with pa.memory_map(os.fsencode(path)) as source:
                 names = pa.ipc.open_stream(source).schema.names
         else:
@@ -207,8 +207,8 @@ def _cut_columns(
             field="--text-field",
             value=format.text_field,
         )
-    if held == "arrow":
-        yield Slice(str(path), held, 0, 1, size)
+    if form == "arrow":
+        yield Slice(str(path), form, 0, 1, size)
         return
     # Some tools write row groups of a few rows; they are joined until they are as large as other slices.
     total = max(1, sum(bytes_ for bytes_, _ in groups))
@@ -216,7 +216,7 @@ def _cut_columns(
     for index, (bytes_, count) in enumerate(groups, 1):
         rows, weight = rows + count, weight + bytes_
         if weight * size >= slice_bytes * total or index == len(groups):
-            yield Slice(str(path), held, first, index, weight * size // total, row=row)
+            yield Slice(str(path), form, first, index, weight * size // total, row=row)
             first, row, rows, weight = index, row + rows, 0, 0
 
 
@@ -236,17 +236,17 @@ def _read_footer(path: str, size: int, changed: int) -> Any:
 
 def _row_blocks(piece: Slice, format: DocumentFormat, block_bytes: int) -> Iterator[Block]:
     """Yield the text column of parquet row groups, or of an Arrow stream, as blocks of rows."""
-    row, held, size = piece.row, [], 0
+    row, values, size = piece.row, [], 0
     first = row
     for column in _columns(piece, format.text_field):
         for value in _values(column):
-            held.append(value)
+            values.append(value)
             size += len(value) if isinstance(value, (str, bytes)) else 0
             row += 1
             if size >= block_bytes:
-                yield Block(piece.path, "rows", first, row, 0, held)
-                first, held, size = row, [], 0
-    yield Block(piece.path, "rows", first, row, piece.size, held)
+                yield Block(piece.path, "rows", first, row, 0, values)
+                first, values, size = row, [], 0
+    yield Block(piece.path, "rows", first, row, piece.size, values)
 
 
 def _columns(piece: Slice, name: str) -> Iterator[Any]:
@@ -285,13 +285,13 @@ def _values(column: Any) -> list[Any]:
 def _streamed_blocks(piece: Slice, format: DocumentFormat, block_bytes: int) -> Iterator[Block]:
     """Yield a file that is read from its beginning, as blocks of whole records; each byte is scanned once."""
     lines = piece.kind == "jsonl" or format.txt == "lines"
-    held_kind: Literal["txt", "jsonl"] = "jsonl" if piece.kind == "jsonl" else "txt"
+    form: Literal["txt", "jsonl"] = "jsonl" if piece.kind == "jsonl" else "txt"
     at, dropped = 0, 0
-    held, new = bytearray(), 0  # ends of records are searched from `new` on
+    buffer, new = bytearray(), 0  # ends of records are searched from `new` on
     with unpack(piece.path, format.encoding) as file:
         while chunk := file.read(block_bytes):
-            held += chunk
-            first, last = _ends(held, new, lines)
+            buffer += chunk
+            first, last = _ends(buffer, new, lines)
             if last:
                 if not dropped:
                     first = 0
@@ -299,33 +299,34 @@ def _streamed_blocks(piece: Slice, format: DocumentFormat, block_bytes: int) -> 
                     yield Block(piece.path, "long", at, at + dropped + first, 0)
                     at, dropped = at + dropped, 0
                 if first < last:
-                    yield Block(piece.path, held_kind, at + first, at + last, 0, bytes(held[first:last]))
+                    yield Block(piece.path, form, at + first, at + last, 0, bytes(buffer[first:last]))
                 at += last
-                del held[:last]
+                del buffer[:last]
                 new = 0
-            new = len(held) if lines else _open_line(held, new)
-            if dropped or len(held) > MAX_DOCUMENT_BYTES:
-                rest = max(new - 1, 0, len(held) - _LONGEST_BLANK)  # with the line break before an open line
+            new = len(buffer) if lines else _open_line(buffer, new)
+            if dropped or len(buffer) > MAX_DOCUMENT_BYTES:
+                # The line break before an open line stays.
+                rest = max(new - 1, 0, len(buffer) - _LONGEST_BLANK)
                 dropped += rest
                 new -= rest
-                del held[:rest]
+                del buffer[:rest]
     if dropped:
-        yield Block(piece.path, "long", at, at + dropped + len(held), piece.size)
-    elif held or not at:
-        yield Block(piece.path, held_kind, at, at + len(held), piece.size, bytes(held))
+        yield Block(piece.path, "long", at, at + dropped + len(buffer), piece.size)
+    elif buffer or not at:
+        yield Block(piece.path, form, at, at + len(buffer), piece.size, bytes(buffer))
 
 
-def _ends(held: bytearray, new: int, lines: bool) -> tuple[int, int]:
+def _ends(buffer: bytearray, new: int, lines: bool) -> tuple[int, int]:
     """Return where the first and the last whole record end, searched from `new` on; 0 if there is none."""
     if lines:
-        return held.find(b"\n", new) + 1, held.rfind(b"\n", new) + 1
-    ends = [match.end() for match in _BLANK_LINE.finditer(held, new)]
+        return buffer.find(b"\n", new) + 1, buffer.rfind(b"\n", new) + 1
+    ends = [match.end() for match in _BLANK_LINE.finditer(buffer, new)]
     return (ends[0], ends[-1]) if ends else (0, 0)
 
 
-def _open_line(held: bytearray, new: int) -> int:
-    """Return where the last line begins if it may still become a blank one, else the end of `held`."""
-    begun = max(held.rfind(b"\n", new) + 1, new)
-    blank = _BLANK.match(held, begun)
+def _open_line(buffer: bytearray, new: int) -> int:
+    """Return where the last line begins if it may still become a blank one, else the end of `buffer`."""
+    begun = max(buffer.rfind(b"\n", new) + 1, new)
+    blank = _BLANK.match(buffer, begun)
     assert blank is not None
-    return begun if len(held) - blank.end() < len("\u3000".encode()) else len(held)
+    return begun if len(buffer) - blank.end() < len("\u3000".encode()) else len(buffer)

@@ -245,20 +245,20 @@ def _paragraphs(block: Block) -> Iterator[tuple[int, bytes]]:
     with io.BytesIO(block.data) if isinstance(block.data, bytes) else open(block.path, "rb") as file:
         at = block.start if unpacked else _to_line(file, block)
         mine = unpacked or block.start == 0
-        begun, held = 0, bytearray()
+        begun, buffer = 0, bytearray()
         lines = iter(partial(file.readline, BLOCK_BYTES), b"")
         for line in chain(lines, [b""]):  # an empty line, and the end, end a run
             if not is_blank(line):
                 if not mine and at >= block.stop:
                     return
                 if mine:
-                    begun = begun if held else at
-                    if len(held) <= MAX_DOCUMENT_BYTES:
-                        held += line.removeprefix(_BOM) if at == 0 else line
+                    begun = begun if buffer else at
+                    if len(buffer) <= MAX_DOCUMENT_BYTES:
+                        buffer += line.removeprefix(_BOM) if at == 0 else line
             else:
-                if held:
-                    yield begun, _chomp(bytes(held))
-                    held = bytearray()
+                if buffer:
+                    yield begun, _chomp(bytes(buffer))
+                    buffer = bytearray()
                 mine = at < block.stop
                 if not mine:
                     return

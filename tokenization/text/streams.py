@@ -96,33 +96,24 @@ def _decoded_start(data: bytes, encoding: str) -> str:
     return codecs.getincrementaldecoder(encoding)("ignore").decode(data[: 1 << 16])
 
 
-class _Zstandard(io.RawIOBase):
-    """The frames of a zstd file, one after another, with windows of any length."""
+class _Pieces(io.RawIOBase):
+    """A stream of bytes that come in pieces."""
 
-    def __init__(self, packed: BinaryIO) -> None:
-        self._packed = packed
-        self._context = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
-        self._frame: zstandard.ZstdDecompressionObj | None = None
-        self._input = self._output = memoryview(b"")
+    _output = memoryview(b"")
+
+    def _next(self) -> bytes | None:
+        """Return the next piece, which may be empty; None at the end."""
+        raise NotImplementedError
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: object) -> int:
-        """Fill a buffer and return its bytes; 0 at the end of the last frame."""
+        """Fill a buffer and return its bytes; 0 at the end."""
         while not self._output:
-            if not self._input:
-                self._input = memoryview(self._packed.read(_PACKED_CHUNK))
-            if not self._input:
-                if self._frame is not None:
-                    raise EOFError("the last frame has no end")
+            if (piece := self._next()) is None:
                 return 0
-            if self._frame is None:
-                self._frame = self._context.decompressobj()
-            self._output = memoryview(self._frame.decompress(self._input))
-            self._input = memoryview(self._frame.unused_data)
-            if self._frame.eof:
-                self._frame = None
+            self._output = memoryview(piece)
         target = memoryview(buffer).cast("B")  # type: ignore[arg-type]
         size = min(len(target), len(self._output))
         target[:size] = self._output[:size]
@@ -130,7 +121,30 @@ class _Zstandard(io.RawIOBase):
         return size
 
 
-class _Decoded(io.RawIOBase):
+class _Zstandard(_Pieces):
+    """The frames of a zstd file, one after another, with windows of any length."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self._packed = packed
+        self._context = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._input = b""
+
+    def _next(self) -> bytes | None:
+        self._input = self._input or self._packed.read(_PACKED_CHUNK)
+        if not self._input:
+            if self._frame is not None:
+                raise EOFError("the last frame has no end")
+            return None
+        self._frame = self._frame or self._context.decompressobj()
+        output = self._frame.decompress(self._input)
+        self._input = self._frame.unused_data
+        if self._frame.eof:
+            self._frame = None
+        return output
+
+
+class _Decoded(_Pieces):
     """A stream of some encoding as UTF-8, or unchanged if it is UTF-8 already.
 
     Many folders have text of both kinds. Reading UTF-8 as GB18030 gives wrong text without an error, so the
@@ -143,25 +157,16 @@ class _Decoded(io.RawIOBase):
         self._decided = "中あ가éжא".encode(encoding, "ignore").isascii()  # UTF-7, HZ: every byte is ASCII
         if self._decided:
             self._decoder = _decoder(encoding)
-        self._output = memoryview(b"")
         self._ended = False
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int:
-        """Fill a buffer and return its bytes; 0 at the end."""
-        while not self._output and not self._ended:
-            chunk = self._raw.read(_CHUNK)
-            if not self._decided and 0 < len(chunk.translate(None, _ASCII)) < _DECISIVE:
-                chunk += self._raw.read(_CHUNK)
-            self._ended = not chunk
-            self._output = memoryview(self._as_utf8(chunk))
-        target = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        size = min(len(target), len(self._output))
-        target[:size] = self._output[:size]
-        self._output = self._output[size:]
-        return size
+    def _next(self) -> bytes | None:
+        if self._ended:
+            return None
+        chunk = self._raw.read(_CHUNK)
+        if not self._decided and 0 < len(chunk.translate(None, _ASCII)) < _DECISIVE:
+            chunk += self._raw.read(_CHUNK)
+        self._ended = not chunk
+        return self._as_utf8(chunk)
 
     def _as_utf8(self, chunk: bytes) -> bytes:
         if not self._decided and not (chunk.isascii() and b"\0" not in chunk):

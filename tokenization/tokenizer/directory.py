@@ -44,13 +44,13 @@ def write_directory(
         **settings.config,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    held = hf_json.from_model(model)
-    held["added_tokens"] += [token.to_json() for token in added]
+    tokenizer_json = hf_json.from_model(model)
+    tokenizer_json["added_tokens"] += [token.to_json() for token in added]
     if settings.post_processor is not None:
-        held["post_processor"] = settings.post_processor or None
+        tokenizer_json["post_processor"] = settings.post_processor or None
     elif not config["add_bos_token"]:
-        held["post_processor"] = None
-    files = {JSON_FILE: held, CONFIG_FILE: config, SPECIAL_FILE: special, **(extra or {})}
+        tokenizer_json["post_processor"] = None
+    files = {JSON_FILE: tokenizer_json, CONFIG_FILE: config, SPECIAL_FILE: special, **(extra or {})}
     out = Path(out)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -64,10 +64,6 @@ def write_directory(
 
 def _special_tokens(model: spm.ModelProto) -> dict[str, str]:
     spec = model.trainer_spec
-    ids = {
-        "bos_token": spec.bos_id,
-        "eos_token": spec.eos_id,
-        "unk_token": spec.unk_id,
-        "pad_token": spec.pad_id,
-    }
-    return {name: model.pieces[index].piece for name, index in ids.items() if 0 <= index < len(model.pieces)}
+    ids = {name: getattr(spec, f"{name}_id") for name in ("bos", "eos", "unk", "pad")}
+    known = {name: index for name, index in ids.items() if 0 <= index < len(model.pieces)}
+    return {f"{name}_token": model.pieces[index].piece for name, index in known.items()}

@@ -101,13 +101,13 @@ def reference(tokenizer: Tokenizer, threads: int = 1) -> EncodingEngine:
 
 
 def disagreements(
-    model: spm.ModelProto, lines: Sequence[str], held: Mapping[str, Any] | None = None
+    model: spm.ModelProto, lines: Sequence[str], tokenizer_json: Mapping[str, Any] | None = None
 ) -> list[str]:
     """Return the `lines` on which `tokenizers`, reading a `tokenizer.json`, differs from SentencePiece.
 
-    `held` is the content of that file; by default, `model` in that format.
+    `tokenizer_json` is the content of that file; by default, `model` in that format.
     """
-    read = held if held is not None else hf_json.from_model(model)
+    read = tokenizer_json if tokenizer_json is not None else hf_json.from_model(model)
     engines = (SentencePieceEngine(model), TokenizersEngine(_bare_json(read)))
     left, right = (split(engine.encode(lines)) for engine in engines)
     return [line for line, a, b in zip(lines, left, right, strict=True) if not np.array_equal(a, b)]
@@ -184,14 +184,15 @@ def _wrong_ids(tokenizer: Tokenizer, engine: EncodingEngine) -> Iterator[str]:
 
 def _same_json(tokenizer: Tokenizer) -> str:
     """Return the `tokenizer.json` that gives the tokenizer's ids, added tokens included."""
-    held = hf_json.from_model(tokenizer.model) if tokenizer.model is not None else dict(tokenizer.json or {})
-    beside = [token.to_json() for token in tokenizer.added]
-    return _bare_json({**held, "added_tokens": [*(held.get("added_tokens") or ()), *beside]})
+    model = tokenizer.model
+    own = hf_json.from_model(model) if model is not None else dict(tokenizer.json or {})
+    added = [*(own.get("added_tokens") or ()), *(token.to_json() for token in tokenizer.added)]
+    return _bare_json({**own, "added_tokens": added})
 
 
-def _bare_json(held: Mapping[str, Any]) -> str:
+def _bare_json(tokenizer_json: Mapping[str, Any]) -> str:
     """Return a `tokenizer.json` that adds nothing around a text."""
-    bare = {**held, "post_processor": None, "truncation": None, "padding": None}
+    bare = {**tokenizer_json, "post_processor": None, "truncation": None, "padding": None}
     return json.dumps(bare, ensure_ascii=False)
 
 
@@ -200,9 +201,10 @@ def _without_special(text: str) -> str:
 
     It takes the ids of other added tokens from the file; `tokenizers` assigns new ones.
     """
-    held = json.loads(text)
-    held["added_tokens"] = [token for token in held.get("added_tokens") or () if not token.get("special")]
-    return json.dumps(held, ensure_ascii=False)
+    tokenizer_json = json.loads(text)
+    added = tokenizer_json.get("added_tokens") or ()
+    tokenizer_json["added_tokens"] = [token for token in added if not token.get("special")]
+    return json.dumps(tokenizer_json, ensure_ascii=False)
 
 
 def _first_difference(

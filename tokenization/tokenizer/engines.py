@@ -127,10 +127,10 @@ class GigatokenEngine:
         The separator is NUL without a dummy prefix, and NUL and a space with one. It is empty if text is
         split before it is merged, or if a piece contains NUL.
         """
-        held = json.loads(self._text)
-        if held.get("pre_tokenizer") or not held["model"].get("byte_fallback"):
+        tokenizer_json = json.loads(self._text)
+        if tokenizer_json.get("pre_tokenizer") or not tokenizer_json["model"].get("byte_fallback"):
             return "", -1
-        if any("\0" in piece for piece in held["model"]["vocab"]):
+        if any("\0" in piece for piece in tokenizer_json["model"]["vocab"]):
             return "", -1
         first, second = self._single("x").tolist(), self._single(" y").tolist()
         for between in ("\0 ", "\0"):

@@ -195,11 +195,6 @@ def _with_beside(tokenizer: Tokenizer) -> Tokenizer:
     return whole
 
 
-def fingerprint(path: str | Path) -> str:
-    """Return the fingerprint of the tokenizer at `path`, a directory or a file."""
-    return open_tokenizer(path).fingerprint
-
-
 def _is_tiktoken(path: Path) -> bool:
     """Return whether a file lists pieces as tiktoken does: base64 and rank, a line each."""
     with open(path, "rb") as file:

@@ -55,8 +55,9 @@ def of_model(model: spm.ModelProto) -> str:
     return digest.hexdigest()
 
 
-def of_json(held: Mapping[str, Any]) -> str:
+def of_json(tokenizer_json: Mapping[str, Any]) -> str:
     """Return the CORE of a `tokenizer.json`."""
-    rules = {name: held.get(name) for name in ("normalizer", "pre_tokenizer", "added_tokens", "model")}
+    names = ("normalizer", "pre_tokenizer", "added_tokens", "model")
+    rules = {name: tokenizer_json.get(name) for name in names}
     text = json.dumps(rules, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return xxhash.xxh3_128_hexdigest(b"tokenizer.json 1" + text.encode())

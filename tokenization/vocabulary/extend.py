@@ -239,9 +239,9 @@ def _check_arguments(
 def _base_model(tokenizer: Tokenizer, notes: list[str]) -> spm.ModelProto:
     """Return the base as a SentencePiece model, rebuilt from `tokenizer.json` if necessary."""
     if tokenizer.model is None:
-        held = dict(tokenizer.json or {})
-        model = hf_json.to_model(held, tokenizer.path)
-        other = disagreements(model, HARD_LINES, held)
+        tokenizer_json = dict(tokenizer.json or {})
+        model = hf_json.to_model(tokenizer_json, tokenizer.path)
+        other = disagreements(model, HARD_LINES, tokenizer_json)
         same = (
             f"but on {len(other)} hard lines, such as {other[0][:40]!r}," if other else "on every hard line,"
         )
@@ -268,10 +268,7 @@ def _base_model(tokenizer: Tokenizer, notes: list[str]) -> spm.ModelProto:
     ]
     if tied := _tied(model):
         complaints.append(
-            (
-                True,
-                f"gives {tied[0]!r} and {tied[1]!r} one score, so the position decides which merges",
-            )
+            (True, f"gives {tied[0]!r} and {tied[1]!r} one score, so the position decides which merges")
         )
     for wrong, why in complaints:
         if wrong:

@@ -73,6 +73,13 @@ class Check:
     shown: bool = True
     """Whether failures are worth examples."""
 
+    @property
+    def mark(self) -> str:
+        """The verdict in a word."""
+        if self.skipped:
+            return "–"
+        return "ok" if not self.failed else "BROKEN" if self.guaranteed else "note"
+
     def count(self, line: str, good: bool) -> None:
         """Count one line, and keep it as an example if it fails."""
         self.checked += 1
@@ -133,16 +140,7 @@ class VocabularyReport:
         lines += ["", text_table(head, rows, "<<>>>>>>"), "", *self.left_out]
         for check in self.checks:
             verdict = check.skipped or f"{check.failed:,} of {check.checked:,}"
-            mark = (
-                "–"
-                if check.skipped
-                else "ok"
-                if not check.failed
-                else "BROKEN"
-                if check.guaranteed
-                else "note"
-            )
-            lines.append(f"{mark:<7}{check.name}: {verdict}")
+            lines.append(f"{check.mark:<7}{check.name}: {verdict}")
             lines += [f"         {example!r}" for example in check.examples]
         return "\n".join(lines)
 

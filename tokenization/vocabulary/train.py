@@ -84,7 +84,7 @@ def train_vocabulary(
     """
     refuse_existing(out, overwrite=overwrite)
     texts = Texts(inputs, documents.DocumentFormat(text_field, "lines", check_encoding(encoding)))
-    lines, files, held = sample(texts, sample_bytes, seed)
+    lines, files, taken = sample(texts, sample_bytes, seed)
     if not lines:
         raise UserError("has no line of text", file=", ".join(map(str, inputs)), fix="is --text-field right?")
     texts.left_out.check(max_rejects)
@@ -93,7 +93,7 @@ def train_vocabulary(
         write_directory(draft, model)
     trained = Tokenizer(Path(out), model, None, {})
     return VocabularyTraining(
-        str(out), trained.fingerprint, trained.size, files, held, len(lines), texts.notes()
+        str(out), trained.fingerprint, trained.size, files, taken, len(lines), texts.notes()
     )
 
 
@@ -116,18 +116,18 @@ def sample(texts: Texts, budget: int, seed: int) -> tuple[list[str], int, int]:
 def _draw(lines: Iterator[str], budget: int, seed: int) -> tuple[list[str], int]:
     """Draw lines uniformly within `budget` bytes, in their order: those with the smallest hashes."""
     heap: list[tuple[int, int, str, int]] = []  # largest hash first, since it leaves first
-    held = 0
+    taken = 0
     salt = xxhash.xxh3_64_intdigest(str(seed).encode())
     for place, line in enumerate(lines):
         key = xxhash.xxh3_64_intdigest(place.to_bytes(8, "little"), seed=salt)
-        if held >= budget and heap and key >= -heap[0][0]:
+        if taken >= budget and heap and key >= -heap[0][0]:
             continue
         size = len(line.encode())
         heapq.heappush(heap, (-key, place, line, size))
-        held += size
-        while held > budget and heap:
-            held -= heapq.heappop(heap)[3]
-    return [line for _, _, line, _ in sorted(heap, key=lambda entry: entry[1])], held
+        taken += size
+        while taken > budget and heap:
+            taken -= heapq.heappop(heap)[3]
+    return [line for _, _, line, _ in sorted(heap, key=lambda entry: entry[1])], taken
 
 
 def _lines(texts: Iterator[str]) -> Iterator[str]:

@@ -25,7 +25,7 @@ from tests.helpers.model_tiny import (
 )
 from tokenization.errors import UserError
 from tokenization.tokenizer.directory import write_directory
-from tokenization.tokenizer.files import fingerprint
+from tokenization.tokenizer.files import open_tokenizer
 from tokenization.vocabulary.extend import extend_vocabulary
 from trainer.cli.main import main
 from trainer.model.architecture import EMBEDDINGS, resolve_config
@@ -405,7 +405,11 @@ def test_the_model_tells_of_which_tokenizer_its_rows_are(tmp_path):
     base(tmp_path)
     extend_model(tmp_path / "base", tmp_path / "new", tmp_path / "out")
     told = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert told[TOKENIZER] == fingerprint(tmp_path / "new") == fingerprint(tmp_path / "out")
+    assert (
+        told[TOKENIZER]
+        == open_tokenizer(tmp_path / "new").fingerprint
+        == open_tokenizer(tmp_path / "out").fingerprint
+    )
     # Another one laid beside its rows is not taken for theirs.
     tokenizer(tmp_path / "out", *ENGLISH, *reversed(CHINESE))
     (tmp_path / "out" / "tokenizer.json").unlink()

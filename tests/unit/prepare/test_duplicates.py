@@ -23,7 +23,7 @@ def test_duplicates_keep_the_first(tmp_path, corpus, tokenizer):
 def test_duplicates_are_found_across_buckets_on_the_disk(tmp_path, corpus, tokenizer, monkeypatch):
     from tokenization.prepare import duplicates
 
-    monkeypatch.setattr(duplicates, "_HELD", 70)
+    monkeypatch.setattr(duplicates, "_MOST_PENDING", 70)
     (corpus / "9.jsonl").write_text(
         "".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS[100:], "new"])
     )
@@ -47,7 +47,7 @@ def test_array_tasks_without_file_locks_search_apart(tmp_path, corpus, tokenizer
         together.wait()
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    monkeypatch.setattr(duplicates, "_HELD", 70)
+    monkeypatch.setattr(duplicates, "_MOST_PENDING", 70)
     monkeypatch.setattr(duplicates, "_spill", spill_together)
     tasks = [
         context.Process(

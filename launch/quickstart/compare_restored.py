@@ -15,7 +15,7 @@ COMPARED = (names.LOSS, names.LR, names.GRAD_NORM, names.SAMPLES_CRC32)
 
 
 def main(run: Path) -> int:
-    """Return 0 if every step done twice is equal to the last digit: loss, LR, gradient norm and samples."""
+    """0 if every step done twice is equal to the last digit: loss, LR, gradient norm and samples."""
     pairs = trained_twice(run)
     restored = [attempt.restored_step for attempt in read_attempts(run) if attempt.restored_step is not None]
     print(

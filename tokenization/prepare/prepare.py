@@ -146,7 +146,7 @@ def _refuse_empty(inputs: Sequence[str | Path], result: PrepareResult) -> None:
         return
     why = "".join(f" ({count:,}: {reason})" for reason, count in result.rejects.items())
     most = max(result.rejects, key=lambda reason: result.rejects[reason], default="")
-    advice = fix(most, "the .rejects.jsonl beside --out") if most else "name files that hold text"
+    advice = fix(most, "the .rejects.jsonl of --out") if most else "name files that hold text"
     raise UserError(f"has no document{why}", file=", ".join(map(str, inputs)), fix=advice)
 
 

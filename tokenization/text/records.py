@@ -204,7 +204,7 @@ def _whole(block: Block, format: DocumentFormat) -> bytes:
     """Return the content of a file that is one document.
 
     Raises:
-        UserError: it is too long for one, or damaged.
+        UserError: it is too long for a document, or damaged.
     """
     with unpack(block.path, format.encoding) as file:
         data = file.read(MAX_DOCUMENT_BYTES + 1)
@@ -237,9 +237,10 @@ def _to_line(file: BinaryIO, block: Block) -> int:
 
 
 def _paragraphs(block: Block) -> Iterator[tuple[int, bytes]]:
-    """Yield runs of lines between blank ones, with their offsets; a run that is too long is cut short.
+    """Yield runs of lines between blank ones, with their offsets.
 
-    A run is the block's in which the last blank line before it begins; the first of a file is its first's.
+    A run belongs to the block in which the last blank line before it begins; the first run of a file belongs
+    to the first block. Of a run that is too long, just enough is kept that it is rejected.
     """
     unpacked = isinstance(block.data, bytes)
     with io.BytesIO(block.data) if isinstance(block.data, bytes) else open(block.path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Added tokens: those that the files beside a vocabulary give ids of their own, such as `<pad>`."""
+"""Added tokens, such as `<pad>`: other files than the vocabulary give them their ids."""
 
 from __future__ import annotations
 

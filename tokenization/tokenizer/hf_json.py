@@ -118,7 +118,7 @@ def to_model(tokenizer_json: dict[str, Any], file: object) -> spm.ModelProto:
     by_id |= {token["id"]: token["content"] for token in beyond if token.get("special")}
     outside = [token["content"] for token in beyond if not token.get("special")]
     if outside or sorted(by_id) != list(range(len(by_id))):
-        raise refuse(f"has tokens beside its vocabulary ({', '.join(outside) or 'gaps between ids'})")
+        raise refuse(f"has tokens outside its vocabulary ({', '.join(outside) or 'gaps between ids'})")
     special = {token["content"] for token in added}
     model = spm.ModelProto()
     for index in range(len(by_id)):

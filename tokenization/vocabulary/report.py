@@ -261,7 +261,7 @@ def _engines(
         except Exception as error:  # any error of AutoTokenizer breaks the guarantee
             through.count(f"{type(error).__name__}: {error}", False)
     else:
-        through.skipped = f"there is no {JSON_FILE} beside {tokenizer.path}"
+        through.skipped = f"{tokenizer.path.parent} has no {JSON_FILE}"
     yield through, loaded
     fast = Check(name.format("the fast encoder (gigatoken)"), True)
     try:

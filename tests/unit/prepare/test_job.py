@@ -142,7 +142,7 @@ def test_the_wrong_field_is_told(tmp_path, corpus, tokenizer):
     ("text", "fix"),
     [
         ("", "name files that hold text"),
-        ('{"text": ""}\n', r"see the \.rejects\.jsonl beside --out"),
+        ('{"text": ""}\n', r"see the \.rejects\.jsonl of --out"),
         ('{"text": null}\n', "is --text-field right"),
     ],
 )

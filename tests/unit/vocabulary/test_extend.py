@@ -204,7 +204,7 @@ def test_a_rebuilt_base_that_takes_runs_of_spaces_otherwise_is_told_so(tmp_path)
         (lambda held: held["model"]["merges"].pop(), "does not merge every split of its pieces"),
         (lambda held: held["model"].update(byte_fallback=False), "is not a BPE with byte fallback"),
         (lambda held: held.update(normalizer={"type": "NFC"}), "does not prepare text by"),
-        (lambda held: held["added_tokens"].append({"id": 999, "content": "<pad>"}), "beside its vocabulary"),
+        (lambda held: held["added_tokens"].append({"id": 999, "content": "<pad>"}), "outside its vocabulary"),
     ],
 )
 def test_a_tokenizer_json_that_no_model_equals_is_refused(tmp_path, change, message):

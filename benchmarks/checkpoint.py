@@ -1,10 +1,10 @@
-"""Saving and loading beside DeepSpeed's own checkpoints: one run, the same model, the same disk.
+"""Saving and loading compared with DeepSpeed's own checkpoints: one run, the same model, the same disk.
 
     python benchmarks/checkpoint.py                       # 2 ranks, ZeRO-2, 62 M parameters
     python benchmarks/checkpoint.py --layers 2 --repeats 1 # some seconds
 
 Ours is synced to the disk when it counts; `engine.save_checkpoint` leaves that to the kernel, so its time
-is told as it is and with a sync behind it. Every repeat writes to a new directory, one side after the
+is reported without and with a sync after it. Every repeat writes to a new directory, one side after the
 other; before a load the files are dropped from the page cache. Prints Markdown; medians.
 """
 
@@ -294,7 +294,7 @@ def table(clock: Clock, engine: Any, args: argparse.Namespace) -> str:
     blocked = median("asynchronous save", "asynchronous wait")
     first = median("first asynchronous save", "first asynchronous wait")
     saves = "engine.save_checkpoint"
-    beside, alone = median("asynchronous compute"), median("compute")
+    during, alone = median("asynchronous compute"), median("compute")
     rows = [
         (saves, theirs, "", None, ""),
         ("the same and a sync", synced, "", None, ""),
@@ -303,7 +303,7 @@ def table(clock: Clock, engine: Any, args: argparse.Namespace) -> str:
         ("asynchronous save, blocked", blocked, saves, theirs, "<= 0.1"),
         ("the first one, blocked", first, saves, theirs, ""),
         ("a forward and backward alone", alone, "", None, ""),
-        ("a forward and backward beside a save", beside, "alone", alone, ""),
+        ("a forward and backward during a save", during, "alone", alone, ""),
     ]
     for kind in ("cold", "warm"):
         load = median(f"{kind} load_checkpoint")

@@ -10,7 +10,7 @@ SentencePiece and Hugging Face get their text in memory and write nothing. Megat
 `preprocess_data.py`: a pool of workers that parse and encode one document at a time, and megatron-core's
 index builder; its shard must equal rewarm's byte for byte, and every document's ids SentencePiece's.
 
-A text with fewer documents than asked for is repeated with its clauses drawn anew, so that no document comes
+A text with too few documents is repeated with its clauses drawn again, so that no document comes
 twice and an engine that remembers whole documents gains nothing by it.
 """
 

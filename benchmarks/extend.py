@@ -2,8 +2,8 @@
 
     python benchmarks/extend.py --text runs/quickstart/text
 
-`--text` holds what `launch/quickstart/texts.py` writes. The base is the LLaMA-layout tokenizer of the package
-mistral-common, fetched and checked as the texts are. The pieces are trained on chinese-train.jsonl
+`--text` is a folder that `launch/quickstart/texts.py` wrote. The base is the LLaMA-layout tokenizer of the
+package mistral-common, fetched and checked as the texts are. The pieces are trained on chinese-train.jsonl
 and judged on chinese-validation.jsonl; English is judged by the part of a sentence.
 """
 

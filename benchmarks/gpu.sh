@@ -4,7 +4,7 @@
 #   bash benchmarks/gpu.sh [--minutes 10] [--out DIR] [--cpu]
 #
 # Needs this repository and a Python (3.11 to 3.13) that has PyTorch with CUDA; no network and nothing installed of
-# ours. What is missing is told in one line, and benchmarks/gpu_wheels.sh makes a folder of it. DIR (default:
+# ours. What is missing is reported in one line, and benchmarks/gpu_wheels.sh makes a folder of it. DIR (default:
 # runs/gpu) gets results.jsonl, table.md and the steps' logs; all of them are written as it goes, so a run that is cut
 # off leaves what it found. --cpu runs every step on toy sizes without a card.
 #

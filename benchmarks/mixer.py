@@ -1,4 +1,4 @@
-"""The mixer beside megatron-core's blended dataset and torch's WeightedRandomSampler.
+"""The mixer compared with megatron-core's blended dataset and torch's WeightedRandomSampler.
 
     python benchmarks/mixer.py            # the whole table, some minutes
     python benchmarks/mixer.py --quick    # small sizes, some seconds
@@ -39,7 +39,7 @@ SHARES = [("zh", 0.749), ("en", 0.25), ("tiny", 0.001)]
 
 
 def twenty_sources(tokens: int) -> tuple[schema.Recipe, dict[str, SourceSize]]:
-    """A mixture of 20 sources that hold so many tokens together, half of them replayed."""
+    """A mixture of 20 sources of that many tokens in all, half of them replayed."""
     names = [f"source{k:02}" for k in range(20)]
     parts = [k % 7 + 1 for k in range(20)]
     lines = [
@@ -69,7 +69,7 @@ def ours_start(samples: int) -> dict[str, float]:
 
 
 def ours_seek(sample: int) -> dict[str, float]:
-    """One sample far away, on average over neighbours that were never asked for."""
+    """One sample far away, on average over neighbours that were never read before."""
     mixture = Mixture.from_recipe(*twenty_sources(TEN_TRILLION))
     mixture.samples(0, 0, 1)
     started = time.perf_counter()

@@ -5,10 +5,10 @@
 #
 # --out DIR       where everything goes (default: runs/quickstart)
 # --nproc N       ranks: 1, 2, 4 or 8 (default: 2, or 1 where there is one GPU)
-# --fast          half the training budget; given again, half of that
+# --fast          half the training budget; give it twice for a quarter
 # --english DIR, --chinese DIR   your own text (folders of .txt or .jsonl files) in place of the downloaded one
 #
-# Run it again after an interruption: what is done is not done again.
+# Run it again after an interruption: finished steps are not repeated.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -40,9 +40,9 @@ count_gpus() {
 }
 gpus=$(count_gpus)
 nproc=${nproc:-$((gpus == 1 ? 1 : 2))}
-[[ $nproc =~ ^(1|2|4|8)$ ]] || { printf 'quickstart: --nproc %s: take 1, 2, 4 or 8\n' "$nproc" >&2; exit 2; }
+[[ $nproc =~ ^(1|2|4|8)$ ]] || { printf 'quickstart: --nproc %s: give 1, 2, 4 or 8\n' "$nproc" >&2; exit 2; }
 ((gpus == 0 || nproc <= gpus)) ||
-    { printf 'quickstart: --nproc %s: there are %s GPUs; take no more ranks\n' "$nproc" "$gpus" >&2; exit 2; }
+    { printf 'quickstart: --nproc %s: there are %s GPUs; give at most that many ranks\n' "$nproc" "$gpus" >&2; exit 2; }
 [[ $out != *[[:space:]]* ]] || { printf 'quickstart: --out %s: give a path without spaces\n' "$out" >&2; exit 2; }
 mkdir -p "$out" && out=$(cd "$out" && pwd)
 
@@ -96,7 +96,7 @@ train launch/recipes/quickstart-base.yaml "run_dir=$out/base" $(data english) "p
     --text "$text/english-validation.jsonl" "$text/chinese-validation.jsonl"
 
 headline "continued pretraining on Chinese, without replay and with 25 % English"
-# The recipe and overrides of the arm that replays so many per cent.
+# The recipe and overrides of the arm that replays $1 per cent.
 arm() {
     echo launch/recipes/quickstart.yaml "name=quickstart-replay-$1" "run_dir=$out/replay-$1" $(data extended) \
         "model.base=$out/models/base-extended" "phases.0.mixture.replay_ratio=$1%" \

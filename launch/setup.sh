@@ -52,7 +52,7 @@ is_ready() {
         "$venv/bin/python" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null
 }
 
-# Python compiles what it imports; compiling all that is installed would take half a minute more.
+# Python compiles what it imports; compiling every package would take half a minute more.
 install() {
     "$venv/bin/python" -m pip install -qq --no-compile --disable-pip-version-check --no-input "$@" ||
         fail "pip install $* failed (its reason is above); once that is mended, run this again: it goes on from here"
@@ -72,7 +72,7 @@ make_environment() {
     install --no-deps --no-build-isolation -e "$root"
 
     "$venv/bin/python" -m pip check --quiet --disable-pip-version-check ||
-        say "the packages above do not quite agree; the tests tell whether that matters"
+        say "pip check found conflicts between the packages above; run launch/test.sh to see whether they matter"
     wanted >"$venv/rewarm.stamp"
 }
 
@@ -84,7 +84,7 @@ report() {
             "name an index of CUDA builds in REWARM_TORCH_INDEX, remove .venv and run this again"
     fi
     command -v g++ >/dev/null ||
-        say "no g++: DeepSpeed's compiled optimizers are out, torch's own AdamW is used (slower, same numbers)"
+        say "no g++: DeepSpeed's compiled optimizers cannot be built; torch's AdamW is used (slower, same numbers)"
     say "ready: torch $torch_version for ${cuda:+CUDA }${cuda:-the CPU}, in $venv"
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes or reuses .venv, then runs every check: linters, types, import floors, tests with coverage.
+# Make or reuse .venv, then run every check: linters, types, import floors, spelling, tests with coverage.
 #
 #   bash launch/test.sh [--fast] [pytest's own arguments]
 #
@@ -33,7 +33,7 @@ bash launch/setup.sh
 # Compiled ops of this environment; a cache that environments share is rebuilt at every change between them.
 export PATH=$PWD/.venv/bin:$PATH TORCH_EXTENSIONS_DIR=$PWD/.venv/torch_extensions
 
-# By name: whatever else lies in the working folder (runs, data, a script of one's own) is not the project's.
+# By name: other files in the working folder (runs, data, a user's scripts) are not checked.
 code=(benchmarks launch tests tokenization trainer setup.py)
 
 failed=()
@@ -45,6 +45,7 @@ check ruff check "${code[@]}"
 check ruff format --check "${code[@]}"
 check mypy
 check lint-imports --no-cache
+check codespell "${code[@]}" docs README.md README.zh-CN.md CHANGELOG.md CONTRIBUTING.md
 
 printf '\n== pytest\n'
 status=0

@@ -1,4 +1,4 @@
-"""Files that a power cut cannot halve: the one atomic writer, the one sync, the one checksum."""
+"""Durable files: the atomic writer, the sync, the checksum, and directories that are whole or absent."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import xxhash
 from tokenization.errors import InfrastructureError, UserError
 
 BLOCK = 1 << 23
-"""Bytes that are read and hashed at once."""
+"""Bytes that are read and hashed in one step."""
 
 MADE_BY_US = ("*.json", "*.model", "*.safetensors", "*.jinja", "merges.txt", "README.md")
-"""Names of the files that a tokenizer's or a model's directory may consist of."""
+"""Names of the files in the directory of a tokenizer or a model."""
 
 
 def with_ending(prefix: Path, ending: str) -> Path:
-    """The path of the file that belongs to `prefix` and has that ending."""
+    """Return the path of the file of `prefix` that has that ending."""
     return prefix.with_name(prefix.name + ending)
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:
-    """Write a file that holds either what it held before or all of `text`, whatever happens.
+    """Write a file so that it holds either its old content or all of `text`, even after a power cut.
 
     Raises:
         OSError: the disk is full or fails.
@@ -37,23 +37,23 @@ def write_atomically(path: Path, text: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    sync_directory(path.parent)
+    sync_path(path.parent)
 
 
-def sync_directory(path: Path) -> None:
+def sync_path(path: Path) -> None:
     """Make the content of a file, or new and removed names in a directory, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that does not need this answers so
+        if error.errno != errno.EINVAL:  # the answer of a file system that does not need it
             raise
     finally:
         os.close(descriptor)
 
 
 def checksum(path: Path) -> str:
-    """The xxh3-128 of a file, in constant memory."""
+    """Return the xxh3-128 of a file, in constant memory."""
     digest = xxhash.xxh3_128()
     block = memoryview(bytearray(BLOCK))
     with open(path, "rb", buffering=0) as file:
@@ -64,7 +64,7 @@ def checksum(path: Path) -> str:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the failure of a disk into an error that says so and names `path`."""
+    """Turn a disk failure into an error that names `path`."""
     try:
         yield
     except OSError as error:
@@ -72,10 +72,10 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def refuse_existing(out: str | Path, *, overwrite: bool = False, field: str = "--out") -> None:
-    """Refuse an `out` that holds something; with `overwrite`, one that holds more than a model or tokenizer.
+    """Refuse an `out` that exists; with `overwrite`, one that holds more than a model or a tokenizer.
 
     Raises:
-        UserError: what is there would be lost.
+        UserError: existing files would be lost.
     """
     out = Path(out)
     if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
@@ -85,19 +85,19 @@ def refuse_existing(out: str | Path, *, overwrite: bool = False, field: str = "-
         raise UserError("exists and is not empty", field=field, value=str(out), fix=fix)
     if out.is_symlink() or not out.is_dir():
         fix = "give a new directory"
-        raise UserError("is not a directory, which is all that --overwrite replaces", field=field,
+        raise UserError("is not a directory, and --overwrite replaces only directories", field=field,
                         value=str(out), fix=fix)  # fmt: skip
     for path in sorted(out.iterdir()):
         if path.is_dir() or not any(path.match(pattern) for pattern in MADE_BY_US):
-            what = f"holds {path.name}, which is not of a tokenizer or a model: --overwrite would lose it"
+            what = f"has {path.name}, which is not of a tokenizer or a model: --overwrite would delete it"
             raise UserError(what, field=field, value=str(out), fix="give a new directory")
 
 
 @contextlib.contextmanager
 def whole_directory(out: str | Path, field: str = "--out", *, overwrite: bool = False) -> Iterator[Path]:
-    """A directory to fill that becomes `out` once the block has ended well, and vanishes if it has not.
+    """Yield a directory to fill: it becomes `out` when the block ends well, and is removed when it fails.
 
-    With `overwrite` it takes the place of what `out` held, which stays until then.
+    With `overwrite` it replaces the old content of `out`, which stays until then.
 
     Raises:
         UserError: `out` exists and is not an empty directory, see `refuse_existing`.
@@ -110,11 +110,11 @@ def whole_directory(out: str | Path, field: str = "--out", *, overwrite: bool = 
         draft.mkdir(parents=True)
         yield draft
         for path in [*draft.iterdir(), draft]:
-            sync_directory(path)
+            sync_path(path)
         if overwrite and out.is_dir():
             out.rename(before)
         draft.rename(out)
-        sync_directory(out.parent)
+        sync_path(out.parent)
     except OSError as error:
         raise InfrastructureError(f"{out}: cannot be written ({error}); nothing was left there") from error
     finally:

@@ -8,18 +8,18 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """The exit status of a command; what a batch script goes by."""
+    """The exit status of a command, for batch scripts."""
 
     DONE = 0
     FAILED = 1
-    """Something else than below: a broken guarantee, a closed pipe."""
+    """Any other failure: a broken guarantee, a closed pipe."""
     USER = 2
     """The recipe, the data or the command line is wrong: running it again changes nothing."""
     REQUEUE = 75
-    """Stopped by a signal after its save, or the disk, the network or a node failed: the same command goes
-    on from there (EX_TEMPFAIL)."""
+    """Stopped by a signal after its save, or the disk, the network or a node failed: the same command
+    continues from there (EX_TEMPFAIL)."""
     INTERRUPTED = 130
-    """Ended by Ctrl-C after its save: a person wanted it, so nothing should start it again."""
+    """Ended by Ctrl-C after its save: it must not be started again automatically."""
 
 
 class RewarmError(Exception):
@@ -42,7 +42,7 @@ class UserError(RewarmError):
         value: object = None,
         fix: str | None = None,
     ) -> None:
-        """`what` went wrong, in which `file` and `field`, with which `value`, and how to `fix` it."""
+        """Describe `what` is wrong, in which `file` and `field`, with which `value`, and how to `fix` it."""
         where = "".join(f"{part}: " for part in (file, field) if part is not None)
         shown = "" if value is None else f"{value!r} "
         super().__init__(where + shown + what + (f"; {fix}" if fix else ""))
@@ -63,6 +63,6 @@ class InfrastructureError(RewarmError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A fix for a misspelt `word`: "did you mean 'x'?", or None when nothing known is near."""
+    """Return "did you mean 'x'?" for a misspelt `word`, or None if no known word is similar."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"did you mean {found[0]!r}?" if found else None

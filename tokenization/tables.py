@@ -1,4 +1,4 @@
-"""The one plain-text table of all commands."""
+"""The plain-text table of all commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = 
 
 
 def _width(text: str) -> int:
-    """Columns on a terminal: Chinese characters take two."""
+    """Return the columns that a text takes on a terminal: a Chinese character takes two."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 

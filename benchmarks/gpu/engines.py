@@ -281,7 +281,7 @@ def synchronize() -> None:
 
 
 def forget() -> None:
-    """Gives freed memory back to the card, and starts the count of the peak anew."""
+    """Give freed memory back to the card, and reset the count of the peak."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Step 4 of benchmarks/gpu.sh: how fast the trainer's engine is, beside a bare PyTorch loop.
+"""Step 4 of benchmarks/gpu.sh: how fast the trainer's engine is, compared with a bare PyTorch loop.
 
     python -m benchmarks.gpu.fast --out DIR [--cpu] [--minutes M]
 

@@ -3,7 +3,7 @@
     python -m benchmarks.gpu.profile --out DIR [--cpu] [--minutes M]
 
 torch's profiler over three steps of the 1B model: the dearest operations, and where the host waits for the
-card. The whole table lies in DIR/profile.log.
+card. The whole table is in DIR/profile.log.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STEPS = 3
 """Under the profiler."""
 
 DEAREST = 25
-"""Operations that are told."""
+"""Operations that are reported."""
 
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 """Calls in which the host waits for the card, as the profiler names them."""
@@ -130,12 +130,12 @@ def profiled(ours: Ours, step_ms: float) -> None:
         )
     waits = {name: _calls(hosted, name) for name in WAITS}
     waits["cudaDeviceSynchronize"] = max(0, waits["cudaDeviceSynchronize"] - 2)  # this measurement's own
-    told = ", ".join(f"{name} {count / STEPS:g}" for name, count in waits.items())
+    note = ", ".join(f"{name} {count / STEPS:g}" for name, count in waits.items())
     row(
         "the host waits for the card",
         value=round(sum(waits.values()) / STEPS, 2),
         unit="times/step",
-        note=told,
+        note=note,
     )
     for name in READS:
         row(f"{name}", value=round(_calls(events, name) / STEPS, 2), unit="times/step")

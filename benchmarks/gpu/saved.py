@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu.saved --out DIR [--cpu] [--minutes M]
 
-Real runs of `launch/train.py`, as many at once as there are: undisturbed, the same again, killed beside an
+Real runs of `launch/train.py`, as many at once as there are: undisturbed, the same again, killed during an
 asynchronous save and resumed, from the card to the CPU and back. Then an export's logits, and one larger run
 alone for what a save costs.
 """
@@ -198,8 +198,8 @@ def compared(bench: Bench, case: Case, what: str, name: str, note: str = "") -> 
     one, other = runs.trace(bench.run(case, "whole")), runs.trace(bench.run(case, what))
     parted = runs.first_difference(one, other)
     largest = runs.largest_difference(one, other)
-    told = "; ".join(filter(None, [f"{len(one)} steps", note, parted]))
-    row(name, ok=not parted, value=largest, unit="largest relative difference of losses", note=told)
+    text = "; ".join(filter(None, [f"{len(one)} steps", note, parted]))
+    row(name, ok=not parted, value=largest, unit="largest relative difference of losses", note=text)
     return not parted
 
 
@@ -230,7 +230,7 @@ def near(bench: Bench, case: Case, what: str, name: str) -> None:
 
 
 def copied(bench: Bench, case: Case, what: str, to: str) -> None:
-    """A run directory as it stands, under the name of another run."""
+    """A copy of a run directory, under the name of another run."""
     shutil.copytree(bench.run(case, what), bench.run(case, to))
     resolved = bench.run(case, to) / "recipe.resolved.yaml"
     text = resolved.read_text(encoding="utf-8")
@@ -270,7 +270,7 @@ def exported(bench: Bench, case: Case) -> None:
 
 
 def cost(bench: Bench) -> None:
-    """Rows: seconds that asynchronous saves of a larger run block, its step's time and memory beside them."""
+    """Rows: seconds that asynchronous saves of a larger run block, the step time and memory during a save."""
     from trainer.metrics.jsonl import read_metrics
 
     if bench.cpu:
@@ -293,14 +293,14 @@ def cost(bench: Bench) -> None:
     seconds = time.perf_counter() - began
     saved = sorted(run.glob("checkpoints/step-*/rank-*.safetensors"))[-1].stat().st_size
     row("size of a checkpoint", value=round(saved / 1e9, 3), unit="GB", note=f"whole run {seconds:.1f} s")
-    told = [record for record in records if "perf/save_s" in record]
-    for number, record in enumerate(told):
+    measured = [record for record in records if "perf/save_s" in record]
+    for number, record in enumerate(measured):
         blocked, whole = record["perf/save_blocked_s"], record["perf/save_s"]
         which = ("first save, whose host memory is made", "second save", "last save, which the run waits for")
         note = f"{which[min(number, 2)]}; committed after {whole:.2f} s, {saved / 1e9 / whole:.2f} GB/s"
         row(f"a save blocks, {number + 1}", value=round(blocked, 4), unit="s", note=note)
-    if told:
-        beside(records, every, told[0]["step"])
+    if measured:
+        step_during_save(records, every, measured[0]["step"])
     peaks = {record["step"]: record["mem/peak_gib"] for record in records if "mem/peak_gib" in record}
     before, after = peaks.get(every - 1), max(peaks.values(), default=None)
     if before is not None and after is not None:
@@ -308,7 +308,7 @@ def cost(bench: Bench) -> None:
         row("peak memory with saves", value=round(after, 3), unit="GiB", note=f"{after - before:+.3f} GiB")
 
 
-def beside(records: list[dict[str, Any]], every: int, until: int) -> None:
+def step_during_save(records: list[dict[str, Any]], every: int, until: int) -> None:
     """A row: the time of a step while the first save is being written, and before."""
     took = {record["step"]: record["perf/step_s"] for record in records if "perf/step_s" in record}
     without = [took[step] for step in range(every // 2, every) if step in took]
@@ -316,7 +316,7 @@ def beside(records: list[dict[str, Any]], every: int, until: int) -> None:
     if without and during:
         alone, with_save = statistics.median(without), statistics.median(during)
         row(
-            "a step beside a save",
+            "a step during a save",
             value=round(with_save / alone, 3),
             unit="x",
             note=f"median {1e3 * with_save:.1f} ms, {1e3 * alone:.1f} ms without",

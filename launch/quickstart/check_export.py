@@ -1,4 +1,4 @@
-"""Loads an exported model as anyone would, compares it with the run's own weights, and lets it write.
+"""Load an exported model with transformers, compare it with the run's weights, and generate text.
 
 python launch/quickstart/check_export.py --run RUN --model DIR --prompt TEXT
 """
@@ -20,7 +20,7 @@ from trainer.storage.run_directory import RunDirectory
 
 
 def main() -> int:
-    """0 if the logits agree."""
+    """Return 0 if the logits agree."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,7 +47,7 @@ def main() -> int:
     step = checkpoint.manifest.step
     print(f"largest difference of logits between {args.model.name} and step {step}: {difference:g}")
     text = tokenizer.decode(written[0], skip_special_tokens=True)
-    print(f"it writes: {' '.join(text.split())}")
+    print(f"generated text: {' '.join(text.split())}")
     return 0 if difference < 1e-4 else 1
 
 

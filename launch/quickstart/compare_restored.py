@@ -1,4 +1,4 @@
-"""Shows the steps that a run did twice, before a kill and after the restore, and whether they are equal.
+"""Show the steps that a run did twice, before a kill and after the restore, and whether they are equal.
 
 python launch/quickstart/compare_restored.py RUN
 """

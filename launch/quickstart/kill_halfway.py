@@ -1,4 +1,4 @@
-"""Starts a run and kills all of its processes (SIGKILL) once it is past so many tokens and a checkpoint.
+"""Start a run and kill all of its processes (SIGKILL) after a number of tokens and a checkpoint.
 
     python launch/quickstart/kill_halfway.py --run RUN --tokens T -- COMMAND…
 
@@ -22,11 +22,11 @@ from trainer.metrics.jsonl import read_metrics
 from trainer.storage.run_directory import RunDirectory
 
 STEPS_BEYOND = 5
-"""Steps after the checkpoint that are trained before the kill, so that there is something to do twice."""
+"""Steps after the checkpoint that are trained before the kill, so that some steps are repeated."""
 
 
 def main() -> int:
-    """The exit status: 0 if the run was killed or already past, the command's own if it ended by itself."""
+    """Return the exit status: 0 if the run was killed or already past, else the command's own."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def ripe(run: Path, tokens: int) -> bool:
-    """Whether the run is past `tokens`, and some steps past its newest committed checkpoint."""
+    """Return whether the run is past `tokens`, and some steps past its newest committed checkpoint."""
     step, consumed = last_step(run)
     paths = list_checkpoints(RunDirectory(run).checkpoints)
     saved = [step_of(path) for path in paths if (path / MARKER).exists()]
@@ -57,7 +57,7 @@ def ripe(run: Path, tokens: int) -> bool:
 
 
 def last_step(run: Path) -> tuple[int, int]:
-    """The step and the tokens of the newest record."""
+    """Return the step and the tokens of the newest record."""
     try:
         record = read_metrics(run)[-1]
     except (RewarmError, IndexError):

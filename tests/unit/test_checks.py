@@ -27,7 +27,7 @@ def folder(tmp_path_factory) -> Path:
     # folders with the names of packages, and of modules in tests/
     for name in ("runs", "data", "models", "tokenizers", "cluster", "numpy", "datasets", "trainer-old"):
         (root / name / "quickstart").mkdir(parents=True)
-        (root / name / "quickstart" / "notes.txt").write_text("teh recieve\n")
+        (root / name / "quickstart" / "notes.txt").write_text("teh recieve\n")  # codespell:ignore teh,recieve
         (root / name / "quickstart" / "make.py").write_text(BADLY_WRITTEN)
     for name in ("scratch.py", "crashes.py", "tokenization_old.py"):
         (root / name).write_text(BADLY_WRITTEN)
@@ -40,7 +40,7 @@ def checks() -> list[str]:
 
 
 def test_all_checks_are_tried_here():
-    assert {line.split()[0] for line in checks()} >= {"ruff", "mypy", "lint-imports"}
+    assert {line.split()[0] for line in checks()} >= {"ruff", "mypy", "lint-imports", "codespell"}
 
 
 @pytest.mark.parametrize("line", [pytest.param(line, marks=pytest.mark.slow) for line in checks()])

@@ -57,7 +57,7 @@ def environment(root: Path) -> Path:
     """A finished .venv whose tools note how they are called, in which environment."""
     tools = root / ".venv" / "bin"
     tool(tools / "python", "exit 0")
-    for name in ("ruff", "mypy", "lint-imports", "pytest"):
+    for name in ("ruff", "mypy", "lint-imports", "codespell", "pytest"):
         tool(
             tools / name,
             f'echo "{name} $*" >>"{root}/calls"; env >"{root}/{name}.env"; [[ " $FAILS " != *" {name} "* ]]',
@@ -153,16 +153,18 @@ def test_every_check_runs_and_arguments_reach_pytest(clone):
         "ruff format --check benchmarks launch tests tokenization trainer setup.py",
         "mypy ",
         "lint-imports --no-cache",
+        "codespell benchmarks launch tests tokenization trainer setup.py docs README.md README.zh-CN.md"
+        " CHANGELOG.md CONTRIBUTING.md",
         "pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered"
         " --durations=20 -m not slow -k mixer",
     ]
 
 
-@pytest.mark.parametrize("broken", ["ruff", "mypy", "lint-imports", "pytest"])
+@pytest.mark.parametrize("broken", ["ruff", "mypy", "lint-imports", "codespell", "pytest"])
 def test_any_failure_fails_the_whole_and_hides_no_other_check(clone, broken):
     environment(clone)
     assert launch(clone, "test.sh", FAILS=broken).returncode != 0
-    assert len((clone / "calls").read_text().splitlines()) == 5
+    assert len((clone / "calls").read_text().splitlines()) == 6
 
 
 def test_what_a_users_shell_carries_does_not_reach_the_tests(clone):
@@ -228,8 +230,8 @@ def test_the_quickstart_takes_two_ranks_where_it_can(quickstart, gpus, environme
 @pytest.mark.parametrize(
     ("gpus", "nproc", "said"),
     [
-        (0, "16", "--nproc 16: take 1, 2, 4 or 8"),  # a step has 8 samples
-        (2, "4", "--nproc 4: there are 2 GPUs; take no more ranks"),
+        (0, "16", "--nproc 16: give 1, 2, 4 or 8"),  # a step has 8 samples
+        (2, "4", "--nproc 4: there are 2 GPUs; give at most that many ranks"),
     ],
 )
 def test_ranks_that_cannot_be_are_refused_at_once(quickstart, tmp_path, gpus, nproc, said):

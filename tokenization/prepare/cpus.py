@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: on a shared machine fewer than there are."""
+"""The number of CPUs that this process may use, which a shared machine limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def allowed_cpus(root: Path = Path("/")) -> int:
-    """The CPUs that the scheduler lets this process run on, within the quota of its control groups."""
+    """Count the CPUs that this process may run on, within the quota of its control groups."""
     try:
         allowed = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
@@ -18,7 +18,7 @@ def allowed_cpus(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> Iterator[int]:
-    """The whole CPUs that each control group above this process grants (cgroup v2, then v1)."""
+    """Yield the whole CPUs that each control group of this process grants (cgroup v2, then v1)."""
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -29,7 +29,7 @@ def _quotas(root: Path) -> Iterator[int]:
             continue
         mounted = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
         below = Path(path.lstrip("/"))
-        # A container sees its own group at the root of the mount, whatever path it is told.
+        # A container sees its own group at the root of the mount, whatever its path is.
         for folder in dict.fromkeys(
             [mounted / below, *(mounted / above for above in below.parents), mounted]
         ):

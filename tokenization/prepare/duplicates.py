@@ -1,7 +1,7 @@
-"""Which documents repeat an earlier one, found before encoding so that every part knows of all the others.
+"""Find documents that repeat an earlier one, before encoding, so that each part knows those of all parts.
 
-Hashes of all documents are sorted in buckets on the disk, so memory does not grow with the corpus but for
-one bit per document. The first of equal documents, in the order of the inputs, stays.
+Hashes of all documents are sorted in buckets on the disk, so memory grows by only one
+bit per document. The first of equal documents, in the order of the inputs, is kept.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tokenization.text import documents
 
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("place", "<i8")])
 
-_HELD = 4 << 20
+_MOST_PENDING = 4 << 20
 
 _BUCKETS = 256
 
@@ -39,7 +39,7 @@ class Duplicates:
     starts: np.ndarray
 
     def among(self, part: int, start: int, count: int) -> np.ndarray:
-        """Which of the documents [start, start + count) of `part` repeat an earlier one of the corpus."""
+        """Return which of the documents [start, start + count) of `part` repeat an earlier document."""
         first = int(self.starts[part]) + start
         low = first // 8
         bits = np.unpackbits(self.bits[low : (first + count + 7) // 8], bitorder="little")
@@ -47,53 +47,53 @@ class Duplicates:
 
 
 def remove_cache(job: Job) -> None:
-    """Remove what was written down, when every part is finished."""
+    """Remove the stored duplicates when every part is finished."""
     file = with_ending(job.out, ".duplicates.npz")
     _sweep(file, "*")
     for path in (file, file.with_name(f"{file.name}.lock")):
         path.unlink(missing_ok=True)
 
 
-def find_duplicates(job: Job, identity: str, workers: int) -> Duplicates:
-    """The duplicates of a corpus, found once for all parts and all processes of the job `identity`."""
+def find_duplicates(job: Job, workers: int) -> Duplicates:
+    """Find the duplicates of a corpus once, for all parts and all processes of the job."""
     file = with_ending(job.out, ".duplicates.npz")
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with _locked(file.with_name(f"{file.name}.lock")) as alone:
-            known = _load(file, identity)
+            known = _load(file, job.identity)
             if known is not None:
                 return known
-            if alone:  # of this host at least: what lies here is of processes that were killed
+            if alone:  # no other process of this host runs: these folders are of killed ones
                 _sweep(file, f"{socket.gethostname()}.*")
-            return _search(job, identity, workers, file)
+            return _search(job, workers, file)
 
 
 def _load(file: Path, identity: str) -> Duplicates | None:
     if not file.is_file():
         return None
-    with np.load(file) as held:
-        return Duplicates(held["bits"], held["starts"]) if str(held["identity"]) == identity else None
+    with np.load(file) as stored:
+        return Duplicates(stored["bits"], stored["starts"]) if str(stored["identity"]) == identity else None
 
 
-def _search(job: Job, identity: str, workers: int, file: Path) -> Duplicates:
+def _search(job: Job, workers: int, file: Path) -> Duplicates:
     folder = file.with_name(f"{file.name}.{socket.gethostname()}.{os.getpid()}.partial.d")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
-        starts, total, spilled, held, count = [], 0, False, [np.empty(0, _RECORD)], 0
+        starts, total, spilled, pending, count = [], 0, False, [np.empty(0, _RECORD)], 0
         for part in range(job.parts):
             starts.append(total)
             todo = tasks(documents.blocks(job.part(part), job.format))
             with contextlib.closing(map_in_workers(Digesting(job.format), todo, workers)) as made:
                 for digests in made:
-                    held.append(_records(digests, total))
+                    pending.append(_records(digests, total))
                     total += len(digests)
                     count += len(digests)
-                    if count >= _HELD:
-                        _spill(folder, np.concatenate(held))
-                        spilled, held, count = True, [np.empty(0, _RECORD)], 0
+                    if count >= _MOST_PENDING:
+                        _spill(folder, np.concatenate(pending))
+                        spilled, pending, count = True, [np.empty(0, _RECORD)], 0
         bits = np.zeros(total // 8 + 1, dtype=np.uint8)
-        rest = np.concatenate(held)
+        rest = np.concatenate(pending)
         if spilled:
             _spill(folder, rest)
         for records in _buckets(folder) if spilled else [rest]:
@@ -101,7 +101,7 @@ def _search(job: Job, identity: str, workers: int, file: Path) -> Duplicates:
             np.bitwise_or.at(bits, places // 8, np.uint8(1) << (places % 8).astype(np.uint8))
         found = Duplicates(bits, np.array(starts, dtype=np.int64))
         packed = io.BytesIO()
-        np.savez_compressed(packed, bits=found.bits, starts=found.starts, identity=np.array(identity))
+        np.savez_compressed(packed, bits=found.bits, starts=found.starts, identity=np.array(job.identity))
         written = folder / file.name
         write_atomically(written, packed.getvalue())
         written.replace(file)
@@ -137,7 +137,7 @@ def _buckets(folder: Path) -> Iterator[np.ndarray]:
 
 
 def _repeated(records: np.ndarray) -> np.ndarray:
-    """The places of the records whose hash an earlier place has."""
+    """Return the places of the records whose hash an earlier record has."""
     ordered = records[np.lexsort((records["place"], records["low"], records["high"]))]
     same = [ordered[name][1:] == ordered[name][:-1] for name in ("high", "low", "place")]
     return ordered["place"][1:][same[0] & same[1] & ~same[2]]
@@ -145,7 +145,7 @@ def _repeated(records: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[bool]:
-    """Wait until no other process of the job holds the lock; without locks each finds the same by itself."""
+    """Wait until no other process of the job holds the lock; yield False on a file system without locks."""
     with open(file, "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""One corpus to prepare: what makes its bytes, what its parts are, and what came of them."""
+"""A job: the files and options that decide its bytes, its parts, and their counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import xxhash
 
@@ -21,11 +21,9 @@ from tokenization.tokenizer.fingerprint import core
 
 
 @dataclass
-class PartCounts:
-    """What one part holds; `finished` is written last, when its shards are whole."""
+class Counts:
+    """Numbers of one part or of several; `+=` adds another's."""
 
-    job: str
-    finished: bool = False
     documents: int = 0
     tokens: int = 0
     utf8_bytes: int = 0
@@ -33,16 +31,41 @@ class PartCounts:
     validation_tokens: int = 0
     duplicates: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
+    """Records that are not documents, by the reason."""
     lost: dict[str, int] = field(default_factory=dict)
-    """What the tokenizer has no piece for, see `encoding.Tokens.lost`."""
+    """What the tokenizer has no piece for, and how often, see `EncodedDocuments.lost`."""
     reject_files: dict[str, list[str]] = field(default_factory=dict)
+    """The names of the first files that have such records, by the reason."""
+
+    def __iadd__(self, other: Counts) -> Self:
+        """Add the numbers of `other`."""
+        self.documents += other.documents
+        self.tokens += other.tokens
+        self.utf8_bytes += other.utf8_bytes
+        self.validation_documents += other.validation_documents
+        self.validation_tokens += other.validation_tokens
+        self.duplicates += other.duplicates
+        self.rejects = dict(Counter(self.rejects) + Counter(other.rejects))
+        self.lost = dict(Counter(self.lost) + Counter(other.lost))
+        self.reject_files = other.reject_files | self.reject_files
+        return self
+
+
+@dataclass
+class PartCounts(Counts):
+    """The file `PREFIX.prepared.json` of one part."""
+
+    job: str = field(kw_only=True)
+    """The identity of the job that writes the part."""
+    finished: bool = False
+    """Whether the shards of the part are whole; it is set last."""
     facts: dict[str, str] = field(default_factory=dict)
-    """What `job` was made of, to tell what another job has not in common with this one."""
+    """What `job` was made of, so that a difference from another job can be named."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A corpus and the options that make its bytes."""
+    """A corpus and the options that decide its bytes."""
 
     out: Path
     tokenizer: Tokenizer
@@ -54,12 +77,12 @@ class Job:
 
     @property
     def identity(self) -> str:
-        """Equal for equal bytes: the files as they are and in their order, the tokenizer and the options."""
+        """Hash of the files and their order, the tokenizer and the options: equal ones give equal bytes."""
         return _hash(self.facts)
 
     @property
     def earlier_identity(self) -> str:
-        """The identity that an earlier rewarm wrote, which knew half of the tokenizer's fingerprint."""
+        """The identity that earlier versions wrote, with half of the tokenizer's fingerprint."""
         files = sorted({piece.path for piece in self.slices})
         stats = [(file, stat.st_size, stat.st_mtime_ns) for file in files for stat in [Path(file).stat()]]
         tokenizer = core(self.tokenizer.fingerprint)
@@ -69,7 +92,7 @@ class Job:
 
     @cached_property
     def facts(self) -> dict[str, str]:
-        """All that decides the bytes of the parts, by what it is called."""
+        """Everything that decides the bytes of the parts, by its name in messages."""
         files = list(dict.fromkeys(piece.path for piece in self.slices))
         stats = [(file, stat.st_size, stat.st_mtime_ns) for file in files for stat in [Path(file).stat()]]
         return {
@@ -82,7 +105,7 @@ class Job:
         }
 
     def part(self, index: int) -> list[documents.Slice]:
-        """The slices of a part: a run of neighbours, as much as the others have."""
+        """Return the slices of a part: neighbours, with about as many bytes as every other part."""
         return self._divided[index]
 
     @cached_property
@@ -97,15 +120,15 @@ class Job:
         return divided
 
     def prefix(self, index: int) -> Path:
-        """Where part `index` is written."""
+        """Return the prefix of part `index`."""
         return part_prefix(self.out, index, self.parts)
 
     def validation_prefix(self, index: int) -> Path:
-        """Where the validation documents of part `index` are written."""
+        """Return the prefix of the validation documents of part `index`."""
         return part_prefix(f"{self.out}-validation", index, self.parts)
 
     def counts_path(self, index: int) -> Path:
-        """The file that says that part `index` is finished."""
+        """Return the path of the file that says whether part `index` is finished."""
         return with_ending(self.prefix(index), ".prepared.json")
 
 
@@ -114,53 +137,26 @@ def _hash(facts: object) -> str:
 
 
 @dataclass
-class PrepareResult:
+class PrepareResult(Counts):
     """What `prepare` wrote, and what it left out."""
 
-    out: str
-    parts: int
+    out: str = field(kw_only=True)
+    parts: int = field(kw_only=True)
     finished_before: int = 0
     """Parts that an earlier start had finished."""
     validation: bool = False
     """Whether documents were to be held out."""
-    documents: int = 0
-    tokens: int = 0
-    utf8_bytes: int = 0
-    validation_documents: int = 0
-    validation_tokens: int = 0
-    duplicates: int = 0
-    rejects: dict[str, int] = field(default_factory=dict)
-    """Records that are no documents, by the reason."""
-    lost: dict[str, int] = field(default_factory=dict)
-    """What the tokenizer has no piece for, and how often: it is not in the shards."""
-    reject_files: dict[str, list[str]] = field(default_factory=dict)
-    """The names of the first files that have such records."""
     engine: str = ""
     """The encoder used; empty when nothing was left to do."""
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
-    def add(self, counts: PartCounts) -> None:
-        """Count a part in."""
-        for name in (
-            "documents",
-            "tokens",
-            "utf8_bytes",
-            "validation_documents",
-            "validation_tokens",
-            "duplicates",
-        ):
-            setattr(self, name, getattr(self, name) + getattr(counts, name))
-        self.rejects = dict(Counter(self.rejects) + Counter(counts.rejects))
-        self.lost = dict(Counter(self.lost) + Counter(counts.lost))
-        self.reject_files = counts.reject_files | self.reject_files
-
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """Return the same as plain data."""
         return asdict(self)
 
     def to_text(self) -> str:
-        """The same for a reader."""
+        """Return the same as lines of text."""
         lines = [
             f"{self.out}: {self.documents:,} documents, {self.tokens:,} tokens,"
             f" {self.utf8_bytes / 1e6:,.1f} MB of text"
@@ -184,7 +180,7 @@ class PrepareResult:
         return "\n".join([*lines, *self.notes])
 
     def _lost_lines(self) -> list[str]:
-        """A line for each sort of text that the tokenizer cannot write down."""
+        """Return a line for each kind of text that the tokenizer cannot encode."""
         within = f" (in {self.lost['documents']:,} documents)" if "documents" in self.lost else ""
         return [
             f"warning: {count:,} × {what}{within if what.startswith('byte') else ''}: the tokenizer has no"

@@ -1,4 +1,4 @@
-"""How far a long job is, on standard error: a bar on a terminal, plain lines in a log."""
+"""The progress of a long job on standard error: a bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _EVERY_S = 30.0
 
 
 class Meter:
-    """Counts what is done, in bytes of the input as it lies on the disk, and shows MB/s and tokens/s."""
+    """Counts finished bytes of the input on disk, and shows MB/s and tokens/s."""
 
     def __init__(self, total: int, *, shown: bool = True) -> None:
-        """Begin to count towards `total` bytes; nothing is printed unless `shown`."""
+        """Start to count towards `total` bytes; nothing is printed unless `shown`."""
         self._total, self._began = max(total, 1), time.monotonic()
-        self._said = self._began
+        self._printed = self._began
         self._done = self._text_bytes = self._tokens = 0
         self._shown = shown
         terminal = shown and sys.stderr.isatty()
@@ -25,15 +25,15 @@ class Meter:
         self._bar = tqdm(total=total, unit="B", unit_scale=True, leave=False) if terminal else None
 
     def add(self, done: int, text_bytes: int, tokens: int) -> None:
-        """Count `done` bytes of input, which held so much text and gave so many tokens."""
+        """Count `done` bytes of input, with the text bytes and tokens that they gave."""
         self._done += done
         self._text_bytes += text_bytes
         self._tokens += tokens
         if self._bar is not None:
             self._bar.set_postfix_str(self._rates(), refresh=False)
             self._bar.update(done)
-        elif self._shown and time.monotonic() - self._said >= _EVERY_S:
-            self._said = time.monotonic()
+        elif self._shown and time.monotonic() - self._printed >= _EVERY_S:
+            self._printed = time.monotonic()
             print(f"{self._done / self._total:6.1%}  {self._rates()}", file=sys.stderr, flush=True)
 
     def _rates(self) -> str:

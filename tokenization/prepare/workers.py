@@ -1,4 +1,4 @@
-"""Blocks of documents become ids, in this process or in several, always in the order of the blocks."""
+"""Turn blocks of documents into ids, in this process or in several, in the order of the blocks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SPLIT_SEED = 0x5EED
 
 @dataclass(frozen=True)
 class Encoding:
-    """What a worker needs to turn a task into tokens."""
+    """The function of a worker that turns a task into tokens."""
 
     format: documents.DocumentFormat
     engine: EncodingEngine
@@ -41,9 +41,9 @@ class Encoding:
     dtype: np.dtype
     validation: Fraction
     missing_bytes: bytes = b""
-    """Bytes for which the vocabulary has no piece: the engine leaves them out."""
+    """Bytes without a piece in the vocabulary: the engine drops them."""
     unknown_id: int | None = None
-    """The id that stands for text without a piece."""
+    """The id that replaces text without a piece."""
 
     def __call__(self, task: Task) -> EncodedDocuments:
         """Read and encode a task; every document ends with EOS."""
@@ -62,16 +62,16 @@ class Encoding:
             held_out(texts, self.validation),
             [reject for batch in batches for reject in batch.rejects],
             sum(block.weight for block in task),
-            self._told(encoded, lost),
+            self._losses(encoded, lost),
         )
 
-    def _told(self, encoded: Encoded, lost: list[Counter[int]]) -> dict[str, int]:
-        told = Counter({f"byte {named(byte)}": count for byte, count in sum(lost, Counter[int]()).items()})
+    def _losses(self, encoded: Encoded, lost: list[Counter[int]]) -> dict[str, int]:
+        losses = Counter({f"byte {named(byte)}": count for byte, count in sum(lost, Counter[int]()).items()})
         if self.unknown_id is not None and (unknown := int((encoded[0] == self.unknown_id).sum())):
-            told[f"text that became the unknown token {self.unknown_id}"] = unknown
+            losses[f"text that became the unknown token {self.unknown_id}"] = unknown
         if any(lost):
-            told["documents"] = sum(map(bool, lost))
-        return dict(told)
+            losses["documents"] = sum(map(bool, lost))
+        return dict(losses)
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,19 @@ class EncodedDocuments:
 
 @dataclass(frozen=True)
 class Digesting:
-    """What a worker needs to tell documents apart: their hashes, [documents, 2] of 64 bits."""
+    """The function of a worker that hashes documents: [documents, 2] of 64 bits."""
 
     format: documents.DocumentFormat
 
     def __call__(self, task: Task) -> np.ndarray:
-        """The xxh3-128 of each document of a task."""
+        """Return the xxh3-128 of each document of a task."""
         texts = [text for block in task for text in records.read_records(block, self.format).texts]
         digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for text in texts)
         return np.frombuffer(digests, dtype=">u8").reshape(-1, 2)
 
 
 def held_out(texts: list[str], share: Fraction) -> np.ndarray:
-    """Which texts a validation set of that share takes: by their hash, so that no other text matters."""
+    """Return which texts go to the validation set: by their hash, independent of all other texts."""
     if share == 0:
         return np.zeros(len(texts), dtype=bool)
     below = int(share * 2**64)
@@ -115,7 +115,7 @@ def held_out(texts: list[str], share: Fraction) -> np.ndarray:
 
 
 def tasks(found: Iterable[documents.Block], task_bytes: int = documents.BLOCK_BYTES) -> Iterator[Task]:
-    """Blocks in groups of about `task_bytes`, so that a million small files are not a million tasks."""
+    """Yield blocks in groups of about `task_bytes`, so that many small files become few tasks."""
     task: Task = []
     size = 0
     for block in found:
@@ -131,9 +131,9 @@ def tasks(found: Iterable[documents.Block], task_bytes: int = documents.BLOCK_BY
 def map_in_workers(
     function: Callable[[Task], Made], todo: Iterable[Task], workers: int
 ) -> Generator[Made, None, None]:
-    """What `function` makes of each task, in their order, reading ahead twice the number of workers.
+    """Yield the result of `function` for each task, in order, reading ahead twice the number of workers.
 
-    Workers are forked, so that they share the engine and what it has learned; they end with this process.
+    Workers are forked, so that they share the engine and its cache; they end with this process.
 
     Raises:
         InfrastructureError: a worker was killed.
@@ -153,7 +153,7 @@ def map_in_workers(
             yield ahead.popleft().result()
     except BrokenProcessPool:
         raise InfrastructureError(
-            "a worker was killed, perhaps for want of memory; run it again, with fewer --workers"
+            "a worker was killed, perhaps for lack of memory; run it again, with fewer --workers"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -165,7 +165,7 @@ _function: Callable[[Task], object]
 def _begin_worker(function: Callable[[Task], object], parent: int) -> None:
     global _function
     _function = function
-    gc.freeze()  # what was inherited is not garbage, and looking at it would copy its pages
+    gc.freeze()  # inherited objects are not garbage, and to collect them would copy their pages
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and stops its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
@@ -181,7 +181,7 @@ def _end_with(parent: int) -> None:
 
 
 def _lost(text: str, missing: bytes) -> Counter[int]:
-    """How often a text has each of the `missing` bytes."""
+    """Count how often a text has each of the `missing` bytes."""
     data = text.encode()
     if len(data.translate(None, missing)) == len(data):
         return Counter()

@@ -1,10 +1,10 @@
-"""The files of a token shard, which `shards` and `shard_writer` share.
+"""The files of a token shard: names, layout, and the side file.
 
 One shard is one prefix and three files. `PREFIX.bin` holds the token ids, end to end. `PREFIX.idx` holds,
 little-endian: the magic `MMIDIDX\0\0`, the version 1 (u64), a dtype code (u8), the number of sequences and
 of sequences plus one (u64 each), every sequence's length in tokens (i32), its offset in bytes (i64), and the
 document index 0, 1, … n (i64); one sequence is one document. `PREFIX.json` is written last: it counts what
-the other two hold, and its presence says that the shard is whole.
+the other two hold, and a shard without it is not whole.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenization.disk import sync_directory, with_ending, write_atomically
+from tokenization.disk import sync_path, with_ending, write_atomically
 from tokenization.errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -35,12 +35,12 @@ META_VERSION = 1
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The type of a stored token id: two bytes below 65,536 pieces, else four."""
+    """Return the type of a stored token id: two bytes below 65,536 pieces, else four."""
     return _DTYPES[8 if vocab_size < 65536 else 4]
 
 
 def part_prefix(prefix: str | Path, part: int, parts: int) -> Path:
-    """The prefix of part `part` (from 0) of `parts`; a source in one part has no suffix."""
+    """Return the prefix of part `part` (from 0) of `parts`; a source in one part has no suffix."""
     return Path(prefix) if parts == 1 else Path(f"{prefix}-{part:05d}-of-{parts:05d}")
 
 
@@ -56,14 +56,14 @@ class ShardMeta:
     tokens: int
     """Token ids, every document's EOS included."""
     utf8_bytes: int
-    """Bytes of the text that was encoded; 0 when another tool wrote the shard and did not say."""
+    """Bytes of the text that was encoded; 0 if the writer did not count them."""
     checksum: str
     """xxh3-128 of the `.bin` file."""
     index_checksum: str
     """xxh3-128 of the `.idx` file."""
     version: int = META_VERSION
     job: str = ""
-    """Identity of the job that wrote it, which all parts of a source share; empty if it was no such job."""
+    """Identity of the job that wrote it, which all parts of a source share; empty if no job did."""
 
     @classmethod
     def read(cls, prefix: Path) -> ShardMeta:
@@ -77,19 +77,17 @@ class ShardMeta:
             read = json.loads(path.read_text(encoding="utf-8"))
             if read.get("version") != META_VERSION:
                 raise UserError(
-                    f"is not version {META_VERSION}, which this rewarm reads",
+                    f"is not version {META_VERSION}, which this version of rewarm reads",
                     file=path,
                     field="version",
                     value=read.get("version"),
                     fix="run `rewarm data prepare` again",
                 )
-            read.setdefault("job", "")  # shards of the time before it was written down have none
+            read.setdefault("job", "")  # shards of earlier versions have none
             return cls(**{field.name: read[field.name] for field in fields(cls)})
         except FileNotFoundError:
             raise UserError(
-                "is missing, so the shard is not whole",
-                file=path,
-                fix="finish it with `rewarm data prepare`",
+                "is missing, so the shard is not whole", file=path, fix="finish it with `rewarm data prepare`"
             ) from None
         except (ValueError, KeyError, AttributeError) as error:
             raise UserError(
@@ -98,14 +96,14 @@ class ShardMeta:
 
 
 def read_header(index: Path) -> tuple:
-    """Magic, version, dtype code, sequences, and document bounds of an `.idx` file; zeros when it is cut."""
+    """Read magic, version, dtype code, sequences and document bounds of an `.idx` file; zeros if cut."""
     with _present(index), open(index, "rb") as file:
         head = file.read(HEADER.size)
     return HEADER.unpack(head) if len(head) == HEADER.size else (b"", 0, 0, 0, 0)
 
 
 def check_size(path: Path, expected: int) -> None:
-    """Hold the size of a file against what the side file counts.
+    """Check the size of a file against the counts of the side file.
 
     Raises:
         UserError: it is missing, cut short or too long.
@@ -121,8 +119,8 @@ def check_size(path: Path, expected: int) -> None:
 
 
 def write_meta(prefix: Path, meta: ShardMeta) -> None:
-    """Write the side file, which makes the shard count, after all else is on the disk."""
-    sync_directory(prefix.parent)
+    """Write the side file, after everything else is on the disk; it marks the shard as whole."""
+    sync_path(prefix.parent)
     write_atomically(with_ending(prefix, ".json"), json.dumps(asdict(meta), indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Token shards: memory-mapped reading, verification, and the door to writing them.
+"""Token shards: memory-mapped reading and verification.
 
 A source is one shard, or the parts `PREFIX-00000-of-00004` … of one, which are read as one stream of tokens.
 """
@@ -9,7 +9,6 @@ import json
 import operator
 import os
 import re
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +29,6 @@ from tokenization.shards.format import (
     part_prefix,
     read_header,
     token_dtype,
-    write_meta,
 )
 from tokenization.tokenizer.fingerprint import core, same
 
@@ -42,12 +40,12 @@ class TokenStore:
     """
 
     def __init__(self, prefix: Path, parts: list[_Part]) -> None:
-        """Join `parts`, which `open_tokens` has found to be whole and alike."""
+        """Join `parts`, which `open_tokens` has checked."""
         self.prefix = prefix
         self.parts = parts
         first = parts[0].meta
         self.tokenizer = max((part.meta.tokenizer for part in parts), key=len)
-        """The fingerprint that tells most: parts of an earlier rewarm have half of it."""
+        """The longest fingerprint: parts of an earlier version have its first half."""
         self.eos_id = first.eos_id
         self.vocab_size = max(part.meta.vocab_size for part in parts)
         self.dtype = token_dtype(first.vocab_size)
@@ -58,14 +56,14 @@ class TokenStore:
         self.fingerprint = _fingerprint([part.meta for part in parts])
 
     def samples(self, seq_len: int) -> int:
-        """How many samples of `seq_len` inputs the source has."""
+        """Return the number of samples of `seq_len` inputs that the source has."""
         return max(0, (self.tokens - 1) // seq_len)
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """The token ids [start, start + count), across parts.
+        """Return the token ids [start, start + count), across parts.
 
         Raises:
-            IndexError: they are not all there.
+            IndexError: some of them are outside the source.
             UserError: an id is beyond the vocabulary.
         """
         return self._checked(self._read(start, count))
@@ -80,7 +78,7 @@ class TokenStore:
         return np.concatenate([self.parts[index].ids[first:stop] for index, first, stop in spans])
 
     def read_samples(self, indices: npt.ArrayLike, seq_len: int) -> np.ndarray:
-        """The samples `indices`, as int32 [n, seq_len + 1]: inputs are [:, :-1], targets [:, 1:].
+        """Return the samples `indices`, as int32 [n, seq_len + 1]: inputs are [:, :-1], targets [:, 1:].
 
         Raises:
             IndexError: a sample is outside the source.
@@ -108,22 +106,14 @@ class TokenStore:
             raise UserError(what, file=self.prefix, fix=fix)
         return ids
 
-    def document_starts(self, start: int, count: int) -> np.ndarray:
-        """The offsets, within [start, start + count), of the tokens that begin a document (int64)."""
-        found = []
-        for index, first, stop in self._spans(start, count):
-            base = int(self._starts[index]) - start
-            found.append(self.parts[index].document_starts(first, stop) + base)
-        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
-
     def _locate(self, start: int, count: int) -> tuple[_Part, int, int]:
-        """The part that holds token `start`, and the run [first, stop) in it, which may pass its end."""
+        """Return the part with token `start`, and the run [first, stop) in it, which may pass its end."""
         index = min(int(np.searchsorted(self._starts, start, side="right")) - 1, len(self.parts) - 1)
         first = start - int(self._starts[index])
         return self.parts[index], first, first + count
 
     def _spans(self, start: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """The parts (by index) that [start, start + count) touches, each with its own run of tokens."""
+        """Yield the parts (by index) that [start, start + count) touches, each with its own run of tokens."""
         for index, part in enumerate(self.parts):
             base = int(self._starts[index])
             first, stop = max(start - base, 0), min(start + count - base, part.meta.tokens)
@@ -132,7 +122,7 @@ class TokenStore:
 
 
 class _Part:
-    """One whole shard, mapped; its sizes have been held against its side file."""
+    """One whole shard, mapped; its sizes agree with its side file."""
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
@@ -146,24 +136,12 @@ class _Part:
             raise UserError("does not fit its side file", file=index, fix="run `rewarm data prepare` again")
         empty = self.meta.tokens == 0
         self.ids = np.empty(0, dtype) if empty else np.memmap(with_ending(prefix, ".bin"), dtype, mode="r")
-        self._itemsize = dtype.itemsize
-        self._offsets = (
-            np.empty(0, "<i8")
-            if documents == 0
-            else np.memmap(index, "<i8", mode="r", offset=HEADER.size + 4 * documents, shape=(documents,))
-        )
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each document."""
         index, documents = with_ending(self.prefix, ".idx"), self.meta.documents
         return np.memmap(index, "<i4", mode="r", offset=HEADER.size, shape=(documents,))
-
-    def document_starts(self, first: int, stop: int) -> np.ndarray:
-        # The offsets are not aligned to 8 bytes, and numpy's searchsorted would copy them all.
-        low = bisect_left(self._offsets, first * self._itemsize)
-        high = bisect_left(self._offsets, stop * self._itemsize, lo=low)
-        return np.array(self._offsets[low:high], dtype=np.int64) // self._itemsize
 
 
 def open_tokens(prefix: str | Path) -> TokenStore:
@@ -197,7 +175,7 @@ def open_tokens(prefix: str | Path) -> TokenStore:
 
 
 def _one_dtype(one: int, other: int) -> bool:
-    """Whether ids of two vocabularies are stored alike: of one with and one without its added tokens, say."""
+    """Return whether ids of two vocabularies are stored alike, such as with and without added tokens."""
     return token_dtype(one) == token_dtype(other)
 
 
@@ -220,11 +198,11 @@ class Inspection:
     fingerprint: str
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """Return the same as plain data."""
         return asdict(self)
 
     def to_text(self) -> str:
-        """The same for a reader."""
+        """Return the same as lines of text."""
         mean = self.tokens / max(self.documents, 1)
         ratio = self.utf8_bytes / max(self.tokens, 1)
         lengths = f"of {self.shortest:,} to {self.longest:,} tokens, mean {mean:,.1f}"
@@ -241,7 +219,7 @@ class Inspection:
 
 
 def inspect_shard(prefix: str | Path) -> Inspection:
-    """What the source at `prefix` holds; its files are held against their sizes, not their checksums.
+    """Return what the source at `prefix` holds; the sizes of its files are checked, the checksums are not.
 
     Raises:
         UserError: see `open_tokens`.
@@ -265,10 +243,10 @@ def inspect_shard(prefix: str | Path) -> Inspection:
 
 
 def find_parts(prefix: str | Path) -> list[Path]:
-    """The prefixes of the shards that make up the source at `prefix`, in order.
+    """Return the prefixes of the shards of the source at `prefix`, in order.
 
     Raises:
-        UserError: there is none, a part is missing, or two generations of parts lie side by side.
+        UserError: there is none, a part is missing, or two generations of parts are there.
     """
     prefix = Path(prefix)
     pattern = re.compile(re.escape(prefix.name) + r"-(\d{5})-of-(\d{5})\.(?:json|bin|idx)")
@@ -287,7 +265,7 @@ def find_parts(prefix: str | Path) -> list[Path]:
 
 
 def verify_shard(prefix: str | Path) -> None:
-    """Read every byte of the source and hold it against the checksums.
+    """Read every byte of the source and compare its checksums.
 
     Raises:
         UserError: a file is damaged; it is named.
@@ -303,34 +281,10 @@ def verify_shard(prefix: str | Path) -> None:
                 )
 
 
-def adopt(prefix: str | Path, *, vocab_size: int, tokenizer: str, eos_id: int) -> ShardMeta:
-    """Write the side file of a shard that another tool made in the same format.
-
-    Raises:
-        UserError: the shard is not of this format, or a document in it is not one sequence ended with EOS.
-    """
-    prefix = Path(prefix)
-    index, data = with_ending(prefix, ".idx"), with_ending(prefix, ".bin")
-    magic, version, code, count, ends = read_header(index)
-    if (magic, version, code) != (MAGIC, 1, CODES[token_dtype(vocab_size)]) or ends != count + 1:
-        raise UserError(f"is not an index of one sequence per document over {vocab_size} pieces", file=index)
-    check_size(index, HEADER.size + 12 * count + 8 * ends)
-    lengths = np.fromfile(index, "<i4", count=count, offset=HEADER.size)
-    ids = np.fromfile(data, token_dtype(vocab_size))
-    if (
-        int(lengths.sum(dtype=np.int64)) != ids.size
-        or (ids[np.cumsum(lengths, dtype=np.int64) - 1] != eos_id).any()
-    ):
-        raise UserError(f"has a document that does not end with EOS {eos_id}", file=data)
-    meta = ShardMeta(tokenizer, vocab_size, eos_id, count, int(ids.size), 0, checksum(data), checksum(index))
-    write_meta(prefix, meta)
-    return meta
-
-
 def _fingerprint(metas: list[ShardMeta]) -> str:
-    """Of what the store holds: its tokens, whatever parts they are in would change the checksums.
+    """Hash what the store holds: its tokens, in whatever parts they are.
 
-    Of the tokenizer's fingerprint the half that an earlier rewarm wrote: runs know their sources by this.
+    Only the first half of the tokenizer's fingerprint counts: runs of earlier versions know only that.
     """
     facts = [
         [core(meta.tokenizer), meta.eos_id, meta.tokens, meta.documents, meta.checksum] for meta in metas

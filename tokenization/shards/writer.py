@@ -1,4 +1,4 @@
-"""Writes token shards that are whole or absent."""
+"""The writer of token shards: a shard is whole or absent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ShardWriter:
     def __init__(
         self, prefix: str | Path, *, vocab_size: int, tokenizer: str, eos_id: int, job: str = ""
     ) -> None:
-        """Begin a shard at `prefix` for ids below `vocab_size` of the tokenizer with that fingerprint.
+        """Create the temporary files of a shard at `prefix`, for ids below `vocab_size` of that tokenizer.
 
         `job` is the identity that all parts of a source have in common.
 
@@ -89,7 +89,7 @@ class ShardWriter:
         """Finish the index, sync, give the files their names, and write the side file last.
 
         Raises:
-            InfrastructureError: the disk is full or failed; nothing is left that looks whole.
+            InfrastructureError: the disk is full or failed; no file is left that looks whole.
         """
         try:
             with disk_errors(self._idx_path):
@@ -116,7 +116,7 @@ class ShardWriter:
             path.unlink(missing_ok=True)
 
     def _finish_index(self) -> None:
-        """After the lengths come the offsets in bytes and the document index, in constant memory."""
+        """Write the offsets in bytes and the document index after the lengths, in constant memory."""
         itemsize, offset = self._dtype.itemsize, 0
         for start in range(0, self.documents, CHUNK):
             self._idx.seek(HEADER.size + 4 * start)
@@ -160,10 +160,9 @@ class ShardWriter:
 def _exclusive(path: Path) -> BinaryIO:
     """Open `path` for writing, unless another process has it.
 
-    A process that was killed holds nothing, but the workers that it forked may, for the second that they
-    take to notice.
+    The lock of a killed process may be held by its forked workers for a second, until they notice.
     """
-    file = open(path, "ab")  # noqa: SIM115 - the caller keeps it open
+    file = open(path, "ab")  # noqa: SIM115 - the caller closes it
     for left in range(_LOCK_TRIES, -1, -1):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,10 +171,10 @@ def _exclusive(path: Path) -> BinaryIO:
             if left == 0:
                 file.close()
                 raise UserError(
-                    "is being written by another process", file=path, fix="wait for it, or end it"
+                    "is being written by another process", file=path, fix="wait for that process, or stop it"
                 ) from None
             time.sleep(0.1)
         except OSError:
-            break  # a file system without locks: the names alone must do
+            break  # a file system without locks
     file.truncate(0)
     return file

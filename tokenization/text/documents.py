@@ -1,9 +1,8 @@
-"""Documents out of files: .txt, .jsonl (plain, .gz, .zst), .parquet, and directories that `datasets` saved.
+"""Files as slices and blocks: .txt, .jsonl (plain, .gz, .zst), .parquet, and what `datasets` saved.
 
-`plan` cuts the inputs into slices from names and sizes alone; `blocks` turns slices into blocks of bounded
-size, in order, which other processes can read with `records.read`. Plain files are read where the block is
-used; compressed and columnar ones, and those in another encoding than UTF-8, which have no place to begin
-in the middle, are unpacked on the way.
+`slices_of` cuts the inputs into slices by names and sizes alone; `blocks` turns slices into blocks of bounded
+size, in order, which other processes can read with `read_records`. Plain files are read where a block is
+used. Files that are compressed, columnar or not UTF-8 cannot be read from the middle: `blocks` reads them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ BLOCK_BYTES = 4 << 20
 _SLICES = 1 << 14
 
 MAX_DOCUMENT_BYTES = 32 << 20
-"""A longer document is none: it is a corpus whose documents were not told apart."""
+"""A longer "document" is rejected: most likely a whole corpus was read as one document."""
 
 _LONGEST_BLANK = 1 << 20
 
@@ -37,7 +36,7 @@ _SPACES = (
     rb"(?:[\t-\r\x1c-\x20]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f"
     rb"|\xe3\x80\x80)"
 )
-"""A character for which `str.isspace` holds, in UTF-8: books have U+3000 and U+00A0 in their blank lines."""
+"""A character with `str.isspace`, in UTF-8: blank lines of books may have U+3000 and U+00A0."""
 
 _BLANK = re.compile(_SPACES + rb"*+")
 
@@ -49,31 +48,31 @@ class DocumentFormat:
     """How documents are found in files."""
 
     text_field: str = "text"
-    """The field (jsonl) or column (parquet, datasets) that holds the text."""
+    """The field (jsonl) or column (parquet, datasets) with the text."""
     txt: TxtDocuments = "file"
     encoding: str = "utf-8"
-    """Of the `.txt` and `.jsonl` that are not UTF-8."""
+    """The encoding of `.txt` and `.jsonl` files that are not UTF-8."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A stretch of one file: bytes [start, stop) of a plain one, row groups of a parquet, else the whole."""
+    """A range of one file: bytes [start, stop) of a plain one, row groups of a parquet, or else the whole."""
 
     path: str
     kind: Kind
     start: int
     stop: int
     size: int
-    """Its weight when work is divided: bytes on disk."""
+    """Bytes on disk, by which work is divided."""
     streamed: bool = False
-    """Whether it is unpacked or decoded from its beginning on."""
+    """Whether it is unpacked or decoded from its beginning."""
     row: int = 0
     """The number of its first row."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some documents: a range of a plain file, or bytes or rows that were unpacked from another."""
+    """Some documents: a range of a plain file, or bytes or rows that were unpacked from a file."""
 
     path: str
     kind: Literal["txt", "jsonl", "rows", "long"]
@@ -82,17 +81,16 @@ class Block:
     """Byte offset in the unpacked file, or number of the first row."""
     stop: int
     weight: int
-    """Bytes on disk that are done with this block; an unpacked file's come with its last."""
+    """Bytes on disk that end with this block; the last block of an unpacked file counts all of them."""
     data: bytes | list[Any] | None = None
 
 
 def slices_of(
     inputs: Sequence[str | Path], format: DocumentFormat, slice_bytes: int | None = None
 ) -> list[Slice]:
-    """The slices of all `inputs`, in the order given, directories in the order of their names.
+    """Return the slices of all `inputs` in their order; files of a directory are ordered by name.
 
-    Plain files are cut every `slice_bytes`; without it, so that there are at most some 16,384 slices more
-    than files, however much there is to read.
+    Plain files are cut every `slice_bytes`; the default gives at most about 16,384 slices more than files.
 
     Raises:
         UserError: an input is missing, is of an unknown kind, lacks the column of the text, or is one
@@ -102,7 +100,7 @@ def slices_of(
 
 
 def cut_slices(files: Sequence[Path], format: DocumentFormat, slice_bytes: int | None = None) -> list[Slice]:
-    """The slices of `files`; see `plan`."""
+    """Cut `files` into slices; see `slices_of`."""
     if slice_bytes is None:
         total = sum(file.stat().st_size for file in files)
         slice_bytes = BLOCK_BYTES * max(1, -(-total // (BLOCK_BYTES * _SLICES)))
@@ -112,7 +110,7 @@ def cut_slices(files: Sequence[Path], format: DocumentFormat, slice_bytes: int |
 def blocks(
     slices: Sequence[Slice], format: DocumentFormat, block_bytes: int = BLOCK_BYTES
 ) -> Iterator[Block]:
-    """The documents of `slices`, in order, in blocks whose size does not depend on the size of the files."""
+    """Yield the documents of `slices`, in order, in blocks of bounded size."""
     for piece in slices:
         if piece.kind in ("parquet", "arrow"):
             yield from _row_blocks(piece, format, block_bytes)
@@ -127,25 +125,25 @@ def blocks(
 
 
 def beginning(block: Block, size: int) -> Block:
-    """The part of a block that begins within its first `size` bytes, or the whole if it cannot be cut."""
+    """Return the part of a block that begins in its first `size` bytes, or all if it cannot be cut."""
     plain = block.data is None and block.start < block.stop
     return replace(block, stop=min(block.stop, block.start + size)) if plain else block
 
 
 def is_blank(line: bytes) -> bool:
-    """Whether a line holds nothing but white space, of any script."""
+    """Return whether a line has only white space, of any script."""
     return _BLANK.fullmatch(line) is not None
 
 
 def refuse_long(path: str | Path, size: int, more: str = "") -> None:
-    """Refuse a file that is one document of `size` bytes, or `more`, and too long for one.
+    """Refuse a file that is one document of `size` bytes (or `more` than that), if that is too long.
 
     Raises:
         UserError: it has more than `MAX_DOCUMENT_BYTES`.
     """
     if size > MAX_DOCUMENT_BYTES:
         raise UserError(
-            f"is {more}{size / 1e6:,.0f} MB, too much for one document",
+            f"is {more}{size / 1e6:,.0f} MB, too large for one document",
             file=path,
             fix="give --documents lines or blocks, or leave it out",
         )
@@ -153,24 +151,24 @@ def refuse_long(path: str | Path, size: int, more: str = "") -> None:
 
 def _cut_file(path: Path, format: DocumentFormat, slice_bytes: int) -> Iterator[Slice]:
     name, size = str(path), path.stat().st_size
-    held, packed = kind(path)
-    assert held is not None
-    if held in ("parquet", "arrow"):
-        yield from _cut_columns(path, size, held, format, slice_bytes)
+    form, packed = kind(path)
+    assert form is not None
+    if form in ("parquet", "arrow"):
+        yield from _cut_columns(path, size, form, format, slice_bytes)
         return
     streamed = packed or format.encoding != "utf-8"
-    if streamed or (held == "txt" and format.txt == "file"):
-        if held == "txt" and format.txt == "file":
+    if streamed or (form == "txt" and format.txt == "file"):
+        if form == "txt" and format.txt == "file":
             refuse_long(path, _unpacked_size(path) if packed else size)
-        yield Slice(name, held, 0, size, size, streamed)
+        yield Slice(name, form, 0, size, size, streamed)
         return
     for start in range(0, size, slice_bytes):
         stop = min(start + slice_bytes, size)
-        yield Slice(name, held, start, stop, stop - start)
+        yield Slice(name, form, start, stop, stop - start)
 
 
 def _unpacked_size(path: Path) -> int:
-    """What a compressed file says of its size, so that one too large is refused at once; 0 if nothing."""
+    """Return the unpacked size that a compressed file declares; 0 if it declares none."""
     with open(path, "rb") as file:
         if path.name.lower().endswith(".gz"):
             if file.seek(0, os.SEEK_END) < 18:
@@ -186,13 +184,13 @@ def _unpacked_size(path: Path) -> int:
 
 
 def _cut_columns(
-    path: Path, size: int, held: Kind, format: DocumentFormat, slice_bytes: int
+    path: Path, size: int, form: Kind, format: DocumentFormat, slice_bytes: int
 ) -> Iterator[Slice]:
     import pyarrow as pa
 
     groups: list[tuple[int, int]] = []  # bytes and rows of each row group
     try:
-        if held == "arrow":
+        if form == "arrow":
             with pa.memory_map(os.fsencode(path)) as source:
                 names = pa.ipc.open_stream(source).schema.names
         else:
@@ -209,21 +207,21 @@ def _cut_columns(
             field="--text-field",
             value=format.text_field,
         )
-    if held == "arrow":
-        yield Slice(str(path), held, 0, 1, size)
+    if form == "arrow":
+        yield Slice(str(path), form, 0, 1, size)
         return
-    # Row groups of some tools hold a few rows each; together they are as large as the slices of other files.
+    # Some tools write row groups of a few rows; they are joined until they are as large as other slices.
     total = max(1, sum(bytes_ for bytes_, _ in groups))
     first, row, rows, weight = 0, 0, 0, 0
     for index, (bytes_, count) in enumerate(groups, 1):
         rows, weight = rows + count, weight + bytes_
         if weight * size >= slice_bytes * total or index == len(groups):
-            yield Slice(str(path), held, first, index, weight * size // total, row=row)
+            yield Slice(str(path), form, first, index, weight * size // total, row=row)
             first, row, rows, weight = index, row + rows, 0, 0
 
 
 def _footer(path: str) -> Any:
-    """The metadata of a parquet file, which every slice of it needs, read once as long as it is the same."""
+    """Return the metadata of a parquet file, read once for all of its slices."""
     stat = os.stat(path)
     return _read_footer(path, stat.st_size, stat.st_mtime_ns)
 
@@ -232,25 +230,23 @@ def _footer(path: str) -> Any:
 def _read_footer(path: str, size: int, changed: int) -> Any:
     import pyarrow.parquet as pq
 
-    with open(
-        path, "rb"
-    ) as file:  # pyarrow would take a path for a URI, and fail at names that are not UTF-8
+    with open(path, "rb") as file:  # pyarrow treats a path as a URI, and fails on names that are not UTF-8
         return pq.read_metadata(file)
 
 
 def _row_blocks(piece: Slice, format: DocumentFormat, block_bytes: int) -> Iterator[Block]:
-    """The text column of a parquet's row groups, or of an Arrow stream, as blocks of rows."""
-    row, held, size = piece.row, [], 0
+    """Yield the text column of parquet row groups, or of an Arrow stream, as blocks of rows."""
+    row, values, size = piece.row, [], 0
     first = row
     for column in _columns(piece, format.text_field):
         for value in _values(column):
-            held.append(value)
+            values.append(value)
             size += len(value) if isinstance(value, (str, bytes)) else 0
             row += 1
             if size >= block_bytes:
-                yield Block(piece.path, "rows", first, row, 0, held)
-                first, held, size = row, [], 0
-    yield Block(piece.path, "rows", first, row, piece.size, held)
+                yield Block(piece.path, "rows", first, row, 0, values)
+                first, values, size = row, [], 0
+    yield Block(piece.path, "rows", first, row, piece.size, values)
 
 
 def _columns(piece: Slice, name: str) -> Iterator[Any]:
@@ -276,7 +272,7 @@ def _columns(piece: Slice, name: str) -> Iterator[Any]:
 
 
 def _values(column: Any) -> list[Any]:
-    """What a column holds; as bytes where it says that it is text and some of it is not."""
+    """Return the values of a column; as bytes if some of its text is not UTF-8."""
     import pyarrow as pa
 
     try:
@@ -287,49 +283,50 @@ def _values(column: Any) -> list[Any]:
 
 
 def _streamed_blocks(piece: Slice, format: DocumentFormat, block_bytes: int) -> Iterator[Block]:
-    """A file that is read from its beginning, as blocks of whole records; each byte is looked at once."""
+    """Yield a file that is read from its beginning, as blocks of whole records; each byte is scanned once."""
     lines = piece.kind == "jsonl" or format.txt == "lines"
-    held_kind: Literal["txt", "jsonl"] = "jsonl" if piece.kind == "jsonl" else "txt"
+    form: Literal["txt", "jsonl"] = "jsonl" if piece.kind == "jsonl" else "txt"
     at, dropped = 0, 0
-    held, new = bytearray(), 0  # the ends of records are looked for from `new` on
+    buffer, new = bytearray(), 0  # ends of records are searched from `new` on
     with unpack(piece.path, format.encoding) as file:
         while chunk := file.read(block_bytes):
-            held += chunk
-            first, last = _ends(held, new, lines)
+            buffer += chunk
+            first, last = _ends(buffer, new, lines)
             if last:
                 if not dropped:
                     first = 0
-                else:  # the record that is too long is over
+                else:  # the record that is too long ends here
                     yield Block(piece.path, "long", at, at + dropped + first, 0)
                     at, dropped = at + dropped, 0
                 if first < last:
-                    yield Block(piece.path, held_kind, at + first, at + last, 0, bytes(held[first:last]))
+                    yield Block(piece.path, form, at + first, at + last, 0, bytes(buffer[first:last]))
                 at += last
-                del held[:last]
+                del buffer[:last]
                 new = 0
-            new = len(held) if lines else _open_line(held, new)
-            if dropped or len(held) > MAX_DOCUMENT_BYTES:
-                rest = max(new - 1, 0, len(held) - _LONGEST_BLANK)  # with the line break before an open line
+            new = len(buffer) if lines else _open_line(buffer, new)
+            if dropped or len(buffer) > MAX_DOCUMENT_BYTES:
+                # The line break before an open line stays.
+                rest = max(new - 1, 0, len(buffer) - _LONGEST_BLANK)
                 dropped += rest
                 new -= rest
-                del held[:rest]
+                del buffer[:rest]
     if dropped:
-        yield Block(piece.path, "long", at, at + dropped + len(held), piece.size)
-    elif held or not at:
-        yield Block(piece.path, held_kind, at, at + len(held), piece.size, bytes(held))
+        yield Block(piece.path, "long", at, at + dropped + len(buffer), piece.size)
+    elif buffer or not at:
+        yield Block(piece.path, form, at, at + len(buffer), piece.size, bytes(buffer))
 
 
-def _ends(held: bytearray, new: int, lines: bool) -> tuple[int, int]:
-    """Where the first and the last record that is whole end, looked for from `new` on; 0 if none does."""
+def _ends(buffer: bytearray, new: int, lines: bool) -> tuple[int, int]:
+    """Return where the first and the last whole record end, searched from `new` on; 0 if there is none."""
     if lines:
-        return held.find(b"\n", new) + 1, held.rfind(b"\n", new) + 1
-    ends = [match.end() for match in _BLANK_LINE.finditer(held, new)]
+        return buffer.find(b"\n", new) + 1, buffer.rfind(b"\n", new) + 1
+    ends = [match.end() for match in _BLANK_LINE.finditer(buffer, new)]
     return (ends[0], ends[-1]) if ends else (0, 0)
 
 
-def _open_line(held: bytearray, new: int) -> int:
-    """Where the last line begins if it may yet become a blank one, else the end of what is held."""
-    begun = max(held.rfind(b"\n", new) + 1, new)
-    blank = _BLANK.match(held, begun)
+def _open_line(buffer: bytearray, new: int) -> int:
+    """Return where the last line begins if it may still become a blank one, else the end of `buffer`."""
+    begun = max(buffer.rfind(b"\n", new) + 1, new)
+    blank = _BLANK.match(buffer, begun)
     assert blank is not None
-    return begun if len(held) - blank.end() < len("\u3000".encode()) else len(held)
+    return begun if len(buffer) - blank.end() < len("\u3000".encode()) else len(buffer)

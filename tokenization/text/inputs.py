@@ -1,4 +1,4 @@
-"""Which files some inputs are: files, folders of them, and directories that `datasets` saved."""
+"""Find the files of inputs: files, folders of files, and directories that `datasets` saved."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-"""By the ending of a name, whose case does not matter."""
+"""By the ending of a name, in any case."""
 
 _IN_FOLDERS = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 
 _READ = f"{' '.join(_IN_FOLDERS)} (plain, .gz or .zst)"
 
 _SYSTEM = {"__MACOSX", "__pycache__", "lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir"}
-"""Folders that programs leave beside their users' files; the names of others begin with a dot."""
+"""Folders that programs create among their users' files; those that begin with a dot are not listed."""
 
 _RUN = "recipe.resolved.yaml"
-"""A folder that holds it is a run's."""
+"""The file that marks the directory of a run."""
 
 _SHARD = re.compile(r"(.+?)(?:\.bin|\.idx|\.json|\.prepared\.json|\.duplicates\.npz.*)(?:\.partial)?")
 
@@ -58,26 +58,26 @@ _TWICE = "file(s) named before"
 
 @dataclass(frozen=True)
 class Found:
-    """The files of some inputs, in order, and what lies beside them in the same folders."""
+    """The files of some inputs, in order, and what is left out of the same folders."""
 
     files: list[Path]
     left: dict[str, list[Path]]
-    """What nothing is read from, by the reason."""
+    """Files and folders that are not read, by the reason."""
 
     @property
     def left_out(self) -> str | None:
         """A line that names what is left out, if anything is."""
-        told = []
+        parts = []
         for why, paths in self.left.items():
             names = [shown(path.name) for path in paths[:_NAMED]] + ["…"] * (len(paths) > _NAMED)
-            told.append(f"{len(paths):,} {why}: {', '.join(names)}")
-        return f"left out {'; '.join(told)}" if told else None
+            parts.append(f"{len(paths):,} {why}: {', '.join(names)}")
+        return f"left out {'; '.join(parts)}" if parts else None
 
 
 def find_files(inputs: Sequence[str | Path], text_field: str = "text", encoding: str = "utf-8") -> Found:
-    """The files of all `inputs`, in the order given, folders in the order of their names, each file once.
+    """Return the files of all `inputs` in their order, each once; files of a folder are ordered by name.
 
-    Links are followed; within an input each folder is read once, however many lead to it. In a folder,
+    Links are followed; within an input each folder is read once, however many links lead to it. In a folder,
     hidden files, those of other kinds and those that rewarm wrote are left out. A `.json` is read if it
     holds JSON lines.
 
@@ -100,15 +100,15 @@ def find_files(inputs: Sequence[str | Path], text_field: str = "text", encoding:
                 else:
                     found.left.setdefault(why, []).append(file)
             if not read:
-                beside = f" ({found.left_out})" if found.left else ""
-                raise UserError(f"has no {_READ} file{beside}", file=shown(path))
+                note = f" ({found.left_out})" if found.left else ""
+                raise UserError(f"has no {_READ} file{note}", file=shown(path))
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", file=error.filename) from None
     return found
 
 
 def kind(path: str | Path) -> tuple[Kind | None, bool]:
-    """What a file of that name holds, None for nothing that is read, and whether it is compressed."""
+    """Return the kind of a file by its name (None if it cannot be read), and whether it is compressed."""
     name = os.path.basename(path).lower()
     packed = next((ending for ending in PACKED if name.endswith(ending)), "")
     found = _KINDS.get(os.path.splitext(name.removesuffix(packed))[1])
@@ -116,21 +116,21 @@ def kind(path: str | Path) -> tuple[Kind | None, bool]:
 
 
 def shown(path: str | Path) -> str:
-    """A path for a reader, whatever bytes it has."""
+    """Return a path as printable text, whatever bytes it has."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _once(file: Path, seen: set[tuple[int, int]]) -> str | None:
-    """None for a file that can be read and was not named before, else why it is left out.
+    """Return why a file is left out; None if it can be read and was not named before.
 
     Raises:
-        UserError: it is not there, or is something else than a file.
+        UserError: it does not exist, or is not a regular file.
     """
     if not file.is_file():
         if file.exists():
-            raise UserError("is no plain file", file=file, fix="write what it gives to the disk first")
+            raise UserError("is not a regular file", file=file, fix="save its content to disk first")
         fix = "restore it, or remove the link or the line of state.json that names it"
-        raise UserError("is not there", file=file, fix=fix)
+        raise UserError("does not exist", file=file, fix=fix)
     stat = file.stat()
     place = (stat.st_dev, stat.st_ino)
     if place in seen:
@@ -143,25 +143,25 @@ def _refuse_unknown(path: Path, text_field: str, encoding: str) -> None:
     """Refuse a file that was named and cannot be read.
 
     Raises:
-        UserError: it is of no kind that can be read, or is not there.
+        UserError: its kind cannot be read, or it does not exist.
     """
     if not path.exists():
-        raise UserError("is not there", file=path, fix="name a file or a directory of texts")
+        raise UserError("does not exist", file=path, fix="name a file or a directory of texts")
     if path.name.endswith(_REJECTS):
         raise UserError(
             "is a list of records that `data prepare` left out", file=path, fix="name the text itself"
         )
     if kind(path)[0] is None:
-        raise UserError("is of no known kind", file=path, fix=f"convert it to one of {_READ}")
+        raise UserError("is not of a known kind", file=path, fix=f"convert it to one of {_READ}")
     if _is_json(path) and path.is_file() and not _holds_json_lines(path, text_field, encoding):
-        fix = "convert it, such as by `jq -c '.[]'` if it is a list"
+        fix = "convert it; for a list, use `jq -c '.[]'`"
         raise UserError("is JSON, but not one JSON object per line", file=path, fix=fix)
 
 
 def _walk(
     folder: Path, seen: set[tuple[int, int]], text_field: str, encoding: str
 ) -> Iterator[tuple[Path, str | None]]:
-    """Every file below a folder, and why nothing is read from it; None for one that is read."""
+    """Yield every file below a folder with the reason why it is left out; None if it is read."""
     stat = folder.stat()
     if (stat.st_dev, stat.st_ino) in seen:
         return
@@ -188,14 +188,14 @@ def _walk(
 
 
 def _is_text(path: Path, text_field: str, encoding: str) -> bool:
-    """Whether a file in a folder is one that documents are read from."""
+    """Return whether documents are read from this file of a folder."""
     if kind(path)[0] in (None, "arrow"):
         return False
     return not (_is_json(path) and path.is_file()) or _holds_json_lines(path, text_field, encoding)
 
 
 def _ours(folder: Path, entries: Sequence[os.DirEntry[str]]) -> set[str]:
-    """The names of the files in a folder that `rewarm` wrote: shards, rejects, what studies leave."""
+    """Return the names of the files in a folder that `rewarm` wrote: shards, rejects, lists of studies."""
     names = {entry.name for entry in entries}
     found = {name for name in names if name.endswith((_REJECTS, f"{_REJECTS}.partial"))}
     endings = (".idx", ".idx.partial", ".prepared.json")
@@ -216,7 +216,7 @@ def _is_json(path: Path) -> bool:
 
 
 def _holds_json_lines(path: Path, text_field: str, encoding: str) -> bool:
-    """Whether a `.json` begins as JSON lines do: an object that has the text, or two, a line each."""
+    """Return whether a `.json` file begins with JSON lines: an object that has the text, or two objects."""
     with unpack(str(path), encoding) as file:
         lines = (line for line in iter(lambda: file.readline(_FIRST_LINE_BYTES), b"") if line.strip())
         objects = []
@@ -231,7 +231,7 @@ def _holds_json_lines(path: Path, text_field: str, encoding: str) -> bool:
 
 
 def _saved(folder: Path) -> list[Path] | None:
-    """The files of a directory that `datasets` saved, in their order; None for any other folder.
+    """Return the files of a directory that `datasets` saved, in order; None for any other folder.
 
     Raises:
         UserError: it holds several splits, or its list of files is damaged.
@@ -240,12 +240,12 @@ def _saved(folder: Path) -> list[Path] | None:
     try:
         if splits.is_file():
             first = json.loads(splits.read_bytes())["splits"][0]
-            raise UserError("holds several splits", file=folder, fix=f"name one: {folder / first}")
+            raise UserError("holds several splits", file=folder, fix=f"name one split: {folder / first}")
         if not state.is_file():
             return None
         return [folder / data["filename"] for data in json.loads(state.read_bytes())["_data_files"]]
     except (ValueError, LookupError, TypeError):
         if not splits.is_file() and not any(folder.glob("*.arrow")):
-            return None  # a state.json of some other program
+            return None  # a state.json of another program
         file = splits if splits.is_file() else state
-        raise UserError("is not what `datasets` saves", file=file, fix="save the dataset again") from None
+        raise UserError("was not saved by `datasets`", file=file, fix="save the dataset again") from None

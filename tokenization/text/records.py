@@ -1,4 +1,4 @@
-"""The records of a block become texts, or rejects with their place and the reason."""
+"""Read the records of a block: texts, or rejects with their place and the reason."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from tokenization.text.streams import guess_encoding, unpack
 _BOM = b"\xef\xbb\xbf"
 
 LONG = f"is longer than {MAX_DOCUMENT_BYTES >> 20} MiB"
-"""Why a record is rejected that is longer than any document."""
+"""The reason for a record that is longer than any document."""
 
 EMPTY = frozenset({"is empty", "is null"})
-"""Why records are left out that have no text, so that none is lost."""
+"""The reasons for records without text, of which nothing is lost."""
 
 OTHER_ENCODING = "is not UTF-8 but "
-"""How the reason begins that ends with the encoding which a record seems to have."""
+"""The beginning of a reason that ends with the probable encoding of the record."""
 
 
 @dataclass(frozen=True)
 class Reject:
-    """A record that is no document."""
+    """A record that is not a document."""
 
     path: str
     at: int
-    """Byte offset of a line's begin in the unpacked file; the row's number in a columnar one."""
+    """Byte offset of the beginning of a line in the unpacked file; row number in a columnar one."""
     lines: int
-    """How many lines after `at` the record begins."""
+    """The number of lines from `at` to the record."""
     row: bool
     why: str
     excerpt: str
@@ -51,7 +51,7 @@ class Reject:
 
 @dataclass
 class ParsedBlock:
-    """What `read` finds in a block."""
+    """The texts and rejects of a block."""
 
     block: Block
     texts: list[str] = field(default_factory=list)
@@ -59,10 +59,10 @@ class ParsedBlock:
     """UTF-8 bytes of each text."""
     rejects: list[Reject] = field(default_factory=list)
     encoding: str = "utf-8"
-    """What was tried for text that is not UTF-8."""
+    """The encoding that was tried for text that is not UTF-8."""
 
     def take_all(self, values: Sequence[object], place: Callable[[int], tuple[int, int]]) -> None:
-        """Add many texts, the i-th found at `place(i)`; when all are good, without a step for each."""
+        """Add many texts, the i-th found at `place(i)`; valid ones are added together."""
         try:
             texts = [value.decode() if isinstance(value, bytes) else value for value in values]
             sizes = list(map(len, map(str.encode, texts)))  # type: ignore[arg-type]
@@ -78,7 +78,7 @@ class ParsedBlock:
                 self.take(value, *place(index))
 
     def take(self, value: object, at: int, lines: int = 0) -> None:
-        """Add the text `value`, found `lines` lines after `at`, or say why it is none."""
+        """Add the text `value`, found `lines` lines after `at`, or reject it with the reason."""
         try:
             text = value.decode() if isinstance(value, bytes) else value
             if not isinstance(text, str):
@@ -97,7 +97,7 @@ class ParsedBlock:
         return None
 
     def take_record(self, record: object, name: str, at: int, lines: int) -> None:
-        """Add the text in the field `name` of what a line of JSON says, or say why there is none."""
+        """Add the text in the field `name` of a JSON record, or reject it with the reason."""
         if not isinstance(record, dict):
             return self.reject(record, at, lines, "is not a JSON object")
         if name not in record:
@@ -105,21 +105,21 @@ class ParsedBlock:
         return self.take(record[name], at, lines)
 
     def not_utf8(self, value: object) -> str:
-        """Why a record is rejected that is not UTF-8, with its encoding if that can be told."""
+        """Return why a record that is not UTF-8 is rejected, with its probable encoding."""
         if self.encoding != "utf-8":
             return f"is neither UTF-8 nor {self.encoding}"
         encoding = guess_encoding(value) if isinstance(value, bytes) else None
         return f"{OTHER_ENCODING}{encoding}" if encoding else "is not UTF-8"
 
     def reject(self, value: object, at: int, lines: int, why: str) -> None:
-        """Note that a record is no document."""
+        """Add a record that is not a document."""
         shown = value[:80] if isinstance(value, (str, bytes)) else value
         rejected = Reject(self.block.path, at, lines, self.block.kind == "rows", why, repr(shown)[:100])
         self.rejects.append(rejected)
 
 
 def read_records(block: Block, format: DocumentFormat) -> ParsedBlock:
-    """The documents of a block, and its records that are none.
+    """Return the documents of a block, and the records that are not documents.
 
     Raises:
         InfrastructureError: the file cannot be read.
@@ -152,7 +152,7 @@ def _read(block: Block, format: DocumentFormat) -> ParsedBlock:
 
 
 def number(rejects: Sequence[Reject], encoding: str = "utf-8") -> list[tuple[Reject, int]]:
-    """Each reject with its line, or row, from 1; one reading of each file as far as its last reject."""
+    """Return each reject with its line or row from 1; each file is read once, up to its last reject."""
     before: dict[tuple[str, int], int] = {}
     for path in sorted({reject.path for reject in rejects if not reject.row}):
         line, done = 0, 0
@@ -172,7 +172,7 @@ def _place(reject: Reject, before: dict[tuple[str, int], int]) -> int:
 def _take_json(batch: ParsedBlock, at: int, data: bytes, name: str) -> None:
     lines = data.split(b"\n")
     try:
-        # orjson is the faster and the stricter one: what it reads, json reads as the same.
+        # orjson is faster and stricter than json: what it reads, json reads to the same value.
         values = [orjson.loads(line)[name] for line in lines]
     except (ValueError, TypeError, KeyError, IndexError):
         values = None
@@ -201,10 +201,10 @@ def _take_json_line(batch: ParsedBlock, at: int, index: int, line: bytes, name: 
 
 
 def _whole(block: Block, format: DocumentFormat) -> bytes:
-    """All of a file, which is one document.
+    """Return the content of a file that is one document.
 
     Raises:
-        UserError: it is too long for one, or damaged.
+        UserError: it is too long for a document, or damaged.
     """
     with unpack(block.path, format.encoding) as file:
         data = file.read(MAX_DOCUMENT_BYTES + 1)
@@ -213,7 +213,7 @@ def _whole(block: Block, format: DocumentFormat) -> bytes:
 
 
 def _lines_of(block: Block) -> tuple[int, bytes]:
-    """The lines that begin in the block, without the last one's end, and the offset of the first."""
+    """Return the offset and the bytes of the lines that begin in the block, without the last line break."""
     if isinstance(block.data, bytes):
         at, data = block.start, block.data
     else:
@@ -226,7 +226,7 @@ def _lines_of(block: Block) -> tuple[int, bytes]:
 
 
 def _to_line(file: BinaryIO, block: Block) -> int:
-    """Go to the first line that begins in the block, or to its end or beyond; the offset there."""
+    """Seek the first line that begins in the block, or its end or beyond; return that offset."""
     at = max(block.start - 1, 0)
     file.seek(at)
     ended = block.start == 0
@@ -237,28 +237,29 @@ def _to_line(file: BinaryIO, block: Block) -> int:
 
 
 def _paragraphs(block: Block) -> Iterator[tuple[int, bytes]]:
-    """Runs of lines between blank ones, with their offsets; a run that is too long is cut and still too long.
+    """Yield runs of lines between blank ones, with their offsets.
 
-    A run is the block's in which the last blank line before it begins; the first of a file is its first's.
+    A run belongs to the block in which the last blank line before it begins; the first run of a file belongs
+    to the first block. Of a run that is too long, just enough is kept that it is rejected.
     """
     unpacked = isinstance(block.data, bytes)
     with io.BytesIO(block.data) if isinstance(block.data, bytes) else open(block.path, "rb") as file:
         at = block.start if unpacked else _to_line(file, block)
         mine = unpacked or block.start == 0
-        begun, held = 0, bytearray()
+        begun, buffer = 0, bytearray()
         lines = iter(partial(file.readline, BLOCK_BYTES), b"")
         for line in chain(lines, [b""]):  # an empty line, and the end, end a run
             if not is_blank(line):
                 if not mine and at >= block.stop:
                     return
                 if mine:
-                    begun = begun if held else at
-                    if len(held) <= MAX_DOCUMENT_BYTES:
-                        held += line.removeprefix(_BOM) if at == 0 else line
+                    begun = begun if buffer else at
+                    if len(buffer) <= MAX_DOCUMENT_BYTES:
+                        buffer += line.removeprefix(_BOM) if at == 0 else line
             else:
-                if held:
-                    yield begun, _chomp(bytes(held))
-                    held = bytearray()
+                if buffer:
+                    yield begun, _chomp(bytes(buffer))
+                    buffer = bytearray()
                 mine = at < block.stop
                 if not mine:
                     return
@@ -266,5 +267,5 @@ def _paragraphs(block: Block) -> Iterator[tuple[int, bytes]]:
 
 
 def _chomp(text: bytes) -> bytes:
-    """Without its last line break."""
+    """Remove the last line break."""
     return text[:-1].removesuffix(b"\r") if text.endswith(b"\n") else text

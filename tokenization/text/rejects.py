@@ -1,4 +1,4 @@
-"""Records that are no documents: counted by reason, the first of them kept for a look, too many refused."""
+"""Records that are not documents: counted by reason, listed up to a number, and refused beyond a limit."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from tokenization.text import records
 from tokenization.text.inputs import shown
 
 Limit = int | Fraction | None
-"""How many records may be lost: a number, a share, or the usual share."""
+"""How many records may be lost: a number, a share, or None for the default share."""
 
-_USUAL = Fraction(1, 10)
+_DEFAULT_LIMIT = Fraction(1, 10)
 
 _KEPT = 1000
 
 _NAMED = 3
 
 _EARLY = 1000
-"""So many lost records may already tell what a share would tell at the end."""
+"""Lost records that are allowed before the share of all records is known."""
 
 
 class LeftOut:
-    """How many records were read, and how many of them are no documents, by the reason."""
+    """How many records were read, and how many of them are not documents, by the reason."""
 
     def __init__(self, encoding: str = "utf-8") -> None:
         self.records = 0
         self.counts: Counter[str] = Counter()
         self.kept: list[records.Reject] = []
-        """The first of them."""
+        """The first rejects."""
         self._encoding = encoding
         self._files: dict[str, dict[str, None]] = {}
 
     def add(self, documents: int, rejects: Sequence[records.Reject]) -> None:
-        """Count what was found in some blocks."""
+        """Count the documents and rejects of some blocks."""
         self.records += documents + len(rejects)
         self.counts.update(reject.why for reject in rejects)
         self.kept.extend(rejects[: _KEPT - len(self.kept)])
@@ -50,37 +50,37 @@ class LeftOut:
 
     @property
     def lost(self) -> int:
-        """Records whose text is lost: all but those that have none."""
+        """Records whose text is lost: all except empty ones."""
         return sum(count for why, count in self.counts.items() if why not in records.EMPTY)
 
     @property
     def files(self) -> dict[str, list[str]]:
-        """By the reason, the names of the first files that have such records."""
+        """The names of the first files that have such records, by the reason."""
         return {
             why: [*names][:_NAMED] + ["…"] * (len(names) > _NAMED)
             for why, names in sorted(self._files.items())
         }
 
     def lines(self) -> list[str]:
-        """For a reader: a line for each reason."""
+        """Return a line for each reason."""
         return [line(why, self.counts[why], names, self.records) for why, names in self.files.items()]
 
     def check(self, limit: Limit, *, finished: bool = True, listed: Path | None = None) -> None:
         """Refuse more lost records than `limit`: a number, or a share of all records.
 
-        A share is held against the whole, once all is read; before, only if most records are lost.
+        A share is compared at the end; before the end, only the loss of most records is refused.
 
         Raises:
-            UserError: there are more; the first one is named, and `listed`, where others are.
+            UserError: there are more; it names the first one, and the file `listed` with others.
         """
-        lost, limit = self.lost, _USUAL if limit is None else limit
+        lost, limit = self.lost, _DEFAULT_LIMIT if limit is None else limit
         if isinstance(limit, int):
-            borne = lost <= limit
+            allowed = lost <= limit
         elif finished:
-            borne = lost <= limit * self.records
+            allowed = lost <= limit * self.records
         else:
-            borne = lost <= _EARLY or lost <= max(limit, Fraction(1, 2)) * self.records
-        if borne:
+            allowed = lost <= _EARLY or lost <= max(limit, Fraction(1, 2)) * self.records
+        if allowed:
             return
         first = next((reject for reject in self.kept if reject.why not in records.EMPTY), self.kept[0])
         _, place = records.number([first], self._encoding)[0]
@@ -88,14 +88,14 @@ class LeftOut:
         most = "" if (why, count) == (first.why, lost) else f" ({count:,}: {why})"
         raise UserError(
             f"{first.why}: {lost:,} of {self.records:,} records are not documents{most};"
-            f" {_told(limit)} are allowed",
+            f" {_limit_text(limit)} are allowed",
             file=f"{first.path}:{place}",
             fix=f"{fix(why, listed)} (or raise --max-rejects)",
         )
 
 
 def line(why: str, count: int, files: Sequence[str], of: int | None = None) -> str:
-    """What a reader is told of the records that are left out for one reason."""
+    """Return a line about the records that are left out for one reason."""
     total = "" if of is None else f" of {of:,} records"
     named = f" ({', '.join(files)})" if files else ""
     option = f"; {fix(why)}" if why.startswith(records.OTHER_ENCODING) else ""
@@ -103,7 +103,7 @@ def line(why: str, count: int, files: Sequence[str], of: int | None = None) -> s
 
 
 def fix(why: str, listed: Path | str | None = None) -> str:
-    """What to do about records that are left out for that reason; `listed` is a file that lists some."""
+    """Return how to fix records that are left out for that reason; `listed` is a file that lists some."""
     if why.startswith(records.OTHER_ENCODING):
         return f"give --encoding {why.removeprefix(records.OTHER_ENCODING)}"
     if why.startswith(("has no field", "is not text", "is null")):
@@ -113,7 +113,7 @@ def fix(why: str, listed: Path | str | None = None) -> str:
     return f"see {listed} and fix the data" if listed else "fix the data"
 
 
-def _told(limit: int | Fraction) -> str:
+def _limit_text(limit: int | Fraction) -> str:
     return f"{limit:,}" if isinstance(limit, int) else f"{float(limit):.4%}".rstrip("0%").rstrip(".") + "%"
 
 
@@ -121,13 +121,13 @@ class Rejects:
     """The rejects of one part; `PREFIX.rejects.jsonl` names the file and line of up to 1,000."""
 
     def __init__(self, prefix: Path, limit: Limit, encoding: str = "utf-8") -> None:
-        """Begin to count towards `limit`, for the shard at `prefix`."""
+        """Start to count towards `limit`, for the shard at `prefix`."""
         self.path = with_ending(prefix, ".rejects.jsonl")
         self.left_out = LeftOut(encoding)
         self._limit, self._encoding = limit, encoding
 
     def add(self, documents: int, found: Sequence[records.Reject], *, finished: bool = False) -> None:
-        """Count what a task has found; with `finished` all tasks are done.
+        """Count the records of a task; with `finished` all tasks are done.
 
         Raises:
             UserError: there are more than allowed; the file has been written.
@@ -140,7 +140,7 @@ class Rejects:
             raise
 
     def close(self) -> dict[str, int]:
-        """Write the file, if there is anything to write, and give the counts by reason."""
+        """Write the list of rejects, or remove an old one, and return the counts by reason."""
         with disk_errors(self.path):
             if self.left_out.kept:
                 rows = (

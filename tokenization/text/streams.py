@@ -1,4 +1,4 @@
-"""A file as a stream of UTF-8: unpacked, and decoded where it is written in another encoding."""
+"""A file as a stream of UTF-8: unpacked, and decoded from other encodings."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ PACKED = (".gz", ".zst", ".zstd")
 
 _ASCII = bytes(range(128))
 
-_TELLING = 64
-"""So many bytes beyond ASCII tell an encoding."""
+_DECISIVE = 64
+"""Bytes beyond ASCII that suffice to decide an encoding."""
 
 _CHUNK = 1 << 20
 
 _PACKED_CHUNK = 1 << 12
-"""Bytes that are unpacked at once: a small step, since a few of them can hold much text."""
+"""Bytes that are unpacked in one step: few, since they can give much text."""
 
 _LARGEST_WINDOW = 1 << 31
-"""The longest window that zstd has; to read a file takes as much memory as its window is long."""
+"""The longest window of zstd; a file takes as much memory as its window is long."""
 
 
 @contextlib.contextmanager
 def unpack(path: str, encoding: str = "utf-8") -> Iterator[BinaryIO]:
     """Open a file to read its text as UTF-8.
 
-    A file that is not UTF-8 is read in `encoding`; what is not text in that either becomes bytes that
-    are not UTF-8.
+    A file that is not UTF-8 is decoded from `encoding`; what cannot be decoded becomes bytes that are not
+    UTF-8.
 
     Raises:
         UserError: it is damaged or cut short.
@@ -56,10 +56,10 @@ def unpack(path: str, encoding: str = "utf-8") -> Iterator[BinaryIO]:
 
 
 def check_encoding(name: str) -> str:
-    """The usual name of a text encoding.
+    """Return the standard name of a text encoding.
 
     Raises:
-        UserError: Python knows no such encoding of text.
+        UserError: Python does not know such an encoding of text.
     """
     try:
         usual = codecs.lookup(name).name
@@ -73,7 +73,7 @@ def check_encoding(name: str) -> str:
 
 
 def guess_encoding(data: bytes) -> str | None:
-    """The encoding that text which is not UTF-8 is probably written in; None if nothing speaks for one."""
+    """Return the probable encoding of text that is not UTF-8; None if no encoding fits."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     text = {name: _decoded_start(data, name) for name in _COMMON}
@@ -89,81 +89,84 @@ _COMMON = {
     ),
     "big5": frozenset("的一是不了在人有我他這個們中來上大為和國地到以說時要就出會可也你對生能而子那得於著下"),
 }
-"""Encodings of Chinese, with the characters that every text has many of."""
+"""Encodings of Chinese, with characters that are frequent in every text."""
 
 
 def _decoded_start(data: bytes, encoding: str) -> str:
     return codecs.getincrementaldecoder(encoding)("ignore").decode(data[: 1 << 16])
 
 
-class _Zstandard(io.RawIOBase):
+class _Pieces(io.RawIOBase):
+    """A stream of bytes that come in pieces."""
+
+    _output = memoryview(b"")
+
+    def _next(self) -> bytes | None:
+        """Return the next piece, which may be empty; None at the end."""
+        raise NotImplementedError
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        """Fill a buffer and return its bytes; 0 at the end."""
+        while not self._output:
+            if (piece := self._next()) is None:
+                return 0
+            self._output = memoryview(piece)
+        target = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        size = min(len(target), len(self._output))
+        target[:size] = self._output[:size]
+        self._output = self._output[size:]
+        return size
+
+
+class _Zstandard(_Pieces):
     """The frames of a zstd file, one after another, with windows of any length."""
 
     def __init__(self, packed: BinaryIO) -> None:
         self._packed = packed
         self._context = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
         self._frame: zstandard.ZstdDecompressionObj | None = None
-        self._input = self._output = memoryview(b"")
+        self._input = b""
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int:
-        """Fill a buffer; 0 at the end of the last frame."""
-        while not self._output:
-            if not self._input:
-                self._input = memoryview(self._packed.read(_PACKED_CHUNK))
-            if not self._input:
-                if self._frame is not None:
-                    raise EOFError("the last frame has no end")
-                return 0
-            if self._frame is None:
-                self._frame = self._context.decompressobj()
-            self._output = memoryview(self._frame.decompress(self._input))
-            self._input = memoryview(self._frame.unused_data)
-            if self._frame.eof:
-                self._frame = None
-        target = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        size = min(len(target), len(self._output))
-        target[:size] = self._output[:size]
-        self._output = self._output[size:]
-        return size
+    def _next(self) -> bytes | None:
+        self._input = self._input or self._packed.read(_PACKED_CHUNK)
+        if not self._input:
+            if self._frame is not None:
+                raise EOFError("the last frame has no end")
+            return None
+        self._frame = self._frame or self._context.decompressobj()
+        output = self._frame.decompress(self._input)
+        self._input = self._frame.unused_data
+        if self._frame.eof:
+            self._frame = None
+        return output
 
 
-class _Decoded(io.RawIOBase):
-    """A stream of some encoding as UTF-8, or as it is where it proves to be UTF-8 already.
+class _Decoded(_Pieces):
+    """A stream of some encoding as UTF-8, or unchanged if it is UTF-8 already.
 
-    Text of both kinds lies in many folders. Reading UTF-8 as GB18030 gives no error and no sense, so the
-    first chunk with anything beyond ASCII decides.
+    Many folders have text of both kinds. Reading UTF-8 as GB18030 gives wrong text without an error, so the
+    first chunk with bytes beyond ASCII decides.
     """
 
     def __init__(self, raw: BinaryIO, encoding: str) -> None:
         self._raw, self._encoding = raw, encoding
         self._decoder: codecs.IncrementalDecoder | None = None
-        self._decided = "中あ가éжא".encode(
-            encoding, "ignore"
-        ).isascii()  # UTF-7, HZ: all of it looks like ASCII
+        self._decided = "中あ가éжא".encode(encoding, "ignore").isascii()  # UTF-7, HZ: every byte is ASCII
         if self._decided:
             self._decoder = _decoder(encoding)
-        self._output = memoryview(b"")
         self._ended = False
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int:
-        """Fill a buffer; 0 at the end."""
-        while not self._output and not self._ended:
-            chunk = self._raw.read(_CHUNK)
-            if not self._decided and 0 < len(chunk.translate(None, _ASCII)) < _TELLING:
-                chunk += self._raw.read(_CHUNK)
-            self._ended = not chunk
-            self._output = memoryview(self._as_utf8(chunk))
-        target = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        size = min(len(target), len(self._output))
-        target[:size] = self._output[:size]
-        self._output = self._output[size:]
-        return size
+    def _next(self) -> bytes | None:
+        if self._ended:
+            return None
+        chunk = self._raw.read(_CHUNK)
+        if not self._decided and 0 < len(chunk.translate(None, _ASCII)) < _DECISIVE:
+            chunk += self._raw.read(_CHUNK)
+        self._ended = not chunk
+        return self._as_utf8(chunk)
 
     def _as_utf8(self, chunk: bytes) -> bytes:
         if not self._decided and not (chunk.isascii() and b"\0" not in chunk):
@@ -176,7 +179,7 @@ class _Decoded(io.RawIOBase):
 
 
 def _is_utf8(chunk: bytes, encoding: str) -> bool:
-    """Whether a chunk with more than ASCII in it is UTF-8, some damage aside, and not text in `encoding`."""
+    """Return whether a chunk beyond ASCII is UTF-8, with little damage, and not text in `encoding`."""
     if b"\0" in chunk and encoding.startswith(("utf-16", "utf-32")):
         return False
     decoder = codecs.getincrementaldecoder("utf-8")("ignore")
@@ -189,7 +192,7 @@ def _decoder(encoding: str) -> codecs.IncrementalDecoder:
 
 
 def _marked(error: UnicodeError) -> tuple[str, int]:
-    """In place of what cannot be decoded comes what will be no UTF-8, so that its record is a reject."""
+    """Replace what cannot be decoded by bytes that are not UTF-8, so that its record is rejected."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
     return "\udcff", error.end

@@ -1,4 +1,4 @@
-"""The texts of some inputs, read in this process, file by file, and all that is left out on the way."""
+"""The texts of some inputs, read in this process, file by file, with notes on what is left out."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from tokenization.text.streams import check_encoding
 
 
 class Texts:
-    """The documents of `inputs`; what has been left out is known of the files that have been read."""
+    """The documents of `inputs`; `left_out` counts the files that have been read."""
 
     def __init__(self, inputs: Sequence[str | Path], format: documents.DocumentFormat) -> None:
         """Find the files.
 
         Raises:
-            UserError: see `documents.plan`.
+            UserError: see `documents.slices_of`.
         """
         self._format = format
         self._found = find_files(inputs, format.text_field, format.encoding)
         self.left_out = LeftOut(format.encoding)
         self.files: dict[str, list[documents.Slice]] = {str(file): [] for file in self._found.files}
-        """By the path, in their order."""
+        """The slices of each file, by its path."""
         for piece in documents.cut_slices(self._found.files, format):
             self.files[piece.path].append(piece)
 
     def read(self, path: str) -> Iterator[str]:
-        """The documents of one of the files."""
+        """Yield the documents of one of the files."""
         for block in documents.blocks(self.files[path], self._format):
             batch = records.read_records(block, self._format)
             self.left_out.add(len(batch.texts), batch.rejects)
             yield from batch.texts
 
     def notes(self) -> list[str]:
-        """A line for each reason why something was left out: files, then records."""
+        """Return a line for each reason why something was left out: files, then records."""
         return [*filter(None, [self._found.left_out]), *self.left_out.lines()]
 
 

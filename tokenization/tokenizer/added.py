@@ -1,4 +1,4 @@
-"""Added tokens: those that the files beside a vocabulary give ids of their own, such as `<pad>`."""
+"""Added tokens, such as `<pad>`: other files than the vocabulary give them their ids."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class AddedToken:
     id: int
     content: str
     special: bool
-    """Whether it is text when a text spells it; if not, it is found in texts."""
+    """Whether its spelling in a text is plain text; if not, the token is matched in texts."""
     flags: tuple[bool, bool, bool, bool] = (False, False, False, False)
-    """`single_word`, `lstrip`, `rstrip`, `normalized`: how a token that is found in texts is looked for."""
+    """`single_word`, `lstrip`, `rstrip`, `normalized`: how a token is matched in texts."""
     file: str = field(default="", compare=False)
-    """The name of the file that tells it."""
+    """The name of the file that defines it."""
 
     @classmethod
     def read(cls, token: Mapping[str, Any], index: int, special: bool) -> AddedToken:
@@ -35,12 +35,12 @@ class AddedToken:
         return cls(index, str(token["content"]), special, plain if special else flags)  # type: ignore[arg-type]
 
     def to_json(self) -> dict[str, Any]:
-        """The token as `tokenizer.json` describes it."""
+        """Return the token as `tokenizer.json` describes it."""
         flags = dict(zip(_FLAGS, self.flags, strict=True))
         return {"id": self.id, "content": self.content, **flags, "special": self.special}
 
 
-def beside(
+def tokens_beside(
     pieces: Sequence[str],
     *,
     folder: Path,
@@ -49,13 +49,13 @@ def beside(
     listed: Mapping[str, Any],
     special_map: Mapping[str, Any],
 ) -> tuple[AddedToken, ...]:
-    """The tokens that the files in `folder` add after `pieces`, in the order of their ids.
+    """Return the tokens that the files in `folder` add after `pieces`, in the order of their ids.
 
     `json` is what `tokenizer.json` holds where it is not the vocabulary itself, `config` is
     `tokenizer_config.json`, `listed` is `added_tokens.json`, `special_map` is `special_tokens_map.json`.
 
     Raises:
-        UserError: two files give one token two ids, or an id is another piece's or leaves a gap.
+        UserError: two files give one token two ids, or an id belongs to another piece or leaves a gap.
     """
     named = set(named_tokens(config)) | set(named_tokens(special_map))
     known = {piece: index for index, piece in enumerate(pieces)}
@@ -78,19 +78,19 @@ def beside(
         if token.id != place:
             whose = f"the id of {pieces[token.id]!r}" if 0 <= token.id < len(pieces) else f"not {place}"
             what = f"gives the added token {token.content!r} the id {token.id}, which is {whose}"
-            fix = "ids of added tokens follow on those of the pieces, without a gap"
+            fix = "give added tokens the ids after those of the pieces, without a gap"
             raise UserError(what, file=folder, fix=fix)
     return tuple(tokens)
 
 
 def content_of(named: Any) -> str | None:
-    """The text of a token that a config names, plain or as a description."""
+    """Return the text of a token that a config names, as a string or as a description."""
     content = named.get("content") if isinstance(named, Mapping) else named
     return content if isinstance(content, str) else None
 
 
 def named_tokens(config: Mapping[str, Any]) -> Iterator[str]:
-    """The tokens that a `tokenizer_config.json` or `special_tokens_map.json` names for a purpose."""
+    """Yield the tokens that a `tokenizer_config.json` or `special_tokens_map.json` names for a purpose."""
     for name, value in config.items():
         if name in ("additional_special_tokens", "extra_special_tokens"):
             several = value.values() if isinstance(value, Mapping) else value or ()
@@ -102,7 +102,7 @@ def named_tokens(config: Mapping[str, Any]) -> Iterator[str]:
 def _all(
     json: Mapping[str, Any] | None, config: Mapping[str, Any], listed: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """Every file's tokens: the file, the id, and the description."""
+    """Yield every file's tokens: the file, the id, and the description."""
     for token in (json or {}).get("added_tokens") or ():
         yield "tokenizer.json", token.get("id"), token
     for index, token in (config.get("added_tokens_decoder") or {}).items():

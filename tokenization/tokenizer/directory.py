@@ -1,4 +1,4 @@
-"""Directories that are written whole or not at all, and a tokenizer as one that others load."""
+"""Write a tokenizer as a directory that other programs load."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2 as spm
 
-from tokenization.disk import write_atomically
-from tokenization.errors import InfrastructureError
+from tokenization.disk import disk_errors, write_atomically
 from tokenization.tokenizer import hf_json
 from tokenization.tokenizer.added import SPECIAL_FILE, AddedToken
 from tokenization.tokenizer.files import CONFIG_FILE, JSON_FILE, MODEL_FILE
@@ -28,7 +27,7 @@ def write_directory(
     """Write `model` as a directory for SentencePiece, `tokenizers` and `transformers`; they all give its ids.
 
     `extra` maps names of further JSON files to what they hold, `added` are tokens beyond the model's pieces,
-    and `settings` are what another tokenizer hands down. `PreTrainedTokenizerFast` is named as the class
+    and `settings` are copied from another tokenizer. `PreTrainedTokenizerFast` is named as the class
     since `LlamaTokenizer` rebuilds the rules and then differs from SentencePiece.
 
     Raises:
@@ -45,15 +44,15 @@ def write_directory(
         **settings.config,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    held = hf_json.from_model(model)
-    held["added_tokens"] += [token.to_json() for token in added]
+    tokenizer_json = hf_json.from_model(model)
+    tokenizer_json["added_tokens"] += [token.to_json() for token in added]
     if settings.post_processor is not None:
-        held["post_processor"] = settings.post_processor or None
+        tokenizer_json["post_processor"] = settings.post_processor or None
     elif not config["add_bos_token"]:
-        held["post_processor"] = None
-    files = {JSON_FILE: held, CONFIG_FILE: config, SPECIAL_FILE: special, **(extra or {})}
+        tokenizer_json["post_processor"] = None
+    files = {JSON_FILE: tokenizer_json, CONFIG_FILE: config, SPECIAL_FILE: special, **(extra or {})}
     out = Path(out)
-    try:
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             text = json.dumps(content, ensure_ascii=False, indent=None if name == JSON_FILE else 2)
@@ -61,16 +60,10 @@ def write_directory(
         for name, whole in settings.files.items():
             write_atomically(out / name, whole)
         write_atomically(out / MODEL_FILE, model.SerializeToString(deterministic=True))
-    except OSError as error:
-        raise InfrastructureError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
 def _special_tokens(model: spm.ModelProto) -> dict[str, str]:
     spec = model.trainer_spec
-    ids = {
-        "bos_token": spec.bos_id,
-        "eos_token": spec.eos_id,
-        "unk_token": spec.unk_id,
-        "pad_token": spec.pad_id,
-    }
-    return {name: model.pieces[index].piece for name, index in ids.items() if 0 <= index < len(model.pieces)}
+    ids = {name: getattr(spec, f"{name}_id") for name in ("bos", "eos", "unk", "pad")}
+    known = {name: index for name, index in ids.items() if 0 <= index < len(model.pieces)}
+    return {f"{name}_token": model.pieces[index].piece for name, index in known.items()}

@@ -1,9 +1,9 @@
-"""Text becomes ids: exactly the reference's, by the fastest engine that proves to agree with it.
+"""The choice of an engine: the fastest one that gives the same ids as the reference.
 
-The reference is SentencePiece on `tokenizer.model`, or `tokenizers` on `tokenizer.json` where that is all
-there is, or where added tokens are to be found in texts. It is proved itself: the whole added vocabulary must
-have the ids that the files give it. Other engines read the equivalent `tokenizer.json`. A text that spells a
-special token such as `</s>` is text. An engine that disagrees on one line is not used, and it is said why.
+The reference is SentencePiece on `tokenizer.model`, or `tokenizers` on `tokenizer.json` if there is no other
+file or if added tokens are matched in texts. The reference is checked too: it must give added tokens the ids
+in their files. Other engines read the equivalent `tokenizer.json`. A special token such as `</s>` in a text
+is text. An engine that disagrees on one line is not used, and a note gives the reason.
 """
 
 from __future__ import annotations
@@ -35,21 +35,20 @@ from tokenization.tokenizer.hard_lines import HARD_LINES, long_lines
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine to use, and a line for each faster one that is not used."""
+    """The engine to use, and a line for each faster engine that is not used."""
 
     engine: EncodingEngine
     dropped: list[str]
 
 
 def choose_engine(tokenizer: Tokenizer, sample: Sequence[str], *, only: str | None = None) -> Choice:
-    """The fastest engine that gives the reference's ids on `sample`, the hard lines and the long ones.
+    """Return the fastest engine that gives the reference's ids on `sample` and on the hard and long lines.
 
-    Which is faster is known from `benchmarks/encode.py`, not timed anew: on a short sample a clock says
-    little, and one job should not choose otherwise than another. `only` names the engine to take; it must
-    agree as well.
+    The order of speed comes from `benchmarks/encode.py`; it is not measured here, so that all jobs choose the
+    same engine. `only` names the engine to use, which must agree as well.
 
     Raises:
-        UserError: the engine asked for does not exist or does not agree.
+        UserError: the engine `only` does not exist or does not agree.
     """
     engines = _engines(tokenizer)
     if only is not None and only not in engines:
@@ -57,9 +56,9 @@ def choose_engine(tokenizer: Tokenizer, sample: Sequence[str], *, only: str | No
     truth = reference(tokenizer, threads=os.cpu_count() or 1)
     lines = [*HARD_LINES, *long_lines(), *added_lines(tokenizer), *sample]
     dropped: list[str] = []
-    # The reference is the slower one, so it begins at once, beside the making of the other.
-    with ThreadPoolExecutor(1) as beside:
-        expected = beside.submit(truth.encode, lines)
+    # The reference is slower, so it starts first, in a thread.
+    with ThreadPoolExecutor(1) as thread:
+        expected = thread.submit(truth.encode, lines)
         for name in engines if only is None else [only]:
             if name == truth.name:
                 return Choice(engines[name](), dropped)
@@ -69,7 +68,7 @@ def choose_engine(tokenizer: Tokenizer, sample: Sequence[str], *, only: str | No
                 wrong = _first_difference(lines, split(expected.result()), found)
                 why = f"its ids differ from {truth.name}'s on {wrong[:60]!r}" if wrong is not None else None
                 why = next(_wrong_ids(tokenizer, engine), why)
-            except Exception as error:  # an engine may fail in any way that its own library knows
+            except Exception as error:  # the library of an engine may raise any error
                 why = readable(error)
             if why is None:
                 return Choice(engine, dropped)
@@ -78,12 +77,12 @@ def choose_engine(tokenizer: Tokenizer, sample: Sequence[str], *, only: str | No
 
 
 def create_engine(tokenizer: Tokenizer, name: str) -> EncodingEngine:
-    """The engine `name`, whether it agrees or not."""
+    """Create the engine `name`, whether or not it agrees with the reference."""
     return _engines(tokenizer)[name]()
 
 
 def reference(tokenizer: Tokenizer, threads: int = 1) -> EncodingEngine:
-    """The engine whose ids are right by definition; SentencePiece on so many `threads`.
+    """Create the engine whose ids are right by definition; SentencePiece uses that many `threads`.
 
     Raises:
         UserError: its own library cannot read the tokenizer, or does not give an added token its id.
@@ -96,26 +95,26 @@ def reference(tokenizer: Tokenizer, threads: int = 1) -> EncodingEngine:
     except Exception as error:  # SentencePiece raises RuntimeError, tokenizers Exception itself
         raise UserError(f"cannot be loaded ({error})", file=tokenizer.path, fix="is it damaged?") from None
     if (wrong := next(_wrong_ids(tokenizer, engine), None)) is not None:
-        fix = "give added tokens the ids that follow on those of the vocabulary, without a gap"
+        fix = "give added tokens the ids after those of the vocabulary, without a gap"
         raise UserError(f"cannot be used: {wrong}", file=tokenizer.path, fix=fix)
     return engine
 
 
 def disagreements(
-    model: spm.ModelProto, lines: Sequence[str], held: Mapping[str, Any] | None = None
+    model: spm.ModelProto, lines: Sequence[str], tokenizer_json: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """The `lines` on which `tokenizers`, reading a `tokenizer.json`, is not SentencePiece with `model`.
+    """Return the `lines` on which `tokenizers`, reading a `tokenizer.json`, differs from SentencePiece.
 
-    `held` is what the file holds; by default what `model` is written as.
+    `tokenizer_json` is the content of that file; by default, `model` in that format.
     """
-    read = held if held is not None else hf_json.from_model(model)
+    read = tokenizer_json if tokenizer_json is not None else hf_json.from_model(model)
     engines = (SentencePieceEngine(model), TokenizersEngine(_bare_json(read)))
     left, right = (split(engine.encode(lines)) for engine in engines)
     return [line for line, a, b in zip(lines, left, right, strict=True) if not np.array_equal(a, b)]
 
 
 def readable(error: BaseException) -> str:
-    """Why an engine failed, in words: without the place in its library's source."""
+    """Return the reason of an engine's error, without the place in its library's source."""
     text = " ".join(re.split(r"\bLocation:|\bStack backtrace|, src/", str(error))[0].split())
     if byte := re.search(r"no single-byte vocab entry for byte (0x[0-9a-fA-F]{2})", text):
         return f"it needs a piece for every byte, and the vocabulary has none for {byte[1]}"
@@ -123,7 +122,7 @@ def readable(error: BaseException) -> str:
 
 
 def added_lines(tokenizer: Tokenizer) -> list[str]:
-    """Lines that spell each added token, alone and within a text."""
+    """Return lines that contain each added token, alone and within a text."""
     return [
         line
         for token in tokenizer.added_vocabulary
@@ -132,7 +131,7 @@ def added_lines(tokenizer: Tokenizer) -> list[str]:
 
 
 def _engines(tokenizer: Tokenizer) -> dict[str, Callable[[], EncodingEngine]]:
-    """How to make each engine that can serve the tokenizer, the fastest first."""
+    """Return a constructor for each engine that can serve the tokenizer, the fastest first."""
     model = tokenizer.model
     slow: dict[str, Callable[[], EncodingEngine]] = {}
     if model is not None and not _found_in_texts(tokenizer):
@@ -147,7 +146,7 @@ def _engines(tokenizer: Tokenizer) -> dict[str, Callable[[], EncodingEngine]]:
 
 
 def _refuse_inexact(tokenizer: Tokenizer) -> None:
-    """Refuse tokens found in texts, which SentencePiece does not know, where no `tokenizer.json` equals it.
+    """Refuse added tokens that are found in texts if no `tokenizer.json` equals SentencePiece.
 
     Raises:
         UserError: `tokenizer.model` is not one that `tokenizers` encodes alike.
@@ -158,7 +157,7 @@ def _refuse_inexact(tokenizer: Tokenizer) -> None:
         tokenizer.model, HARD_LINES
     ):
         raise UserError(
-            f"does not have the added token {found[0].content!r}, which is to be found in texts, and no"
+            f"does not have the added token {found[0].content!r}, which is matched in texts, and no"
             " tokenizer.json equals it",
             file=tokenizer.path,
             fix='mark it as "special": true in tokenizer_config.json, or leave it out',
@@ -170,7 +169,7 @@ def _found_in_texts(tokenizer: Tokenizer) -> list[AddedToken]:
 
 
 def _wrong_ids(tokenizer: Tokenizer, engine: EncodingEngine) -> Iterator[str]:
-    """What is wrong with the ids that an engine gives the added vocabulary, against those in its files."""
+    """Yield each difference between the ids that an engine gives added tokens and those in their files."""
     if isinstance(engine, TokenizersEngine):
         for token in tokenizer.added_vocabulary:
             if (given := engine.id_of(token.content)) != token.id:
@@ -184,26 +183,28 @@ def _wrong_ids(tokenizer: Tokenizer, engine: EncodingEngine) -> Iterator[str]:
 
 
 def _same_json(tokenizer: Tokenizer) -> str:
-    """The `tokenizer.json` that gives the tokenizer's ids, added tokens included."""
-    held = hf_json.from_model(tokenizer.model) if tokenizer.model is not None else dict(tokenizer.json or {})
-    beside = [token.to_json() for token in tokenizer.added]
-    return _bare_json({**held, "added_tokens": [*(held.get("added_tokens") or ()), *beside]})
+    """Return the `tokenizer.json` that gives the tokenizer's ids, added tokens included."""
+    model = tokenizer.model
+    own = hf_json.from_model(model) if model is not None else dict(tokenizer.json or {})
+    added = [*(own.get("added_tokens") or ()), *(token.to_json() for token in tokenizer.added)]
+    return _bare_json({**own, "added_tokens": added})
 
 
-def _bare_json(held: Mapping[str, Any]) -> str:
-    """A `tokenizer.json` that puts nothing around a text."""
-    bare = {**held, "post_processor": None, "truncation": None, "padding": None}
+def _bare_json(tokenizer_json: Mapping[str, Any]) -> str:
+    """Return a `tokenizer.json` that adds nothing around a text."""
+    bare = {**tokenizer_json, "post_processor": None, "truncation": None, "padding": None}
     return json.dumps(bare, ensure_ascii=False)
 
 
 def _without_special(text: str) -> str:
-    """A `tokenizer.json` for gigatoken, which looks for special tokens: those in a text are text.
+    """Return a `tokenizer.json` for gigatoken without special tokens, which are text in a text.
 
-    It takes the ids of the other added tokens from the file, where `tokenizers` counts them anew.
+    It takes the ids of other added tokens from the file; `tokenizers` assigns new ones.
     """
-    held = json.loads(text)
-    held["added_tokens"] = [token for token in held.get("added_tokens") or () if not token.get("special")]
-    return json.dumps(held, ensure_ascii=False)
+    tokenizer_json = json.loads(text)
+    added = tokenizer_json.get("added_tokens") or ()
+    tokenizer_json["added_tokens"] = [token for token in added if not token.get("special")]
+    return json.dumps(tokenizer_json, ensure_ascii=False)
 
 
 def _first_difference(

@@ -19,17 +19,17 @@ _MEMORY_MB = 200
 
 
 class EncodingEngine(Protocol):
-    """One way to encode; each process has its own."""
+    """An encoder; each process has its own."""
 
     name: str
 
     def encode(self, texts: Sequence[str]) -> Encoded:
-        """The ids of `texts`, without BOS or EOS, on this thread."""
+        """Return the ids of `texts`, without BOS and EOS, computed on this thread."""
         ...
 
 
 class SentencePieceEngine:
-    """The reference where there is a `tokenizer.model`."""
+    """The reference if there is a `tokenizer.model`."""
 
     name = "sentencepiece"
 
@@ -38,12 +38,12 @@ class SentencePieceEngine:
         self._threads = threads
 
     def encode(self, texts: Sequence[str]) -> Encoded:
-        """See `Engine`."""
+        """Return ids and lengths; see `EncodingEngine`."""
         return joined(self._processor.encode(list(texts), num_threads=self._threads))
 
 
 class TokenizersEngine:
-    """Hugging Face's Rust library; the reference where there is only a `tokenizer.json`."""
+    """Hugging Face's Rust library; the reference if there is only a `tokenizer.json`."""
 
     name = "tokenizers"
 
@@ -51,15 +51,15 @@ class TokenizersEngine:
         import tokenizers
 
         self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        self._tokenizer.encode_special_tokens = True  # they are not looked for in texts
+        self._tokenizer.encode_special_tokens = True  # they are not matched in texts
 
     def encode(self, texts: Sequence[str]) -> Encoded:
-        """See `Engine`."""
+        """Return ids and lengths; see `EncodingEngine`."""
         # One by one: the batch call starts threads, which a forked worker must not.
         return joined([self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts])
 
     def id_of(self, token: str) -> int | None:
-        """The id of a piece or an added token, or None where it is neither."""
+        """Return the id of a piece or an added token, or None if there is no such token."""
         index: int | None = self._tokenizer.token_to_id(token)
         return index
 
@@ -67,9 +67,9 @@ class TokenizersEngine:
 class GigatokenEngine:
     """gigatoken's Rust library.
 
-    Its call for one text remembers the words that it has met, which its call for a batch does not, and has
-    no cost per document. So documents are joined by NUL, a byte that merges with nothing, and told apart
-    again by its id. What it remembers is dropped when it has grown by `_MEMORY_MB`.
+    Its call for one text caches words, which its call for a batch does not, and has no cost per document. So
+    documents are joined by NUL, a byte that never merges, and split again by its id. The cache is dropped
+    when it has grown by `_MEMORY_MB`.
     """
 
     name = "gigatoken"
@@ -81,7 +81,7 @@ class GigatokenEngine:
         self._between, self._nul = self._separator()
 
     def encode(self, texts: Sequence[str]) -> Encoded:
-        """See `Engine`."""
+        """Return ids and lengths; see `EncodingEngine`."""
         if not texts:
             return joined([])
         if not self._between:
@@ -117,20 +117,20 @@ class GigatokenEngine:
     def _load(self) -> None:
         import gigatoken
 
-        self._tokenizer = None  # first, so that two are never held at once
+        self._tokenizer = None  # first, so that there are never two in memory
         self._tokenizer = gigatoken.Tokenizer.from_json(self._text)
         self._full_mb = _resident_mb() + _MEMORY_MB
 
     def _separator(self) -> tuple[str, int]:
-        """What to put between documents so that each is encoded as if alone, and the id of the NUL in it.
+        """Return the separator with which each document is encoded as if alone, and the id of its NUL.
 
-        Without a dummy prefix that is NUL, with one NUL and a space; nothing where text is split before
-        it is merged, or a piece has a NUL in it.
+        The separator is NUL without a dummy prefix, and NUL and a space with one. It is empty if text is
+        split before it is merged, or if a piece contains NUL.
         """
-        held = json.loads(self._text)
-        if held.get("pre_tokenizer") or not held["model"].get("byte_fallback"):
+        tokenizer_json = json.loads(self._text)
+        if tokenizer_json.get("pre_tokenizer") or not tokenizer_json["model"].get("byte_fallback"):
             return "", -1
-        if any("\0" in piece for piece in held["model"]["vocab"]):
+        if any("\0" in piece for piece in tokenizer_json["model"]["vocab"]):
             return "", -1
         first, second = self._single("x").tolist(), self._single(" y").tolist()
         for between in ("\0 ", "\0"):
@@ -141,13 +141,13 @@ class GigatokenEngine:
 
 
 def split(encoded: Encoded) -> list[np.ndarray]:
-    """The ids of each text on its own."""
+    """Return the ids of each text as an array of its own."""
     ids, lengths = encoded
     return np.split(ids, np.cumsum(lengths)[:-1]) if lengths.size else []
 
 
 def _resident_mb() -> float:
-    """Memory that this process holds, where the system tells it."""
+    """Return the MB of memory that this process uses, or 0 where the system does not report it."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -1,4 +1,4 @@
-"""A tokenizer on disk: found, read with the tokens added beside it, and identified by its fingerprint."""
+"""A tokenizer on disk: its files, its pieces with all added tokens, and its fingerprint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TIKTOKEN = re.compile(rb"(?:[A-Za-z0-9+/]+=* \d+\r?\n){2}")
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer as it lies on disk; `model` is the truth where there is one, else `json`."""
+    """A tokenizer on disk; `model` decides its ids if there is one, or else `json`."""
 
     path: Path
     """The file that it was read from."""
@@ -35,7 +35,7 @@ class Tokenizer:
     config: Mapping[str, Any]
     """`tokenizer_config.json`, or empty."""
     added: tuple[AddedToken, ...] = ()
-    """Tokens of the files beside `path` that it lacks; none where a file, not a directory, was named."""
+    """Tokens that other files of its directory add; empty if a file was named instead of a directory."""
     directory: bool = False
     """Whether a directory was named: then its config says which tokens are BOS and EOS."""
 
@@ -64,13 +64,13 @@ class Tokenizer:
         """The id that ends a document.
 
         Raises:
-            UserError: the tokenizer does not name one.
+            UserError: the tokenizer has none.
         """
         if (index := self.special_id("eos")) is None:
             raise UserError(
                 "has no EOS token",
                 file=self.path,
-                fix="name it as eos_token in tokenizer_config.json beside it",
+                fix="set eos_token in tokenizer_config.json of the same directory",
             )
         return index
 
@@ -85,10 +85,10 @@ class Tokenizer:
         return self.special_id("pad")
 
     def special_id(self, name: str) -> int | None:
-        """The id of the `bos`, `eos`, `pad` or `unk` token, or None where there is none.
+        """Return the id of the `bos`, `eos`, `pad` or `unk` token, or None if there is none.
 
-        A directory's tokenizer_config.json has the first word, as it has in transformers. Of a single
-        `.model` file the model's own word counts.
+        In a directory tokenizer_config.json decides, as in transformers. For a single `.model` file the model
+        decides.
         """
         own = None
         if self.model is not None:
@@ -109,25 +109,25 @@ class Tokenizer:
         return {piece: index for index, piece in enumerate(self.pieces) if piece}
 
     def id_of(self, piece: str) -> int | None:
-        """The id of a piece or an added token, or None where it is neither."""
+        """Return the id of a piece or an added token, or None if there is no such token."""
         return self._ids.get(piece)
 
     @property
     def added_vocabulary(self) -> list[AddedToken]:
-        """Every added token: those of `tokenizer.json`, where it is the truth, and those beside it."""
+        """Every added token: those of `tokenizer.json`, if it decides the ids, and those of other files."""
         own = (self.json or {}).get("added_tokens") or () if self.model is None else ()
         listed = [AddedToken.read(token, token["id"], bool(token.get("special"))) for token in own]
         return [*listed, *self.added]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of everything that decides ids (see `tokenization.fingerprint`): equal ones give equal ids."""
+        """Hash of everything that decides ids (see `tokenizer.fingerprint`): equal ones give equal ids."""
         core = of_model(self.model) if self.model is not None else of_json(self.json or {})
         beside = [[token.id, token.content, token.special, token.flags] for token in self.added]
         return join(core, [self.special_id("eos"), self.bos_id, beside])
 
     def is_text(self, index: int) -> bool:
-        """Whether an id may come about in the ids of a text: it is neither beyond the pieces nor special."""
+        """Return whether an id can occur in the ids of a text: it has a piece and is not special."""
         if not 0 <= index < self.size or not self.pieces[index]:
             return False
         if self.model is not None and index < len(self.model.pieces):
@@ -142,9 +142,8 @@ class Tokenizer:
 def open_tokenizer(path: str | Path) -> Tokenizer:
     """Read the tokenizer at `path`: a directory, a SentencePiece `.model` file or a `tokenizer.json`.
 
-    In a directory `tokenizer.model` is the truth, with the tokens that the other files there add to it;
-    `tokenizer.json` serves where there is none, or where it is a list of tiktoken's, as LLaMA 3 has one by
-    that name.
+    In a directory `tokenizer.model` decides, with the tokens that the other files there add to it;
+    `tokenizer.json` decides if there is no `tokenizer.model`, or if that is a tiktoken list, as in LLaMA 3.
 
     Raises:
         UserError: there is no tokenizer, its file is damaged, or its files are of different tokenizers.
@@ -161,7 +160,7 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
             )
         path = found
     if not path.is_file():
-        raise UserError("is not there", file=path, fix="name a tokenizer's directory or a `.model` file")
+        raise UserError("does not exist", file=path, fix="name a tokenizer's directory or a `.model` file")
     config = _optional_json(path.parent / CONFIG_FILE)
     if path.suffix == ".json":
         read = Tokenizer(path, None, _checked_json(path), config, directory=directory)
@@ -171,11 +170,11 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def _with_beside(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer of a directory, with the tokens that the files there add to it."""
+    """Return the tokenizer of a directory, with the tokens that the other files there add."""
     folder = tokenizer.path.parent
     other = _optional_json(folder / JSON_FILE) if tokenizer.model is not None else None
     special_map = _optional_json(folder / added.SPECIAL_FILE)
-    tokens = added.beside(
+    tokens = added.tokens_beside(
         tokenizer.pieces,
         folder=folder,
         json=other,
@@ -188,21 +187,16 @@ def _with_beside(tokenizer: Tokenizer) -> Tokenizer:
     for piece, index in vocabulary.items() if isinstance(vocabulary, dict) else ():
         if whole.id_of(piece) != index:
             raise UserError(
-                f"has the piece {piece!r} as {index}, and {MODEL_FILE} beside it has not: they are different"
-                " tokenizers",
+                f"has the piece {piece!r} as {index}, and {MODEL_FILE} in the same directory does not:"
+                " they are different tokenizers",
                 file=folder / JSON_FILE,
                 fix="remove the one that the model does not use",
             )
     return whole
 
 
-def fingerprint(path: str | Path) -> str:
-    """The fingerprint of the tokenizer at `path`, a directory or a file."""
-    return open_tokenizer(path).fingerprint
-
-
 def _is_tiktoken(path: Path) -> bool:
-    """Whether a file lists pieces as tiktoken does: base64 and rank, a line each."""
+    """Return whether a file lists pieces as tiktoken does: base64 and rank, a line each."""
     with open(path, "rb") as file:
         return _TIKTOKEN.match(file.read(1 << 12)) is not None
 
@@ -212,7 +206,7 @@ def _read_model(path: Path) -> spm.ModelProto:
     try:
         if _is_tiktoken(path):
             fix = "save it with transformers, which writes a tokenizer.json, and name that"
-            raise UserError("is a list of tiktoken's and not a SentencePiece model", file=path, fix=fix)
+            raise UserError("is a tiktoken list and not a SentencePiece model", file=path, fix=fix)
         model.ParseFromString(path.read_bytes())
     except DecodeError:
         raise UserError("is not a SentencePiece model", file=path) from None
@@ -236,7 +230,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; empty where it is not there."""
+    """Read a JSON object; empty if the file does not exist."""
     return _read_json(path) if path.is_file() else {}
 
 

@@ -1,8 +1,8 @@
 """The fingerprint of a tokenizer: a digest of everything that decides which ids a text gets.
 
-It has two halves, `CORE.REST`. CORE is of the pieces, scores, kinds, merges and the rules of normalization.
-REST is of what lies beside them: the added tokens with their ids, EOS and BOS. An earlier rewarm wrote CORE
-alone; such a fingerprint is still known, and is compared by its one half.
+It has two halves, `CORE.REST`. CORE hashes the pieces, scores, kinds, merges and the rules of normalization.
+REST hashes the added tokens with their ids, EOS and BOS. Earlier versions wrote CORE alone; such a
+fingerprint is still accepted, and only its one half is compared.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from sentencepiece import sentencepiece_model_pb2 as spm
 
 
 def join(core: str, rest: Sequence[Any]) -> str:
-    """The fingerprint of a tokenizer with that CORE, and with `rest` beside it, as plain data."""
+    """Return the fingerprint of a tokenizer: its CORE, joined with a hash of `rest` (plain data)."""
     text = json.dumps(rest, ensure_ascii=True, separators=(",", ":"))
     return f"{core}.{xxhash.xxh3_64_hexdigest(b'beside 1' + text.encode())}"
 
 
 def core(fingerprint: str) -> str:
-    """The first half: what an earlier rewarm called the fingerprint."""
+    """Return the first half, which was the whole fingerprint in earlier versions."""
     return fingerprint.partition(".")[0]
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two fingerprints are of one tokenizer, as far as both of them tell."""
+    """Return whether two fingerprints are of one tokenizer, as far as both say."""
     if "." in one and "." in other:
         return one == other
     return core(one) == core(other)
 
 
 def of_model(model: spm.ModelProto) -> str:
-    """The CORE of a SentencePiece model."""
+    """Return the CORE of a SentencePiece model."""
     trainer, rules = model.trainer_spec, model.normalizer_spec
     digest = xxhash.xxh3_128(b"sentencepiece 1")
     flags = (
@@ -55,8 +55,9 @@ def of_model(model: spm.ModelProto) -> str:
     return digest.hexdigest()
 
 
-def of_json(held: Mapping[str, Any]) -> str:
-    """The CORE of a `tokenizer.json`."""
-    rules = {name: held.get(name) for name in ("normalizer", "pre_tokenizer", "added_tokens", "model")}
+def of_json(tokenizer_json: Mapping[str, Any]) -> str:
+    """Return the CORE of a `tokenizer.json`."""
+    names = ("normalizer", "pre_tokenizer", "added_tokens", "model")
+    rules = {name: tokenizer_json.get(name) for name in names}
     text = json.dumps(rules, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return xxhash.xxh3_128_hexdigest(b"tokenizer.json 1" + text.encode())

@@ -1,4 +1,4 @@
-"""Lines that have shown encoders to be wrong; every engine is checked on them."""
+"""Lines on which encoders have given wrong ids; every engine is checked on them."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ HARD_LINES: tuple[str, ...] = (
     "ab" * 500,
     "的了" * 500,
 )
-"""Lines that have told tokenizers apart. A long line without a break comes from `long_lines`."""
+"""Lines on which tokenizers differ. Long lines without a break come from `long_lines`."""
 
 
 def long_lines() -> list[str]:
-    """Single lines of 1 MB of Chinese, and of a quarter of that of English and of one character."""
+    """Return single lines: 1 MB of Chinese, and 256 KB each of English and of one character."""
     seeds = {"全国人民代表大会常务委员会，": 20, "The quick brown fox jumps over the lazy dog ": 18, "a": 18}
     return [seed * ((1 << size) // len(seed.encode())) for seed, size in seeds.items()]

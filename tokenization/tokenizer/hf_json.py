@@ -14,6 +14,7 @@ from typing import Any
 from sentencepiece import sentencepiece_model_pb2 as spm
 
 from tokenization.errors import UserError
+from tokenization.tokenizer.added import AddedToken
 
 TokenPiece = spm.ModelProto.SentencePiece
 
@@ -21,18 +22,10 @@ SPACE = "▁"
 
 
 def from_model(model: spm.ModelProto) -> dict[str, Any]:
-    """The `tokenizer.json` that gives the same ids as the SentencePiece BPE `model`."""
+    """Return the `tokenizer.json` that gives the same ids as the SentencePiece BPE `model`."""
     unk, bos = model.trainer_spec.unk_id, model.trainer_spec.bos_id
     added = [
-        {
-            "id": index,
-            "content": piece.piece,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
+        AddedToken(index, piece.piece, special=True).to_json()
         for index, piece in enumerate(model.pieces)
         if piece.type in (TokenPiece.CONTROL, TokenPiece.UNKNOWN)
     ]
@@ -97,35 +90,36 @@ def _begin_with(bos: str, bos_id: int) -> dict[str, Any]:
     }
 
 
-def to_model(held: dict[str, Any], file: object) -> spm.ModelProto:
-    """The SentencePiece BPE model that merges as the `tokenizer.json` in `held` (read from `file`) does.
+def to_model(tokenizer_json: dict[str, Any], file: object) -> spm.ModelProto:
+    """Return the SentencePiece BPE model that merges as `tokenizer_json` (read from `file`) does.
 
-    Ids, pieces and merges are kept. Scores are not in the file: they are counted anew, 0, −1, −2 …, in the
-    order of the merges, and runs of spaces that merge after all else tie at −1e9 as in LLaMA's vocabulary.
+    Ids, pieces and merges are kept. The file has no scores: they become 0, −1, −2 … in the order of the
+    merges, and runs of spaces that merge last all have −1e9, as in LLaMA's vocabulary.
 
     Raises:
-        UserError: no SentencePiece model can give the same ids; it says why.
+        UserError: no SentencePiece model can give the same ids; the message has the reason.
     """
 
     def refuse(why: str) -> UserError:
         return UserError(
             f"{why}, so no SentencePiece model gives its ids",
             file=file,
-            fix=f"give a LLaMA-style tokenizer, or the tokenizer.model that {file} was made from",
+            fix=f"use a LLaMA-style tokenizer, or the tokenizer.model that {file} was made from",
         )
 
-    bpe = held["model"]
+    bpe = tokenizer_json["model"]
     if bpe.get("type") != "BPE" or not bpe.get("byte_fallback"):
         raise refuse("is not a BPE with byte fallback")
-    if not _is_llama_text(held):
-        raise refuse("prepares text otherwise than by `▁` for a space and one in front")
+    if not _is_llama_text(tokenizer_json):
+        raise refuse("does not prepare text by `▁` for each space and one in front")
     by_id = {index: piece for piece, index in bpe["vocab"].items()}
-    beyond = [token for token in held.get("added_tokens") or () if token["content"] not in bpe["vocab"]]
+    added = tokenizer_json.get("added_tokens") or ()
+    beyond = [token for token in added if token["content"] not in bpe["vocab"]]
     by_id |= {token["id"]: token["content"] for token in beyond if token.get("special")}
     outside = [token["content"] for token in beyond if not token.get("special")]
     if outside or sorted(by_id) != list(range(len(by_id))):
-        raise refuse(f"has tokens beside its vocabulary ({', '.join(outside) or 'gaps between ids'})")
-    special = {token["content"] for token in held.get("added_tokens") or ()}
+        raise refuse(f"has tokens outside its vocabulary ({', '.join(outside) or 'gaps between ids'})")
+    special = {token["content"] for token in added}
     model = spm.ModelProto()
     for index in range(len(by_id)):
         model.pieces.add(piece=by_id[index], type=_kind(by_id[index], bpe.get("unk_token"), special))
@@ -145,7 +139,7 @@ def to_model(held: dict[str, Any], file: object) -> spm.ModelProto:
 
 
 def _scores(merges: list[tuple[str, ...]]) -> dict[str, float] | None:
-    """0, −1, … by first appearance; None when the splits of one piece do not stand together."""
+    """Return scores 0, −1, … by first appearance; None if the splits of one piece are not neighbours."""
     joined = ["".join(merge) for merge in merges]
     runs = {piece for piece in joined if set(piece) == {SPACE}}
     firsts = [at for at, piece in enumerate(joined) if piece in runs]
@@ -161,9 +155,9 @@ def _scores(merges: list[tuple[str, ...]]) -> dict[str, float] | None:
     return scores
 
 
-def _is_llama_text(held: dict[str, Any]) -> bool:
-    """Whether a space becomes `▁` and one is put in front: the legacy normalizer, or Metaspace unsplit."""
-    normalizer, pre = held.get("normalizer"), held.get("pre_tokenizer")
+def _is_llama_text(tokenizer_json: dict[str, Any]) -> bool:
+    """Return whether a space becomes `▁` and one is put in front: legacy normalizer or unsplit Metaspace."""
+    normalizer, pre = tokenizer_json.get("normalizer"), tokenizer_json.get("pre_tokenizer")
     if normalizer is None and pre is not None:
         return (
             pre.get("type") == "Metaspace"

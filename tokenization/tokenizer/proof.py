@@ -1,4 +1,4 @@
-"""What a user's transformers makes of a tokenizer's directory, held against what a model is trained with."""
+"""Compare what transformers makes of a tokenizer's directory with the ids of the training."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tokenization.tokenizer import encoder, engines, hard_lines
 from tokenization.tokenizer.files import Tokenizer
 from tokenization.tokenizer.hf_json import SPACE, TokenPiece
 
-Loader = Literal["AutoTokenizer", "PreTrainedTokenizerFast"]
+TransformersClass = Literal["AutoTokenizer", "PreTrainedTokenizerFast"]
 
-LOADERS: tuple[Loader, ...] = ("AutoTokenizer", "PreTrainedTokenizerFast")
+LOADERS: tuple[TransformersClass, ...] = ("AutoTokenizer", "PreTrainedTokenizerFast")
 
 MOST_RUNS = 20_000
 """Pairs of pieces that are encoded for a proof, spread over the whole vocabulary."""
 
 
 class TransformersEngine:
-    """What a user gets from a directory, with special tokens in a text taken for text."""
+    """The encoder that a user gets from a directory; special tokens in a text are text."""
 
     name = "transformers"
 
-    def __init__(self, directory: Path, loader: Loader = "AutoTokenizer") -> None:
+    def __init__(self, directory: Path, loader: TransformersClass = "AutoTokenizer") -> None:
         import transformers
 
         before = transformers.utils.logging.get_verbosity()
@@ -37,21 +37,23 @@ class TransformersEngine:
             transformers.utils.logging.set_verbosity(before)
 
     def encode(self, texts: Sequence[str]) -> engines.Encoded:
-        """See `encoder.Engine`."""
+        """Return ids and lengths; see `EncodingEngine`."""
         rows = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
         lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
         return np.fromiter((index for row in rows for index in row), np.int32, int(lengths.sum())), lengths
 
 
-def difference(directory: str | Path, tokenizer: Tokenizer, loader: Loader = "AutoTokenizer") -> str | None:
-    """How transformers on `directory` differs from `tokenizer`; None: same pieces, ids, EOS and BOS.
+def difference(
+    directory: str | Path, tokenizer: Tokenizer, loader: TransformersClass = "AutoTokenizer"
+) -> str | None:
+    """Return how transformers on `directory` differs from `tokenizer`; None if it does not.
 
-    Ids are compared on the hard lines, on every added token and on pairs of pieces.
+    The pieces, EOS, BOS, and the ids of the hard lines, of added tokens and of pairs of pieces are compared.
     """
     try:
         found = TransformersEngine(Path(directory), loader)
         wrong = next(_differences(found, tokenizer), None)
-    except Exception as error:  # whatever a user would meet
+    except Exception as error:  # any error that a user would get
         return f"it cannot be loaded ({encoder.readable(error)[:200]})"
     return wrong
 
@@ -76,14 +78,14 @@ def _differences(found: TransformersEngine, tokenizer: Tokenizer) -> Iterator[st
 
 
 def proof_lines(tokenizer: Tokenizer) -> list[str]:
-    """Texts on which two tokenizers that differ somewhere are likely to differ."""
+    """Return texts on which two different tokenizers are likely to give different ids."""
     pairs = list(itertools.pairwise(_texts(tokenizer)))
     pairs = pairs[:: max(1, -(-len(pairs) // MOST_RUNS))]
     return [*hard_lines.HARD_LINES, *encoder.added_lines(tokenizer), *("".join(pair) for pair in pairs)]
 
 
 def _texts(tokenizer: Tokenizer) -> list[str]:
-    """The text of each piece that texts are made of."""
+    """Return the text of each piece that occurs in texts."""
     if tokenizer.model is not None:
         kinds = (TokenPiece.NORMAL, TokenPiece.USER_DEFINED)
         return [piece.piece.replace(SPACE, " ") for piece in tokenizer.model.pieces if piece.type in kinds]

@@ -1,4 +1,4 @@
-"""How a tokenizer is used, beside the ids that it gives: chat template, limits, named tokens."""
+"""Settings of a tokenizer other than its ids: chat template, limits, named tokens."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _OF_A_CLASS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What another tokenizer takes over from one, and what it cannot."""
+    """Settings that are copied to another tokenizer, and notes on those that are not."""
 
     config: dict[str, Any] = field(default_factory=dict)
     """Fields for `tokenizer_config.json`."""
     files: dict[str, bytes] = field(default_factory=dict)
     """Whole files by name."""
     post_processor: Mapping[str, Any] | None = None
-    """How `tokenizer.json` puts BOS and EOS around a text; None where the file is not there."""
+    """How `tokenizer.json` puts BOS and EOS around a text; None if there is no such file."""
     left_out: list[str] = field(default_factory=list)
-    """A line for each setting that is not taken over."""
+    """A line for each setting that is not copied."""
 
     @property
     def special(self) -> dict[str, Any]:
@@ -52,10 +52,10 @@ class Settings:
 
 
 def carried(source: Tokenizer, known: Callable[[str], int | None]) -> Settings:
-    """The settings of `source`, for a tokenizer of which `known` tells the id of a piece or None.
+    """Return the settings of `source` for a tokenizer in which `known` maps a piece to its id or None.
 
-    A token that the other does not have, or has under another id, is left out, and so is what belongs to one
-    of transformers' classes alone.
+    A token that the other tokenizer does not have, or has with another id, is left out, and so are settings
+    of one class of transformers.
     """
     if not source.directory:
         return Settings()

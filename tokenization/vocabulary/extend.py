@@ -1,8 +1,8 @@
-"""A base vocabulary grows by the pieces of another, and no text of the base language changes its ids.
+"""Extend a base vocabulary by pieces of another, so that no text of the base language changes its ids.
 
-Why English cannot change: an added piece holds at least one character of an allowed script and no ASCII
-letter, digit or punctuation, and its score lies below every score of the base. In a text without such
-characters no added piece can come about; in any other the base's own merges come first, as they always did.
+Why English cannot change: an added piece has at least one character of an allowed script and no ASCII letter,
+digit or punctuation, and its score is below every score of the base. A text without such characters contains
+no added piece; in any other text the merges of the base still come first.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from tokenization.tokenizer.settings import carried
 from tokenization.vocabulary.scripts import SCRIPT_NAMES, script
 
 SENTINEL = -1e8
-"""Scores below it mark pieces of no rank, such as LLaMA's runs of spaces at −1e9."""
+"""Scores below it mark pieces without a rank, such as LLaMA's runs of spaces at −1e9."""
 
 _ASCII = frozenset(string.ascii_letters + string.digits + string.punctuation)
 
 
 @dataclass(frozen=True)
 class VocabularyExtension:
-    """What `extend` made: how many pieces came in, how many stayed out and why."""
+    """The result of `extend_vocabulary`: how many pieces were added, how many were left out and why."""
 
     out: str
     fingerprint: str
@@ -49,11 +49,11 @@ class VocabularyExtension:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """Return the same as plain data."""
         return asdict(self)
 
     def to_text(self) -> str:
-        """The same for a reader."""
+        """Return the same as lines of text."""
         lines = [
             f"{self.base_pieces:,} + {self.added:,} = {self.base_pieces + self.added:,} pieces in {self.out}"
         ]
@@ -70,13 +70,13 @@ def extend_vocabulary(
     allow_scripts: Sequence[str] = ("han",),
     overwrite: bool = False,
 ) -> VocabularyExtension:
-    """Write to the directory `out` the tokenizer `base`, ids and scores kept, then the pieces of `add`.
+    """Write to `out` the tokenizer `base` with the same ids and scores, followed by the pieces of `add`.
 
-    Pieces come in `add`'s order, characters before words where `max_pieces` bounds how many. A piece stays
-    out when the base has it, when it could touch English or another script than those allowed, or when no
-    sequence of merges reaches it. `extension.json` in `out` lists every piece with its reason. Before
-    anything is written, the new `tokenizer.json` is held against SentencePiece. The base's added tokens keep
-    their ids, and its chat template and other settings are handed down.
+    Pieces are added in `add`'s order; if `max_pieces` limits them, characters come before words. A piece is
+    left out if the base has it, if it could change English or a script that is not allowed, or if no sequence
+    of merges reaches it. `extension.json` in `out` lists every piece with its reason. Before anything is
+    written, the new `tokenizer.json` is compared with SentencePiece. The base's added tokens keep their ids,
+    and its chat template and other settings are copied.
 
     Raises:
         UserError: a tokenizer is of a kind that cannot be extended exactly; a script is unknown; `out` holds
@@ -117,10 +117,10 @@ def extend_vocabulary(
 def choose_pieces(
     base: spm.ModelProto, offered: Sequence[str], allow_scripts: Iterable[str], max_pieces: int | None
 ) -> tuple[list[str], dict[str, list[str]]]:
-    """The pieces of `offered` to add, in order, and those left out by reason.
+    """Return the pieces of `offered` to add, in order, and those left out, by reason.
 
-    Leaving out a piece that is never reached changes no encoding; leaving out one for want of room may take
-    a part away from another, so what remains is tested until it stands.
+    Leaving out a piece that is never reached changes no encoding. Leaving out one due to `max_pieces` may
+    remove a part of another piece, so the rest is tested until all of it is reached.
     """
     left_out: dict[str, list[str]] = {}
     known = {piece.piece for piece in base.pieces}
@@ -133,7 +133,7 @@ def choose_pieces(
             left_out.setdefault(why, []).append(piece)
     singles = known | {piece for piece in fits if len(piece) == 1}
     spelled = [piece for piece in fits if set(piece) <= singles]
-    _leave(left_out, "a character of it is no piece", fits, spelled)
+    _leave(left_out, "a character of it is not a piece", fits, spelled)
     stands = _reachable(base, spelled)
     _leave(left_out, "no sequence of merges reaches it", spelled, stands)
     if max_pieces is not None and len(stands) > max_pieces:
@@ -147,10 +147,10 @@ def choose_pieces(
 
 
 def append(base: spm.ModelProto, pieces: Sequence[str], file: object = None) -> spm.ModelProto:
-    """A copy of `base` with `pieces` after its own, each with its own score below every one of the base.
+    """Return a copy of `base` with `pieces` after its own, whose distinct scores are below all of the base.
 
     Raises:
-        UserError: the base's scores leave float32 no room for distinct ones.
+        UserError: float32 has no distinct scores below those of the base.
     """
     ranks = [
         piece.score for piece in base.pieces if piece.type == TokenPiece.NORMAL and piece.score > SENTINEL
@@ -159,7 +159,7 @@ def append(base: spm.ModelProto, pieces: Sequence[str], file: object = None) -> 
     scores = (lowest - 1 - np.arange(len(pieces))).astype(np.float32)
     if scores.size and (scores[0] >= lowest or (np.diff(scores) >= 0).any() or scores[-1] <= SENTINEL):
         raise UserError(
-            f"reaches down to the score {lowest:g}, below which float32 cannot tell {len(pieces)} more apart",
+            f"has the score {lowest:g}, below which float32 has too few numbers for {len(pieces)} pieces",
             file=file,
             fix="renumber the base's scores",
         )
@@ -172,11 +172,11 @@ def append(base: spm.ModelProto, pieces: Sequence[str], file: object = None) -> 
 
 
 def unreachable(model: spm.ModelProto) -> list[str]:
-    """The normal pieces that no text's encoding contains.
+    """Return the normal pieces that no text's encoding contains.
 
-    Within the span of a piece BPE merges just as it does in that span alone, so a piece is reachable if and
-    only if its own text is encoded as it. The dummy prefix is left away, and spaces at the ends are kept,
-    since a piece may stand anywhere; but where a tokenizer makes one space of several, no text has two.
+    BPE merges the span of a piece as it merges that span alone, so a piece is reachable if and only if its
+    text is encoded as this piece. The dummy prefix is switched off and spaces at the ends are kept, since a
+    piece may be anywhere in a text; but if a tokenizer merges several spaces into one, no text has two.
     """
     bare = spm.ModelProto()
     bare.CopyFrom(model)
@@ -206,7 +206,7 @@ def _leave(left_out: dict[str, list[str]], why: str, before: list[str], after: l
 
 
 def _objection(piece: str, allowed: frozenset[str]) -> str | None:
-    """Why a new piece may not come in, or None: it must be rooted in an allowed script."""
+    """Return why a new piece is not allowed, or None: it needs a character of an allowed script."""
     if not _ASCII.isdisjoint(piece):
         return "has ASCII letters, digits or punctuation"
     scripts = {script(char) for char in piece}
@@ -221,33 +221,33 @@ def _check_arguments(
 ) -> None:
     problems = [
         UserError(
-            "is no known script", field="--allow-scripts", value=name, fix=did_you_mean(name, SCRIPT_NAMES)
+            "is not a known script", field="--allow-scripts", value=name, fix=did_you_mean(name, SCRIPT_NAMES)
         )
         for name in allow_scripts
         if name not in SCRIPT_NAMES
     ]
     if not allow_scripts:
-        problems.append(UserError("names no script", field="--allow-scripts"))
+        problems.append(UserError("has no script", field="--allow-scripts"))
     if max_pieces is not None and max_pieces < 1:
         problems.append(UserError("is not at least 1", field="--max-pieces", value=max_pieces))
     if Path(out).resolve() in (Path(base).resolve(), Path(add).resolve()):
-        problems.append(UserError("is one of the tokenizers read", field="--out", value=str(out)))
+        problems.append(UserError("is one of the tokenizers that are read", field="--out", value=str(out)))
     if problems:
         raise UserErrors(problems)
 
 
 def _base_model(tokenizer: Tokenizer, notes: list[str]) -> spm.ModelProto:
-    """The base as a SentencePiece model, rebuilt from `tokenizer.json` if need be."""
+    """Return the base as a SentencePiece model, rebuilt from `tokenizer.json` if necessary."""
     if tokenizer.model is None:
-        held = dict(tokenizer.json or {})
-        model = hf_json.to_model(held, tokenizer.path)
-        other = disagreements(model, HARD_LINES, held)
+        tokenizer_json = dict(tokenizer.json or {})
+        model = hf_json.to_model(tokenizer_json, tokenizer.path)
+        other = disagreements(model, HARD_LINES, tokenizer_json)
         same = (
             f"but on {len(other)} hard lines, such as {other[0][:40]!r}," if other else "on every hard line,"
         )
         notes.append(
             f"{tokenizer.path}: no tokenizer.model; one was rebuilt from the merges: its ids are the same"
-            f" {same} its scores are counted anew, and text is prepared as SentencePiece does"
+            f" {same} its scores are new, and text is prepared as SentencePiece prepares it"
         )
     else:
         model = whole_model(tokenizer)
@@ -258,31 +258,31 @@ def _base_model(tokenizer: Tokenizer, notes: list[str]) -> spm.ModelProto:
         (not model.trainer_spec.byte_fallback, "has no byte fallback"),
         (
             bool(rules.precompiled_charsmap) or rules.remove_extra_whitespaces,
-            "changes text before encoding it",
+            "changes text before it is encoded",
         ),
         (
             not rules.escape_whitespaces or model.trainer_spec.treat_whitespace_as_suffix,
-            "marks spaces another way",
+            "marks spaces in another way",
         ),
         (bool(kinds & {TokenPiece.USER_DEFINED, TokenPiece.UNUSED}), "has user-defined or unused pieces"),
     ]
     if tied := _tied(model):
         complaints.append(
-            (True, f"gives {tied[0]!r} and {tied[1]!r} one score, so the place decides which merges")
+            (True, f"gives {tied[0]!r} and {tied[1]!r} one score, so the position decides which merges")
         )
     for wrong, why in complaints:
         if wrong:
             raise UserError(
-                f"{why}: no tokenizer.json is sure to equal it",
+                f"{why}: a tokenizer.json might give other ids",
                 file=tokenizer.path,
                 field="--base",
-                fix="take a LLaMA-style SentencePiece model",
+                fix="use a LLaMA-style SentencePiece model",
             )
     return model
 
 
 def _tied(model: spm.ModelProto) -> list[str]:
-    """Two merged pieces of one score; LLaMA's runs of spaces share theirs without harm."""
+    """Return two merged pieces of one score, if any; LLaMA's runs of spaces may share theirs."""
     holders: dict[float, str] = {}
     for piece in model.pieces:
         merged = piece.type == TokenPiece.NORMAL and len(piece.piece) > 1
@@ -294,12 +294,12 @@ def _tied(model: spm.ModelProto) -> list[str]:
 
 
 def whole_model(tokenizer: Tokenizer) -> spm.ModelProto:
-    """The SentencePiece model of a tokenizer, with the added tokens of its directory as pieces of their own.
+    """Return the SentencePiece model of a tokenizer, with the added tokens of its directory as pieces.
 
     They become control pieces under the ids that they have, and EOS and BOS are those of the directory.
 
     Raises:
-        UserError: one is to be found in texts, which a control piece is not.
+        UserError: one of them is matched in texts, which a control piece is not.
     """
     assert tokenizer.model is not None
     model = spm.ModelProto()
@@ -307,10 +307,10 @@ def whole_model(tokenizer: Tokenizer) -> spm.ModelProto:
     if found := [token for token in tokenizer.added if not token.special]:
         names = ", ".join(token.content for token in found[:5])
         raise UserError(
-            f"has {names}, which tokenizer.model does not have, and which would be found in texts",
+            f"has {names}, which tokenizer.model does not have, and which are matched in texts",
             file=tokenizer.path.parent / found[0].file,
             fix='mark such tokens as "special": true in added_tokens_decoder of tokenizer_config.json, or'
-            " give the tokenizer.model file itself to go on without them",
+            " name the tokenizer.model file itself, which has no such tokens",
         )
     for token in tokenizer.added:
         model.pieces.add(piece=token.content, score=0.0, type=TokenPiece.CONTROL)
@@ -329,10 +329,10 @@ def _offered_model(tokenizer: Tokenizer) -> spm.ModelProto:
 
 
 def _in_merge_order(model: spm.ModelProto, notes: list[str]) -> list[str]:
-    """The normal pieces in the order in which they should merge.
+    """Return the normal pieces in the order in which they should merge.
 
-    A BPE model's own order is that. A Unigram model has log probabilities instead: likelier pieces first,
-    but none before the parts of its best split, for without them no merge reaches it.
+    A BPE model has this order. A Unigram model has log probabilities: likelier pieces come first, but no
+    piece comes before the parts of its best split, since merges need them.
     """
     normal = {piece.piece: piece.score for piece in model.pieces if piece.type == TokenPiece.NORMAL}
     if model.trainer_spec.model_type == spm.TrainerSpec.BPE:
@@ -351,7 +351,7 @@ def _in_merge_order(model: spm.ModelProto, notes: list[str]) -> list[str]:
 
 
 def _prove(base: spm.ModelProto, grown: spm.ModelProto, file: object) -> None:
-    """Hold the product's `tokenizer.json` against SentencePiece on hard lines and on the new pieces.
+    """Compare the new `tokenizer.json` with SentencePiece on hard lines and on the new pieces.
 
     Raises:
         UserError: they differ, so nothing is written.
@@ -362,5 +362,5 @@ def _prove(base: spm.ModelProto, grown: spm.ModelProto, file: object) -> None:
         raise UserError(
             f"would not give the same ids through tokenizer.json, as on {broken[0][:60]!r}",
             file=file,
-            fix="take another base, or report this",
+            fix="use another base, or report this as a bug",
         )

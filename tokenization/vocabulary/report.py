@@ -1,4 +1,4 @@
-"""What a tokenizer does to texts, beside another, and whether its guarantees hold on them."""
+"""A report on a vocabulary: what it makes of texts, next to another one, and whether its guarantees hold."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class FileFigures:
     characters: int = 0
     tokens: int = 0
     byte_tokens: int = 0
-    """Tokens that stand for one byte of a character that is no piece."""
+    """Tokens that stand for one byte of a character that is not a piece."""
 
     @property
     def bytes_per_token(self) -> float:
@@ -60,11 +60,11 @@ class FileFigures:
 
 @dataclass
 class Check:
-    """A guarantee, how many lines (or pieces) were held against it, and those that break it."""
+    """A guarantee, on how many lines (or pieces) it was checked, and those that break it."""
 
     name: str
     guaranteed: bool
-    """Whether a failure is a defect; else it is only told."""
+    """Whether a failure is a defect; if not, it is only reported."""
     checked: int = 0
     failed: int = 0
     examples: list[str] = field(default_factory=list)
@@ -73,7 +73,14 @@ class Check:
     shown: bool = True
     """Whether failures are worth examples."""
 
-    def hold(self, line: str, good: bool) -> None:
+    @property
+    def mark(self) -> str:
+        """The verdict in a word."""
+        if self.skipped:
+            return "–"
+        return "ok" if not self.failed else "BROKEN" if self.guaranteed else "note"
+
+    def count(self, line: str, good: bool) -> None:
         """Count one line, and keep it as an example if it fails."""
         self.checked += 1
         if not good:
@@ -84,7 +91,7 @@ class Check:
 
 @dataclass
 class VocabularyReport:
-    """What `report` found; `broken` says whether a guarantee does not hold."""
+    """The result of `report_vocabulary`; `broken` says whether a guarantee does not hold."""
 
     tokenizer: str
     fingerprint: str
@@ -93,7 +100,7 @@ class VocabularyReport:
     against_pieces: int | None
     files: list[FileFigures] = field(default_factory=list)
     unused: int = 0
-    """Pieces, bytes and special ones aside, that the texts do not use."""
+    """Pieces that the texts do not use, except bytes and special pieces."""
     checks: list[Check] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     """Lines on the files and records that are left out."""
@@ -104,7 +111,7 @@ class VocabularyReport:
         return any(check.guaranteed and check.failed for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data, ratios and verdict included."""
+        """Return the report as plain data, ratios and verdict included."""
         derived = ("bytes_per_token", "characters_per_token", "byte_share")
         files = [
             asdict(figures) | {name: getattr(figures, name) for name in derived} for figures in self.files
@@ -112,7 +119,7 @@ class VocabularyReport:
         return asdict(self) | {"files": files, "broken": self.broken}
 
     def to_text(self) -> str:
-        """The same for a reader: a table, then the checks with examples."""
+        """Format the report: a table, then the checks with examples."""
         lines = [f"{self.tokenizer}: {self.pieces:,} pieces, {self.unused:,} of them unused on these texts"]
         if self.against is not None:
             lines.append(f"against {self.against}: {self.against_pieces:,} pieces")
@@ -133,16 +140,7 @@ class VocabularyReport:
         lines += ["", text_table(head, rows, "<<>>>>>>"), "", *self.left_out]
         for check in self.checks:
             verdict = check.skipped or f"{check.failed:,} of {check.checked:,}"
-            mark = (
-                "–"
-                if check.skipped
-                else "ok"
-                if not check.failed
-                else "BROKEN"
-                if check.guaranteed
-                else "note"
-            )
-            lines.append(f"{mark:<7}{check.name}: {verdict}")
+            lines.append(f"{check.mark:<7}{check.name}: {verdict}")
             lines += [f"         {example!r}" for example in check.examples]
         return "\n".join(lines)
 
@@ -156,12 +154,12 @@ def report_vocabulary(
     encoding: str = "utf-8",
     max_lines: int | None = None,
 ) -> VocabularyReport:
-    """Hold `tokenizer` against its guarantees on the lines of `texts`, and beside `against` if given.
+    """Check the guarantees of `tokenizer` on the lines of `texts`, and compare it with `against` if given.
 
-    Guaranteed, so that a failure breaks the report: a line decodes to itself (a line with U+2581 aside,
-    which is SentencePiece's own space); SentencePiece, `tokenizer.json` and the fast encoder give the same
-    ids; and, if `tokenizer` extends `against`, the base's pieces keep ids and scores, and every line without
-    a character of an added piece keeps its ids. At most `max_lines` lines of each file are read.
+    Guaranteed, so that a failure breaks the report: a line decodes to itself (except lines with U+2581, which
+    SentencePiece uses for a space); SentencePiece, `tokenizer.json` and the fast encoder give the same ids;
+    and, if `tokenizer` extends `against`, the base's pieces keep ids and scores, and every line without a
+    character of an added piece keeps its ids. At most `max_lines` lines of each file are read.
 
     Raises:
         UserError: a tokenizer or a text is missing, or there is no line.
@@ -192,7 +190,7 @@ def report_vocabulary(
 
 
 class _Subject:
-    """The engines of the tokenizers under report, and what they have shown so far."""
+    """The engines of the tokenizers, and the checks of their ids so far."""
 
     def __init__(self, tokenizer: Tokenizer, other: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
@@ -203,7 +201,7 @@ class _Subject:
         self._bytes = _byte_ids(tokenizer)
         self._other_bytes = _byte_ids(other) if other is not None else None
         self._added = _added_characters(tokenizer, other) if other is not None else frozenset()
-        self._round_trip = Check("lines, those with U+2581 aside, that do not decode to themselves", True)
+        self._round_trip = Check("lines without U+2581 that do not decode to themselves", True)
         self._changed = Check("lines without an added character whose ids differ from the base's", True)
         mixed = "lines with an added character whose ids differ from the base's, as they may"
         self._mixed = Check(mixed, False, shown=False)
@@ -222,20 +220,20 @@ class _Subject:
         rows = engines.split((ids, lengths))
         for line, row in zip(lines, rows, strict=True):
             if SPACE not in line:
-                self._round_trip.hold(line, self._decode(row.tolist()) == line)
+                self._round_trip.count(line, self._decode(row.tolist()) == line)
         for check, engine in self._engines:
             if engine is not None:
                 for line, row, got in zip(lines, rows, engines.split(engine.encode(lines)), strict=True):
-                    check.hold(line, np.array_equal(row, got))
+                    check.count(line, np.array_equal(row, got))
         if self._other is not None and theirs is not None and self._other_bytes is not None:
             encoded = self._other.encode(lines)
             _count(theirs, lines, encoded[0], self._other_bytes)
             for line, row, got in zip(lines, rows, engines.split(encoded), strict=True):
                 mixed = self._mixed in self.checks and not self._added.isdisjoint(line)
-                (self._mixed if mixed else self._changed).hold(line, np.array_equal(row, got))
+                (self._mixed if mixed else self._changed).count(line, np.array_equal(row, got))
 
     def unused(self) -> int:
-        """Normal pieces that no line has used."""
+        """Return the number of normal pieces that no line has used."""
         special = self._bytes | ~_normal(self._tokenizer)
         return int((~self._used & ~special).sum())
 
@@ -251,24 +249,24 @@ def _count(figures: FileFigures, lines: list[str], ids: np.ndarray, bytes_: np.n
 def _engines(
     tokenizer: Tokenizer, truth: engines.EncodingEngine
 ) -> Iterator[tuple[Check, engines.EncodingEngine | None]]:
-    """`transformers` on the directory as it is, and the fast encoder, each with its check."""
+    """Yield `transformers` on the directory and the fast encoder, each with its check."""
     name = "lines where {} is not " + truth.name
     through = Check(name.format(f"{JSON_FILE} through transformers"), True)
     loaded: engines.EncodingEngine | None = None
     if not _is_utf8(str(tokenizer.path.parent)):
-        through.skipped = "transformers opens no folder whose name is not UTF-8"
+        through.skipped = "transformers cannot open a folder whose name is not UTF-8"
     elif tokenizer.path.parent.joinpath(JSON_FILE).is_file():
         try:
             loaded = TransformersEngine(tokenizer.path.parent)
-        except Exception as error:  # whatever a user's AutoTokenizer would raise breaks the guarantee
-            through.hold(f"{type(error).__name__}: {error}", False)
+        except Exception as error:  # any error of AutoTokenizer breaks the guarantee
+            through.count(f"{type(error).__name__}: {error}", False)
     else:
-        through.skipped = f"there is no {JSON_FILE} beside {tokenizer.path}"
+        through.skipped = f"{tokenizer.path.parent} has no {JSON_FILE}"
     yield through, loaded
     fast = Check(name.format("the fast encoder (gigatoken)"), True)
     try:
         yield fast, encoder.create_engine(tokenizer, "gigatoken")
-    except Exception as error:  # it may fail in any way that its own library knows
+    except Exception as error:  # the library may raise any error
         why = encoder.readable(error)
         fast.skipped = f"gigatoken is not used ({why}); `data prepare` uses {truth.name}"
         yield fast, None
@@ -279,17 +277,17 @@ def _is_utf8(name: str) -> bool:
 
 
 def _of_pieces(tokenizer: Tokenizer, other: Tokenizer | None) -> Iterator[Check]:
-    """The checks that need no text."""
-    reached = Check("pieces that no text can give", False)
+    """Yield the checks that need no text."""
+    reached = Check("pieces that no text contains", False)
     if tokenizer.model is not None and tokenizer.model.trainer_spec.model_type == spm.TrainerSpec.BPE:
         lost = set(unreachable(tokenizer.model))
         for piece in tokenizer.pieces:
-            reached.hold(piece, piece not in lost)
+            reached.count(piece, piece not in lost)
     else:
-        reached.skipped = "only known of a SentencePiece BPE model"
+        reached.skipped = "only possible for a SentencePiece BPE model"
     yield reached
     if byte_level.is_byte_level(tokenizer):
-        whole = Check("bytes that no piece stands for, so that they vanish from texts", False)
+        whole = Check("bytes without a piece, which texts lose", False)
         missing = byte_level.missing_bytes(tokenizer)
         whole.checked = 256 - len(byte_level.NOT_IN_UTF8)
         whole.failed = len(missing)
@@ -299,7 +297,7 @@ def _of_pieces(tokenizer: Tokenizer, other: Tokenizer | None) -> Iterator[Check]
         return
     kept = Check("pieces of the base whose score or kind has changed", True)
     for mine, theirs in zip(tokenizer.model.pieces, other.model.pieces, strict=False):
-        kept.hold(theirs.piece, (mine.score, mine.type) == (theirs.score, theirs.type))
+        kept.count(theirs.piece, (mine.score, mine.type) == (theirs.score, theirs.type))
     yield kept
 
 
@@ -308,9 +306,9 @@ def _extends(tokenizer: Tokenizer, other: Tokenizer) -> bool:
 
 
 def _added_characters(tokenizer: Tokenizer, other: Tokenizer) -> frozenset[str]:
-    """Characters of added pieces which the rule of `extend` has rooted in a script of their own.
+    """Return the characters of added pieces that belong to a script other than `common`.
 
-    A sign that English may use too, such as a curly quote, does not excuse a change.
+    A sign that English may use too, such as a curly quote, does not allow a change.
     """
     added = "".join(tokenizer.pieces[other.size :])
     return frozenset(char for char in set(added) if script(char) != "common" and not char.isascii())
@@ -325,7 +323,7 @@ def _normal(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _byte_ids(tokenizer: Tokenizer) -> np.ndarray:
-    """Which ids stand for single bytes of characters that are not pieces."""
+    """Return which ids stand for single bytes of characters that are not pieces."""
     return np.array(byte_level.byte_pieces(tokenizer))
 
 

@@ -1,4 +1,4 @@
-"""Which script a character belongs to, as far as a vocabulary extension needs to know it."""
+"""Which script a character belongs to, as a vocabulary extension needs it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SCRIPT_NAMES = frozenset(_NAMED | {"han", "hiragana", "katakana", "hangul"})
 
 @lru_cache(maxsize=1 << 16)
 def script(char: str) -> str:
-    """The script of `char`, `common` for signs that many scripts share, or `other`.
+    """Return the script of `char`, `common` for signs that many scripts share, or `other`.
 
     `common` are spaces, punctuation, symbols and marks outside the blocks of a script: an em dash, a
     curly quote, an emoji.

@@ -1,4 +1,4 @@
-"""A SentencePiece vocabulary trained from texts: the same input gives the same model."""
+"""Train a SentencePiece vocabulary from texts; the same input gives the same model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LARGEST_SIZE = 2**31 - 1
 
 @dataclass(frozen=True)
 class VocabularyTraining:
-    """What `train` made, and of how much."""
+    """The result of `train_vocabulary`."""
 
     out: str
     fingerprint: str
@@ -46,11 +46,11 @@ class VocabularyTraining:
     """Lines on the files and records that are left out."""
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """Return the same as plain data."""
         return asdict(self)
 
     def to_text(self) -> str:
-        """The same for a reader."""
+        """Return the same as lines of text."""
         made = (
             f"{self.pieces:,} pieces in {self.out}, from {self.sample_lines:,} lines"
             f" ({self.sample_bytes / 1e6:.1f} MB) of {self.files:,} files"
@@ -74,17 +74,17 @@ def train_vocabulary(
 ) -> VocabularyTraining:
     """Train a BPE vocabulary of `size` pieces in LLaMA's layout and write it to the directory `out`.
 
-    LLaMA's layout: unk 0, bos 1, eos 2, 256 byte pieces, byte fallback, split digits, text left as it is. At
-    most `sample_bytes` of lines are held in memory, shared equally among the files as far as they last, drawn
-    by a hash of `seed` and the line's place. Files that are not UTF-8 are read in `encoding`.
+    LLaMA's layout: unk 0, bos 1, eos 2, 256 byte pieces, byte fallback, split digits, no normalization. At
+    most `sample_bytes` of lines are held in memory, shared equally among the files where they are large
+    enough, drawn by a hash of `seed` and the line's place. Files that are not UTF-8 are read in `encoding`.
 
     Raises:
         UserError: there is no text, it cannot make that many pieces, more than `max_rejects` records (or
-            that share of them) are no documents, or `out` holds something and `overwrite` is not given.
+            that share of them) are not documents, or `out` holds something and `overwrite` is not given.
     """
     refuse_existing(out, overwrite=overwrite)
     texts = Texts(inputs, documents.DocumentFormat(text_field, "lines", check_encoding(encoding)))
-    lines, files, held = sample(texts, sample_bytes, seed)
+    lines, files, taken = sample(texts, sample_bytes, seed)
     if not lines:
         raise UserError("has no line of text", file=", ".join(map(str, inputs)), fix="is --text-field right?")
     texts.left_out.check(max_rejects)
@@ -93,14 +93,14 @@ def train_vocabulary(
         write_directory(draft, model)
     trained = Tokenizer(Path(out), model, None, {})
     return VocabularyTraining(
-        str(out), trained.fingerprint, trained.size, files, held, len(lines), texts.notes()
+        str(out), trained.fingerprint, trained.size, files, taken, len(lines), texts.notes()
     )
 
 
 def sample(texts: Texts, budget: int, seed: int) -> tuple[list[str], int, int]:
-    """Lines of the texts within `budget` bytes, the number of files, and the bytes taken.
+    """Return lines of the texts within `budget` bytes, the number of files, and the bytes taken.
 
-    Every file may fill an equal share of what the files before it, from the smallest on, have left.
+    From the smallest file on, each may fill an equal share of the rest of the budget.
     """
     order = sorted(texts.files, key=lambda path: sum(piece.size for piece in texts.files[path]))
     place = {path: index for index, path in enumerate(texts.files)}
@@ -114,20 +114,20 @@ def sample(texts: Texts, budget: int, seed: int) -> tuple[list[str], int, int]:
 
 
 def _draw(lines: Iterator[str], budget: int, seed: int) -> tuple[list[str], int]:
-    """A uniform draw of lines within `budget` bytes, in their order: those with the smallest hashes."""
-    heap: list[tuple[int, int, str, int]] = []  # largest hash first, that it may leave
-    held = 0
+    """Draw lines uniformly within `budget` bytes, in their order: those with the smallest hashes."""
+    heap: list[tuple[int, int, str, int]] = []  # largest hash first, since it leaves first
+    taken = 0
     salt = xxhash.xxh3_64_intdigest(str(seed).encode())
     for place, line in enumerate(lines):
         key = xxhash.xxh3_64_intdigest(place.to_bytes(8, "little"), seed=salt)
-        if held >= budget and heap and key >= -heap[0][0]:
+        if taken >= budget and heap and key >= -heap[0][0]:
             continue
         size = len(line.encode())
         heapq.heappush(heap, (-key, place, line, size))
-        held += size
-        while held > budget and heap:
-            held -= heapq.heappop(heap)[3]
-    return [line for _, _, line, _ in sorted(heap, key=lambda entry: entry[1])], held
+        taken += size
+        while taken > budget and heap:
+            taken -= heapq.heappop(heap)[3]
+    return [line for _, _, line, _ in sorted(heap, key=lambda entry: entry[1])], taken
 
 
 def _lines(texts: Iterator[str]) -> Iterator[str]:
@@ -146,7 +146,7 @@ def _train(lines: list[str], size: int, character_coverage: float, threads: int)
             model_type="bpe",
             vocab_size=min(
                 max(size, _FIRST_PIECES), _LARGEST_SIZE
-            ),  # outside it does not say what is possible
+            ),  # beyond these limits its error does not name a possible size
             character_coverage=character_coverage,
             num_threads=threads,
             max_sentence_length=16 * LINE_CHARS,
@@ -174,11 +174,11 @@ def _train(lines: list[str], size: int, character_coverage: float, threads: int)
 
 
 def _refusal(size: int, message: str) -> UserError:
-    """What SentencePiece's refusal means here, with the size that it asks for."""
+    """Translate an error of SentencePiece's trainer into one about `--size`."""
     if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-        what, fix = f"is too small for the {found[1]} single pieces", f"give {found[1]} or more"
+        what, fix = f"is too small: there are {found[1]} single pieces", f"give {found[1]} or more"
     elif found := re.search(r"too high .* value <= (\d+)", message):
-        what, fix = "is more than this text makes", f"give {found[1]} or less, or more text"
+        what, fix = "is more than this text gives", f"give {found[1]} or less, or more text"
     else:
-        what, fix = f"cannot be trained: {message}", "ask for another size, or give more text"
+        what, fix = f"cannot be trained: {message}", "give another size, or more text"
     return UserError(what, field="--size", value=size, fix=fix)

@@ -132,7 +132,7 @@ def commit_checkpoint(path: Path, manifest: Manifest) -> None:
             raise InfrastructureError(f"{path / name}: has {found} bytes, but {size} were written")
     text = json.dumps(asdict(manifest))
     disk.write_atomically(path / MANIFEST, text)
-    disk.sync_directory(path.parent)
+    disk.sync_path(path.parent)
     disk.write_atomically(path / MARKER, xxhash.xxh3_128_hexdigest(text.encode()))
     last_committed = RunDirectory(path.parent.parent).last_committed
     disk.write_atomically(last_committed, json.dumps({"step": manifest.step}))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenization.disk import sync_directory
+from tokenization.disk import sync_path
 from tokenization.errors import InfrastructureError
 from trainer.checkpoint import rank_files, snapshot
 from trainer.checkpoint.history import name_of, scan_checkpoints, to_prune, unfinished
@@ -73,7 +73,7 @@ class Saver:
             OSError: the directory cannot be written.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        sync_directory(self.directory.parent)
+        sync_path(self.directory.parent)
         for path in unfinished(self.directory):
             logger.warning(f"{path}: removed unfinished checkpoint of an interrupted save")
             shutil.rmtree(path)
@@ -85,7 +85,7 @@ class Saver:
                 f"{self.directory}: a checkpoint needs {needed:,} bytes and {free:,} are free"
             )
         path.mkdir()
-        sync_directory(self.directory)
+        sync_path(self.directory)
 
     def _make_way(self, path: Path) -> None:
         """Remove whatever has the name of the checkpoint to be written."""
@@ -195,7 +195,7 @@ class Saver:
 def _write(file: Path, fragments: Sequence[Fragment]) -> rank_files.RankFile:
     try:
         written = rank_files.write_rank_file(file, fragments)
-        sync_directory(file.parent)
+        sync_path(file.parent)
     except OSError as error:
         raise InfrastructureError(f"{file}: {_reason(error)}") from error
     return written
@@ -237,7 +237,7 @@ def _disagreement(reports: Sequence[RankReport]) -> str | None:
 def _remove(path: Path) -> None:
     """Remove a checkpoint, its marker first, so that a half-removed one never counts."""
     (path / MARKER).unlink(missing_ok=True)
-    sync_directory(path)
+    sync_path(path)
     shutil.rmtree(path)
 
 

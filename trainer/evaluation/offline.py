@@ -128,7 +128,7 @@ def _checkpoints_of(path: Path) -> Path | None:
 
 
 def hold_tokenizer(model: str, stores: Mapping[str, TokenStore]) -> list[str]:
-    """Hold the shards against the tokenizer of the model; lines to be told.
+    """Compare the tokenizer of the shards with that of the model; return warnings.
 
     Raises:
         Problems: shards of another tokenizer, on which a loss would mean nothing.

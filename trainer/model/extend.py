@@ -69,9 +69,8 @@ def extend_model(
     Base rows and all other weights are copied unchanged. A new row, in the input and in the output
     embedding, is the mean of the rows of the base tokens of its text (`subpiece_mean`), the mean of all
     base rows (`mean`), or normal with the standard deviation of the base rows (`random`). Padding rows
-    hold the mean: their logit is the mean of the base's logits and never the largest.
-
-    One tensor is in memory at a time.
+    hold the mean: their logit is the mean of the base's logits and never the largest. One
+    tensor is in memory at a time.
 
     Raises:
         UserError: `base` is not a supported model directory, `tokenizer` does not extend its tokenizer or
@@ -104,11 +103,8 @@ def extend_model(
                 writer.add(Weight(final, shape, dtype, partial(weights.__getitem__, name)))
         writer.close()
         told, lines = with_special(config, opened, "config.json")
-        told |= {
-            "vocab_size": extension.rows,
-            BASE_ROWS: extension.base_pieces,
-            TOKENIZER: opened.fingerprint,
-        }
+        rows = {"vocab_size": extension.rows, BASE_ROWS: extension.base_pieces}
+        told |= {**rows, TOKENIZER: opened.fingerprint}
         lines += padding(told, opened, "--base", str(base))
         (draft / "config.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
         if (generation := read_generation(base)) is not None:

@@ -13,7 +13,7 @@ from sentencepiece import sentencepiece_model_pb2 as spm
 from tokenization.errors import UserError
 from tokenization.tokenizer.directory import write_directory
 from tokenization.tokenizer.files import CONFIG_FILE, JSON_FILE, Tokenizer, open_tokenizer
-from tokenization.tokenizer.proof import LOADERS, Loader, difference
+from tokenization.tokenizer.proof import LOADERS, TransformersClass, difference
 from tokenization.tokenizer.settings import TEMPLATE_FILE, carried
 from trainer.storage.hub import TOKENIZER_FILES, copy_tokenizer
 
@@ -25,17 +25,17 @@ OWN_CLASS = "PreTrainedTokenizerFast"
 class Written:
     """How a tokenizer was written."""
 
-    loader: Loader
+    loader: TransformersClass
     """The class of transformers that loads it with the ids that it has in training."""
     lines: list[str] = field(default_factory=list)
-    """What is to be told of it."""
+    """Lines that tell the user how."""
 
 
 def write_tokenizer(tokenizer: Tokenizer, directory: Path, base: Tokenizer | None = None) -> Written:
     """Write the files of `tokenizer` into a model's directory, so that transformers gives its ids there.
 
     The files are copied as they are where that does it. Else the class is changed to the one that takes
-    `tokenizer.json` as it is, or the whole is written anew from the SentencePiece model, which comes first
+    `tokenizer.json` as it is, or the whole is written again from the SentencePiece model, which comes first
     where that is all there is. config.json must be there before. `base` hands down a chat template and other
     settings that `tokenizer` does not have.
 

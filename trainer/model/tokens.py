@@ -37,7 +37,7 @@ def fingerprint_of(model: str | Path, config: Mapping[str, Any]) -> str | None:
 
 
 def compare(base: str, config: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
-    """Hold the tokenizer that is asked for against the one that the rows of `base` are of; lines to be told.
+    """Compare a tokenizer with the one that the rows of `base` belong to, and return notes.
 
     Every id must be the same piece in both. Either may go on where the other ends.
 
@@ -79,7 +79,7 @@ def _differing(where: str, named: str, own: Tokenizer, tokenizer: Tokenizer) -> 
 def padding(
     config: Mapping[str, Any], tokenizer: Tokenizer, field: str = "model.base", value: Any = None
 ) -> list[str]:
-    """Lines to be told of the config's `pad_token_id`.
+    """Return notes on the config's `pad_token_id`.
 
     Raises:
         UserError: it is a piece of text, whose input row would never train.
@@ -94,8 +94,8 @@ def padding(
     if pad == tokenizer.special_id("eos"):
         return [
             f"{field}: {value!r}: its pad_token_id {pad} is EOS as well: its row is trained here like any"
-            " other; whoever pads batches must not mask targets by that id, or the model never learns to end a"
-            " document"
+            " other; whoever pads batches must not mask targets by that id, or the model never learns to end"
+            " a document"
         ]
     return []
 
@@ -105,8 +105,8 @@ def with_special(
 ) -> tuple[dict[str, Any], list[str]]:
     """A `config.json` or `generation_config.json` with EOS, BOS and pad ids that are the tokenizer's.
 
-    What it says and can be right is kept: more EOS ids than one, a pad id that is not text. Also the lines to
-    be told of what is not.
+    What it says and can be right is kept: more EOS ids than one, a pad id that is not text. Also return
+    notes on what is not kept.
     """
     changed, lines = dict(config), []
     for name in NAMES:

@@ -1,1 +1,5 @@
-"""Looking back on any runs: their histories, figures, and one page."""
+"""Run directories come in, and one HTML page or a table goes out.
+
+`runs` reads what each run recorded and compares them. `figures` chooses what is drawn, `charts` draws it as
+inline SVG, and `page` puts the table, the figures and the starts of the runs together in the `style`.
+"""

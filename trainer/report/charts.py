@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#555555")
-"""Okabe and Ito's palette, told apart by all kinds of colour vision; its yellow is darkened to be read."""
+"""Okabe and Ito's palette, distinct for all kinds of colour vision; its yellow is darkened to be read."""
 
 DASHES = ("", "6 3", "2 2")
 """More lines than colours go through the colours again, dashed."""
@@ -58,12 +58,12 @@ class Frame:
     y_range: tuple[float, float]
 
     def x(self, value: float) -> float:
-        """Pixel of an x value."""
+        """Return the pixel of an x value."""
         low, high = self.x_range
         return self.left + (value - low) / (high - low) * (self.right - self.left)
 
     def y(self, value: float) -> float:
-        """Pixel of a y value."""
+        """Return the pixel of a y value."""
         low, high = self.y_range
         return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
 
@@ -80,7 +80,7 @@ def chart(
     width: int = 540,
     height: int = 300,
 ) -> str:
-    """An SVG picture of `lines`; empty if there is nothing to draw.
+    """Return an SVG picture of `lines`; empty if there is nothing to draw.
 
     `zero` keeps the y axis down to (or up to) 0, with a line there; `at_end` writes labels above the lines'
     ends, wherever they are, and not in the right margin; `described` is what screen readers say.
@@ -111,7 +111,7 @@ def chart(
 
 
 def bar(shares: Sequence[tuple[str, float, str]]) -> str:
-    """A bar (HTML) cut into `shares`: (name, share of the whole, colour); the narrow ones show no name."""
+    """Return an HTML bar cut into `shares`: (name, share of the whole, colour); narrow ones show no name."""
     parts = ""
     for name, share, colour in shares:
         per_cent = f"{100 * share:.3g} %"
@@ -124,7 +124,7 @@ def bar(shares: Sequence[tuple[str, float, str]]) -> str:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers, evenly spaced, from at or below `low` to at or above `high`."""
+    """Return round numbers, evenly spaced, from at or below `low` to at or above `high`."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(nice * power for nice in (1, 2, 2.5, 5, 10) if nice * power >= raw * (1 - 1e-9))
@@ -133,7 +133,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def _extent(values: Iterable[float], zero: bool) -> tuple[float, float]:
-    """Least and greatest value, widened if they are the same."""
+    """Return the least and the greatest value, widened if they are the same."""
     found = [*values, 0.0] if zero else list(values)
     low, high = min(found), max(found)
     if low == high:
@@ -185,7 +185,7 @@ def _path(line: Line, frame: Frame) -> str:
 
 
 def _thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
-    """At most about `POINTS` points that keep the peaks: of each bucket the lowest and the highest."""
+    """Return at most about `POINTS` points that keep the peaks: the lowest and highest of each bucket."""
     if len(xs) <= POINTS:
         return list(xs), list(ys)
     size = -(-2 * len(xs) // POINTS)
@@ -197,7 +197,7 @@ def _thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], lis
 
 
 def _marks(line: Line, frame: Frame) -> list[str]:
-    """A dashed upright and a triangle on the axis where something happened."""
+    """Draw a dashed vertical line and a triangle on the axis where something happened."""
     parts = []
     for value, what in line.marks:
         x, y = frame.x(value), frame.bottom
@@ -210,7 +210,7 @@ def _marks(line: Line, frame: Frame) -> list[str]:
 
 
 def _labels(lines: Sequence[Line], frame: Frame, at_end: bool) -> list[str]:
-    """Each line's name at its end, moved apart where ends are close."""
+    """Draw each line's name at its end, moved apart where ends are close."""
     raised = 12 if at_end else 0
     wanted = sorted((frame.y(line.ys[-1]) - raised, number) for number, line in enumerate(lines))
     ys = spread([y for y, _ in wanted], 15, frame.top + 4, frame.bottom)
@@ -227,7 +227,7 @@ def _labels(lines: Sequence[Line], frame: Frame, at_end: bool) -> list[str]:
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Rising positions moved as little as needed to be `gap` apart and, if they fit, within [low, high]."""
+    """Move rising positions as little as needed to be `gap` apart and, if they fit, in [low, high]."""
     placed: list[float] = []
     for place in wanted:
         placed.append(max(place, low, placed[-1] + gap if placed else low))

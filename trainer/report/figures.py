@@ -15,7 +15,7 @@ SMOOTHING = 0.02
 """The smoothed training loss is a mean over this share of the run."""
 
 MOST_NOISE = 3
-"""The steps' own losses are drawn behind the means of so many arms; of more, they hide each other."""
+"""The steps' own losses are drawn behind the means of up to this many arms; more would hide each other."""
 
 NEW_COLOURS = ("#3f4a5a", "#64748b", "#8a97a8")
 
@@ -37,7 +37,7 @@ class Figure:
 
 
 def rate(value: float) -> str:
-    """A learning rate as recipes write it: 3e-4."""
+    """Format a learning rate as recipes do: 3e-4."""
     mantissa, _, exponent = f"{value:.2e}".partition("e")
     return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
 
@@ -84,7 +84,7 @@ FIGURES = (
 
 
 def figures(arms: Sequence[RunHistory]) -> str:
-    """All pictures for which there is something to draw.
+    """Return all figures for which there is data.
 
     Runs from random weights have pictures of their own: their first losses would flatten all others.
     """
@@ -127,7 +127,7 @@ def _over_tokens(figure: Figure, arms: Sequence[RunHistory]) -> str:
 
 
 def _trade(arms: Sequence[RunHistory]) -> str:
-    """Each arm's way from the base through the plane of both losses."""
+    """Return a chart of each arm's path from the base through the plane of both losses."""
     lines = []
     for arm in arms:
         both = [
@@ -157,7 +157,7 @@ def _figure(title: str, what: str, picture: str) -> str:
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """Means over the last `window` values (fewer at the start): no look into the future."""
+    """Return means over the last `window` values (fewer at the start), without later values."""
     means, total = [], 0.0
     for place, value in enumerate(values):
         total += value
@@ -181,7 +181,7 @@ class SourceUse:
 
 
 def phase_shares(arm: RunHistory) -> list[tuple[str, list[SourceUse]]]:
-    """Of each phase that has begun, the tokens that came from each source, as counted in the run."""
+    """Return a bar per started phase: the tokens that came from each source, as the run counted them."""
     if arm.recipe is None:
         return []
     found = []
@@ -210,7 +210,7 @@ def phase_shares(arm: RunHistory) -> list[tuple[str, list[SourceUse]]]:
 
 
 def mixtures(arms: Sequence[RunHistory]) -> str:
-    """A bar per arm and phase; empty if nothing was counted."""
+    """Return a bar per arm and phase; empty if nothing was counted."""
     rows = "".join(
         f"<b>{escape(arm.name)}</b><span>{escape(phase)}</span>{_bar(shares)}"
         for arm in arms
@@ -226,7 +226,7 @@ def mixtures(arms: Sequence[RunHistory]) -> str:
 
 
 def _bar(shares: Sequence[SourceUse]) -> str:
-    """New sources first, then replay."""
+    """Sort new sources first, then replay."""
     cut = []
     for role, colours in (("new", NEW_COLOURS), ("replay", REPLAY_COLOURS)):
         of_role = [share for share in shares if share.role == role]

@@ -32,7 +32,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> None:
 
 
 def _refuse_other(out: Path) -> None:
-    """Refuse to replace what is not a page that was made here.
+    """Refuse to replace a file that is not a page made here.
 
     Raises:
         UserError: it is a directory, or a file of another kind.
@@ -48,7 +48,7 @@ def runs_table(runs: Sequence[str | Path]) -> str:
 
 
 def page(arms: Sequence[RunHistory], now: datetime.datetime) -> str:
-    """The whole page, made `now`."""
+    """Return the whole page, dated `now`."""
     title = ", ".join(arm.name for arm in arms)
     body = "".join((_header(arms, now), _summary(arms), figures(arms), mixtures(arms), _starts(arms), _TERMS))
     return (
@@ -107,7 +107,7 @@ def _times(arms: Sequence[RunHistory]) -> list[str]:
 
 
 def _versions(arms: Sequence[RunHistory]) -> list[str]:
-    """What the runs were computed with, as their lineage says."""
+    """Return what the runs were computed with, as their lineage says."""
     found: dict[str, list[str]] = {}
     for arm in arms:
         for entry in arm.lineage:
@@ -158,7 +158,7 @@ def _key(arm: RunHistory) -> str:
 
 
 def _starts(arms: Sequence[RunHistory]) -> str:
-    """What each start of each run meant, and whether steps done twice came out the same."""
+    """Return what each start of each run did, and whether repeated steps gave the same numbers."""
     rows = "".join(
         "<tr>" + "".join(f"<td>{cell}</td>" for cell in (_key(arm) + escape(arm.name), *start)) + "</tr>"
         for arm in arms
@@ -172,7 +172,7 @@ def _starts(arms: Sequence[RunHistory]) -> str:
 
 
 def _starts_of(arm: RunHistory) -> list[tuple[str, str, str]]:
-    """(when, decision, reason) from lineage.jsonl, else from what the metrics say."""
+    """Return (when, decision, reason) from lineage.jsonl, or else from the metrics."""
     if arm.lineage:
         return [
             (
@@ -193,7 +193,7 @@ def _starts_of(arm: RunHistory) -> list[tuple[str, str, str]]:
 
 
 def _when(time: object) -> str:
-    """A time of day from seconds since 1970 or from ISO 8601."""
+    """Format a time from seconds since 1970 or from ISO 8601."""
     try:
         stamp = (
             datetime.datetime.fromisoformat(time)

@@ -1,4 +1,4 @@
-"""How the report looks: a light page, quiet type, colour only where it carries data."""
+"""The style of the report: a light page, quiet type, colour only for data."""
 
 from __future__ import annotations
 

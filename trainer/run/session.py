@@ -21,7 +21,7 @@ from trainer.scheduler.state import RunState
 
 @dataclass
 class Session:
-    """One phase under way on this rank."""
+    """The phase that runs on this rank."""
 
     recipe: Recipe
     state: RunState

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import xxhash
 
-from tokenization.disk import BLOCK, checksum, sync_directory
+from tokenization.disk import BLOCK, checksum, sync_path
 
 PAGE = 4096
 """Alignment of direct writes, in bytes."""
@@ -101,7 +101,7 @@ def _use_page_cache(file: int) -> bool:
 
 def sync_and_checksum(path: Path) -> tuple[int, str]:
     """Sync a file that was written by other means; return its size and xxh3-128."""
-    sync_directory(path)
+    sync_path(path)
     return path.stat().st_size, checksum(path)
 
 

@@ -43,7 +43,7 @@ class Study:
 
 
 def arm_specs(name: str, recipe: Recipe) -> list[ArmSpec]:
-    """The arms of the study `name` of a recipe.
+    """Return the arms of the study `name` of a recipe.
 
     Raises:
         UserError: there is no such study, or the recipe has nothing for it to vary.
@@ -60,7 +60,7 @@ def arm_specs(name: str, recipe: Recipe) -> list[ArmSpec]:
 
 
 def find_study(name: str) -> Study:
-    """The study of that name.
+    """Return the study of that name.
 
     Raises:
         UserError: there is none.
@@ -72,7 +72,7 @@ def find_study(name: str) -> Study:
 
 
 def _flow(value: Any) -> str:
-    """YAML on one line without blanks."""
+    """Return YAML on one line without blanks."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
 
 
@@ -82,7 +82,7 @@ def _replay(recipe: Recipe) -> Iterator[tuple[str, Change]]:
 
 
 def _mixture(recipe: Recipe, share: Fraction) -> Change:
-    """The last phase's mixture with this share of replay; within a role the proportions stay."""
+    """Return the last phase's mixture with this share of replay; within a role the proportions stay."""
     replayed = {name for name, source in recipe.sources.items() if source.role == "replay"}
     if not replayed:
         raise UserError(
@@ -105,14 +105,14 @@ def _mixture(recipe: Recipe, share: Fraction) -> Change:
 
 
 def _curve(phase: Phase, **fields: Any) -> Change:
-    """A schedule of other fields between the same learning rates."""
+    """Return a schedule of other fields between the same learning rates."""
     schedule = phase.schedule
     kept = {"max_lr": schedule.max_lr, "warmup": str(schedule.warmup), "lr_scale": schedule.lr_scale}
     return {name: value for name, value in {**kept, **fields}.items() if value not in (None, {})}
 
 
 def _low(phase: Phase) -> float:
-    """What the learning rate ends with."""
+    """Return the last learning rate."""
     low = phase.schedule.min_lr
     return low if low else phase.schedule.max_lr / 10
 

@@ -42,7 +42,7 @@ class ArmRun:
 def plan_arms(
     name: str, recipe: str | Path, out: str | Path, overrides: Sequence[str], world_size: int
 ) -> list[ArmRun]:
-    """The arms of a study, all of which can be trained as they stand.
+    """Return the arms of a study, all of which can be trained without changes.
 
     Raises:
         Problems: what is wrong with each arm.
@@ -70,14 +70,14 @@ def plan_arms(
 
 
 def write_arms(trials: Sequence[ArmRun], out: Path) -> Path:
-    """The arms as a file for launch/slurm/study.sbatch; its path."""
+    """Write the arms to a file for launch/slurm/study.sbatch, and return its path."""
     out.mkdir(parents=True, exist_ok=True)
     disk.write_atomically(out / ARMS, "".join(" ".join(trial.overrides) + "\n" for trial in trials))
     return out / ARMS
 
 
 def train_arms(trials: Sequence[ArmRun], recipe: str | Path, world_size: int) -> int:
-    """Trains the arms that are not finished, one after another, under the deepspeed launcher.
+    """Train the arms that are not finished, one after another, under the deepspeed launcher.
 
     Ends with the first status that is not 0; the same call goes on with that arm, from its checkpoint.
     """
@@ -94,14 +94,14 @@ def train_arms(trials: Sequence[ArmRun], recipe: str | Path, world_size: int) ->
 
 
 def conclude(name: str, trials: Sequence[ArmRun], out: Path) -> str:
-    """Writes the page about all arms; the question, the table, and what the papers found."""
+    """Write the page about all arms: the question, the table, and what the papers found."""
     study, runs = grids.find_study(name), [trial.directory for trial in trials]
     write_report(runs, out / "report.html")
     return "\n".join([study.question, "", runs_table(runs), "", f"The papers: {study.found}."])
 
 
 def _launch(recipe: str | Path, overrides: Sequence[str], world_size: int) -> int:
-    """One arm under the launcher that stands beside this Python."""
+    """Run one arm under the launcher of this Python environment."""
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(world_size)]
     process = subprocess.Popen(
         [*launcher, "--master_port", str(free_port()), str(SCRIPT), str(recipe), *overrides],

@@ -153,8 +153,8 @@ def test_a_users_folder_of_txt_and_jsonl(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a.txt": b"alone"}, "holds 1 different documents"),
-        ({"a.txt": b"same", "b.txt": b"same"}, "holds 1 different documents"),
+        ({"a.txt": b"alone"}, "has 1 different documents"),
+        ({"a.txt": b"same", "b.txt": b"same"}, "has 1 different documents"),
         ({"a.txt": b"\xff\xfe"}, r"a\.txt: cannot be read as UTF-8"),
         ({"a.jsonl": b'{"text": "x"}\n{"txt": "y"}\n'}, r"a\.jsonl:2: .*is not a document.*\"text\""),
         ({"a.jsonl": b"{\n"}, r"a\.jsonl:1: "),

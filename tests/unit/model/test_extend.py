@@ -25,7 +25,7 @@ from tests.helpers.model_tiny import (
 )
 from tokenization.errors import UserError
 from tokenization.tokenizer.directory import write_directory
-from tokenization.tokenizer.files import fingerprint
+from tokenization.tokenizer.files import open_tokenizer
 from tokenization.vocabulary.extend import extend_vocabulary
 from trainer.cli.main import main
 from trainer.model.architecture import EMBEDDINGS, resolve_config
@@ -197,7 +197,7 @@ def test_the_command_tells_the_losses_on_a_text(tmp_path, capsys):
             "a.jsonl",
             "has no text; left out 1 of 1 records: has no field 'text' (a.jsonl); is --text-field right?",
         ),
-        ("gone.jsonl", "is not there"),
+        ("gone.jsonl", "does not exist"),
         ("plain.txt", "base/tokenizer.json: is not a SentencePiece model"),
     ],
 )
@@ -298,7 +298,7 @@ def test_a_tokenizer_that_is_no_extension_is_refused(tmp_path):
     refused(tmp_path, "adds nothing to the base's 267 pieces; train with the base itself", "same")
     tokenizer(tmp_path / "less", *ENGLISH[:-1])
     refused(tmp_path, "adds nothing to the base's 267 pieces", "less")
-    refused(tmp_path, "nowhere: is not there", "nowhere")
+    refused(tmp_path, "nowhere: does not exist", "nowhere")
     (tmp_path / "new" / "tokenizer.model").write_bytes(b"\xff no model")
     refused(tmp_path, r"tokenizer.model")
 
@@ -405,7 +405,11 @@ def test_the_model_tells_of_which_tokenizer_its_rows_are(tmp_path):
     base(tmp_path)
     extend_model(tmp_path / "base", tmp_path / "new", tmp_path / "out")
     told = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert told[TOKENIZER] == fingerprint(tmp_path / "new") == fingerprint(tmp_path / "out")
+    assert (
+        told[TOKENIZER]
+        == open_tokenizer(tmp_path / "new").fingerprint
+        == open_tokenizer(tmp_path / "out").fingerprint
+    )
     # Another one laid beside its rows is not taken for theirs.
     tokenizer(tmp_path / "out", *ENGLISH, *reversed(CHINESE))
     (tmp_path / "out" / "tokenizer.json").unlink()

@@ -13,7 +13,7 @@ from tests.helpers.model_tiny import CHINESE, ENGLISH, sentencepiece_model
 from tokenization.errors import UserError
 from tokenization.tokenizer import encoder, engines
 from tokenization.tokenizer.directory import write_directory
-from tokenization.tokenizer.files import fingerprint, open_tokenizer
+from tokenization.tokenizer.files import open_tokenizer
 from tokenization.tokenizer.proof import TransformersEngine, difference
 from trainer.model.tokenizer import write_tokenizer
 from trainer.model.tokens import TOKENIZER, compare, fingerprint_of, padding, with_special
@@ -171,7 +171,7 @@ def test_a_base_grown_by_another_vocabulary_of_the_same_size_is_refused(tmp_path
         UserError, match=rf"model.base: '.*base' has a row of '國' for the id {where}, which is"
     ):
         compare(path, config, tokenizer)
-    recorded = {TOKENIZER: fingerprint(path)}
+    recorded = {TOKENIZER: open_tokenizer(path).fingerprint}
     (tmp_path / "bare").mkdir()
     with pytest.raises(UserError, match=r"has rows of the tokenizer .*, and model.tokenizer .* is"):
         compare(str(tmp_path / "bare"), recorded, tokenizer)

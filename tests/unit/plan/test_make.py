@@ -225,7 +225,7 @@ def test_a_base_of_another_vocabulary_of_the_same_size_is_refused(file, data, tm
 
 
 def test_a_base_that_tells_its_tokenizer_is_held_to_it(file, data, tmp_path):
-    other = files.fingerprint(other_tokenizer(tmp_path))
+    other = files.open_tokenizer(other_tokenizer(tmp_path)).fingerprint
     base = grown(tmp_path / "base", data / "tokenizer", tokenizer_fingerprint=other)
     for name in ("tokenizer.model", "tokenizer.json"):
         (base / name).unlink()
@@ -253,7 +253,10 @@ def test_what_the_base_says_of_generating_goes_into_every_checkpoint(file, data,
     (tmp_path / "checkpoint").mkdir()
     write_model_config(found.model_config, tmp_path / "checkpoint", found.generation)
     assert read_generation(tmp_path / "checkpoint") == found.generation
-    assert read_config(tmp_path / "checkpoint")["tokenizer_fingerprint"] == files.fingerprint(base)
+    assert (
+        read_config(tmp_path / "checkpoint")["tokenizer_fingerprint"]
+        == files.open_tokenizer(base).fingerprint
+    )
 
 
 def test_random_weights_have_the_special_ids_of_the_tokenizer(file, tmp_path):

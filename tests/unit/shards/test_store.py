@@ -34,9 +34,6 @@ def test_three_documents_by_hand(tmp_path):
     assert store.read(0, 8).dtype == np.uint16
     assert (store.documents, store.tokens, store.utf8_bytes) == (3, 8, 15)
     assert (store.tokenizer, store.vocab_size, store.eos_id) == ("tok", 100, 2)
-    assert store.document_starts(0, 8).tolist() == [0, 4, 5]
-    assert store.document_starts(4, 2).tolist() == [0, 1]
-    assert store.document_starts(1, 3).tolist() == []
     # (8 - 1) // 3 = 2 samples; the second begins with the token that the first ends with
     assert store.samples(3) == 2
     assert store.read_samples([1, 0], 3).tolist() == [[2, 2, 8, 9], [5, 6, 7, 2]]
@@ -81,14 +78,11 @@ def test_parts_read_as_one_stream(tmp_path_factory, documents, data):
     for part in range(parts):
         write(part_prefix(folder / "a", part, parts), documents[bounds[part] : bounds[part + 1]])
     stream = [token for document in documents for token in [*document, EOS]]
-    begins = np.cumsum([0] + [len(document) + 1 for document in documents])[:-1]
     store = open_tokens(folder / "a")
     assert (store.tokens, store.documents) == (len(stream), len(documents))
     start = data.draw(st.integers(0, len(stream)))
     count = data.draw(st.integers(0, len(stream) - start))
     assert store.read(start, count).tolist() == stream[start : start + count]
-    inside = [int(at) - start for at in begins if start <= at < start + count]
-    assert store.document_starts(start, count).tolist() == inside
     seq_len = data.draw(st.integers(1, 9))
     rows = store.read_samples(np.arange(store.samples(seq_len)), seq_len)
     expected = [stream[j * seq_len : (j + 1) * seq_len + 1] for j in range((len(stream) - 1) // seq_len)]

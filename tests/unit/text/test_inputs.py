@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import json
 import os
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from tests.helpers.documents import pack, read_all
 from tokenization.errors import UserError
 from tokenization.text import documents, inputs
 from tokenization.text.documents import DocumentFormat
@@ -157,7 +162,6 @@ def test_a_json_is_read_if_it_holds_json_lines(tmp_path, text, lines, encoding):
 
 def test_a_file_whose_name_is_not_utf_8_is_read_whatever_it_holds(tmp_path):
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     name = os.fsdecode("水浒传".encode("gbk"))
     (tmp_path / f"{name}.txt").write_text("一")
@@ -165,3 +169,116 @@ def test_a_file_whose_name_is_not_utf_8_is_read_whatever_it_holds(tmp_path):
         pq.write_table(pa.table({"text": ["二"]}), file)
     assert sorted(read([tmp_path])) == ["一", "二"]
     assert documents.slices_of([tmp_path], DocumentFormat())
+
+
+def test_a_directory_that_datasets_saved(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    saved = datasets.Dataset.from_dict({"text": ["one", "二"]})
+    saved.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(tmp_path / "splits")
+    assert read_all([tmp_path / "one"], DocumentFormat())[0] == ["one", "二"]
+    assert read_all([tmp_path / "splits" / "train"], DocumentFormat())[0] == ["one", "二"]
+    with pytest.raises(UserError, match=r"holds several splits; name one split: .*train"):
+        documents.slices_of([tmp_path / "splits"], DocumentFormat())
+
+
+def test_directories_are_read_in_the_order_of_names(tmp_path):
+    for name in ("b/x.jsonl", "a.jsonl", "c.jsonl.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        data = json.dumps({"text": name}).encode()
+        (tmp_path / name).write_bytes(pack(data, name[-3:] if name.endswith(".gz") else ""))
+    (tmp_path / "README.md").write_text("not data")
+    assert read_all([tmp_path], DocumentFormat())[0] == ["a.jsonl", "b/x.jsonl", "c.jsonl.gz"]
+
+
+def test_links_are_followed_and_no_folder_is_read_twice(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "x.txt").write_text("linked")
+    (tmp_path / "in" / "b").mkdir(parents=True)
+    (tmp_path / "in" / "b" / "y.txt").write_text("own")
+    (tmp_path / "in" / "a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "b" / "up").symlink_to(tmp_path / "in")
+    assert read_all([tmp_path / "in"], DocumentFormat())[0] == ["linked", "own"]
+
+
+def test_what_is_left_out_is_named(tmp_path):
+    for name in ("a.txt", "b/c.json", "d.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"x of {name}")
+    found = find_files([tmp_path])
+    assert found.files == [tmp_path / "a.txt"]
+    assert found.left_out == "left out 2 file(s) of other kinds: c.json, d.csv"
+    for number in range(5):
+        (tmp_path / f"e{number}").write_text("")
+    assert find_files([tmp_path]).left_out == (
+        "left out 7 file(s) of other kinds: c.json, d.csv, e0, e1, e2, …"
+    )
+    assert find_files([tmp_path / "a.txt"]).left_out is None
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("x")
+    scandir = os.scandir
+
+    def closed(path):
+        if os.path.basename(path) == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match=r"closed: cannot be read \(Permission denied\)"):
+        find_files([tmp_path])
+
+
+def saved_dataset(folder, texts):
+    """As `datasets` saves one."""
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    table = pa.table({"text": texts})
+    with pa.OSFile(str(folder / "data.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return folder
+
+
+def test_a_saved_dataset_within_a_folder_is_read(tmp_path):
+    saved_dataset(tmp_path / "in" / "b", ["two", "three"])
+    (tmp_path / "in" / "a.txt").write_text("one")
+    (tmp_path / "in" / "state.json").write_text('{"last": 7}')  # some other program's
+    assert read_all([tmp_path / "in"], DocumentFormat())[0] == ["one", "two", "three"]
+    assert find_files([tmp_path / "in"]).left_out == "left out 1 file(s) of other kinds: state.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("data.arrow", None, r"data\.arrow: does not exist"),
+        ("state.json", "", r"state\.json: was not saved by `datasets`"),
+        ("state.json", "[]", r"state\.json: was not saved by `datasets`"),
+        ("dataset_dict.json", '{"splits": 3}', r"dataset_dict\.json: was not saved by `datasets`"),
+    ],
+)
+def test_a_saved_dataset_that_is_damaged_is_named(tmp_path, name, text, message):
+    saved_dataset(tmp_path / "in", ["one"])
+    (tmp_path / "in" / name).unlink(missing_ok=True)
+    if text is not None:
+        (tmp_path / "in" / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        documents.slices_of([tmp_path / "in"], DocumentFormat())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path / "none", "does not exist"),
+        (lambda path: path, "has no .txt .jsonl"),
+        (lambda path: ((path / "a.pdf").write_text("") and path) or path / "a.pdf", "is not of a known kind"),
+        (lambda path: (path / "a.parquet").write_bytes(b"x") and path / "a.parquet", "cannot be read"),
+        (lambda path: (path / "a.txt").symlink_to("gone") or path, r"a\.txt: does not exist"),
+        (lambda path: os.mkfifo(path / "a.jsonl") or path, r"a\.jsonl: is not a regular file"),
+    ],
+)
+def test_inputs_that_are_none_are_named(tmp_path, make, message):
+    with pytest.raises(UserError, match=message):
+        documents.slices_of([make(tmp_path)], DocumentFormat())

@@ -27,7 +27,7 @@ def test_a_list_of_tiktokens_does_not_hide_the_tokenizer_beside_it(folder):
 @pytest.mark.parametrize("name", ["", "tokenizer.model"])
 def test_a_list_of_tiktokens_alone_is_named(folder, name):
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"tokenizer\.model: is a list of tiktoken's.*tokenizer\.json"):
+    with pytest.raises(UserError, match=r"tokenizer\.model: is a tiktoken list.*tokenizer\.json"):
         open_tokenizer(folder / name)
 
 

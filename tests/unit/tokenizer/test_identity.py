@@ -17,7 +17,7 @@ from tokenization.shards.store import open_tokens
 from tokenization.tokenizer import encoder, engines
 from tokenization.tokenizer import fingerprint as fingerprints
 from tokenization.tokenizer.directory import write_directory
-from tokenization.tokenizer.files import fingerprint, open_tokenizer
+from tokenization.tokenizer.files import open_tokenizer
 from tokenization.tokenizer.hf_json import TokenPiece
 from tokenization.vocabulary import report
 
@@ -64,7 +64,7 @@ def flip(message, field, value):
 )
 def test_whatever_decides_ids_in_a_model_changes_the_fingerprint(tmp_path, change):
     one, other = directory(tmp_path / "one"), directory(tmp_path / "other", changed(change))
-    assert fingerprint(one) != fingerprint(other)
+    assert open_tokenizer(one).fingerprint != open_tokenizer(other).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def test_whatever_decides_ids_in_a_model_changes_the_fingerprint(tmp_path, chang
 )
 def test_whatever_decides_ids_beside_a_model_changes_the_fingerprint(tmp_path, files):
     plain = directory(tmp_path / "plain")
-    told = fingerprint(directory(tmp_path / "told", **files))
-    assert told != fingerprint(plain)
-    assert fingerprints.core(told) == fingerprints.core(fingerprint(plain))
+    told = open_tokenizer(directory(tmp_path / "told", **files)).fingerprint
+    assert told != open_tokenizer(plain).fingerprint
+    assert fingerprints.core(told) == fingerprints.core(open_tokenizer(plain).fingerprint)
 
 
 @pytest.mark.parametrize(
@@ -97,15 +97,15 @@ def test_whatever_decides_ids_beside_a_model_changes_the_fingerprint(tmp_path, f
 )
 def test_whatever_decides_ids_in_a_tokenizer_json_changes_the_fingerprint(tmp_path, change):
     held = tokenizer_json()
-    one = fingerprint(save(tmp_path / "one", held))
+    one = open_tokenizer(save(tmp_path / "one", held)).fingerprint
     change(held)
-    assert fingerprint(save(tmp_path / "other", held)) != one
+    assert open_tokenizer(save(tmp_path / "other", held)).fingerprint != one
 
 
 def test_eos_of_a_tokenizer_json_is_part_of_its_fingerprint(tmp_path):
     held = tokenizer_json(special=("<|end|>", "<|turn|>"))
     one, other = (save(tmp_path / name, held, eos_token=name) for name in ("<|end|>", "<|turn|>"))
-    assert fingerprint(one) != fingerprint(other)
+    assert open_tokenizer(one).fingerprint != open_tokenizer(other).fingerprint
 
 
 def test_what_decides_no_id_leaves_the_fingerprint(tmp_path):
@@ -116,7 +116,7 @@ def test_what_decides_no_id_leaves_the_fingerprint(tmp_path):
     (tmp_path / "two" / "tokenizer_config.json").write_text(json.dumps(told))
     directory(tmp_path / "three")
     folders = [tmp_path / "one", tmp_path / "two", tmp_path / "three", tmp_path / "three" / "tokenizer.model"]
-    assert len({fingerprint(folder) for folder in folders}) == 1
+    assert len({open_tokenizer(folder).fingerprint for folder in folders}) == 1
 
 
 def test_a_fingerprint_of_an_earlier_rewarm_is_its_first_half():
@@ -222,7 +222,7 @@ def test_a_directory_says_which_token_ends_a_document(tmp_path):
         ),
         (
             {"tokenizer": {"model": {"vocab": {"ab": 5}}}},
-            "has the piece 'ab' as 5, and tokenizer.model beside",
+            "has the piece 'ab' as 5, and tokenizer.model in",
         ),
         ({"tokenizer_config": {"added_tokens_decoder": {"x": {}}}}, "has an added token without an id"),
     ],
@@ -242,9 +242,7 @@ def test_a_token_that_is_found_in_texts_is_found_where_sentencepiece_has_none(tm
     assert rows[0].tolist() == [*plain.encode(["ab"])[0].tolist(), PAD]
     assert rows[1].tolist() == plain.encode(["ab 中国"])[0].tolist()
     unigram = changed(lambda model: setattr(model.trainer_spec, "model_type", 1))
-    with pytest.raises(
-        UserError, match="does not have the added token '<call>', which is to be found in texts"
-    ):
+    with pytest.raises(UserError, match="does not have the added token '<call>', which is matched in texts"):
         encoder.reference(open_tokenizer(directory(tmp_path / "unigram", unigram, **files)))
 
 
@@ -322,6 +320,6 @@ def test_a_byte_level_report_counts_bytes_of_characters_that_are_not_pieces(tmp_
     made = report.report_vocabulary(tokenizer, [tmp_path / "a.txt"])
     assert made.files[0].byte_tokens == 3
     text = made.to_text()
-    assert "bytes that no piece stands for, so that they vanish from texts: 1 of 243" in text
+    assert "bytes without a piece, which texts lose: 1 of 243" in text
     assert "'0x04'" in text
     assert "src/" not in text

@@ -90,12 +90,12 @@ def test_a_draw_is_spread_over_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (-1, r"--size: -1 is too small for the (\d+) single pieces; give \1 or more$"),
-        (0, r"--size: 0 is too small for the (\d+) single pieces; give \1 or more$"),
-        (2, r"--size: 2 is too small for the (\d+) single pieces; give \1 or more$"),
-        (10**12, r"--size: 1000000000000 is more than this text makes; give (\d+) or less, or more text$"),
-        (100, r"--size: 100 is too small for the (\d+) single pieces; give \1 or more$"),
-        (90000, r"--size: 90000 is more than this text makes; give (\d+) or less, or more text$"),
+        (-1, r"--size: -1 is too small: there are (\d+) single pieces; give \1 or more$"),
+        (0, r"--size: 0 is too small: there are (\d+) single pieces; give \1 or more$"),
+        (2, r"--size: 2 is too small: there are (\d+) single pieces; give \1 or more$"),
+        (10**12, r"--size: 1000000000000 is more than this text gives; give (\d+) or less, or more text$"),
+        (100, r"--size: 100 is too small: there are (\d+) single pieces; give \1 or more$"),
+        (90000, r"--size: 90000 is more than this text gives; give (\d+) or less, or more text$"),
     ],
 )
 def test_sizes_that_cannot_be_are_told_with_one_that_can(tmp_path, corpus, size, message):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Return 0 always: what fails is a row."""
+    """Always 0: what fails is a row."""
     args = options()
     if args.cpu:
         os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -49,12 +49,12 @@ class Bench:
     """On the monotonic clock: what would go beyond is not begun."""
 
     def left(self) -> float:
-        """Return the seconds that remain."""
+        """Seconds that remain."""
         return self.until - time.monotonic()
 
 
 def measure(folder: Path, cpu: bool, until: float) -> None:
-    """Write all rows, in order of worth."""
+    """All rows, in order of worth."""
     from benchmarks.gpu import engines
     from trainer.machine import collectives
     from trainer.machine.ranks import World
@@ -77,7 +77,7 @@ def measure(folder: Path, cpu: bool, until: float) -> None:
 
 
 def took(bench: Bench, name: str, setting: Setting, turns: int, needs_s: float) -> None:
-    """Measure our engine and the bare loop by turns, and write each row when it is known."""
+    """Ours and the bare loop by turns, each row as it is known."""
     from benchmarks.gpu import engines
 
     name = f"{setting.shape.name} {name}"
@@ -141,7 +141,7 @@ def tried(attempt: Callable[[Setting], Any], setting: Setting) -> tuple[Any, str
 
 
 def timed(bench: Bench, make: Any, steps: int, setting: Setting) -> tuple[Timed, float | None, float, float]:
-    """Time `steps` after two to warm up: (their time, peak GiB, seconds until ready, GiB not given back)."""
+    """Times `steps` after two to warm up: (their time, peak GiB, seconds until ready, GiB not given back)."""
     from benchmarks.gpu import engines
 
     engines.forget()
@@ -162,7 +162,7 @@ def timed(bench: Bench, make: Any, steps: int, setting: Setting) -> tuple[Timed,
 
 
 def tell(label: str, turn: int, setting: Setting, found: Timed, peak: float | None, ready_s: float) -> None:
-    """Write the rows of one measurement."""
+    """The rows of one measurement."""
     from benchmarks.gpu import engines
     from trainer.machine.devices import peak_flops
     from trainer.model.size import flops_per_token, matmul_parameters
@@ -189,7 +189,7 @@ def tell(label: str, turn: int, setting: Setting, found: Timed, peak: float | No
 
 
 def largest(bench: Bench, like: Setting, cpu: bool) -> None:
-    """Measure the largest shape whose states leave room: steps with recomputation and a micro batch of 1."""
+    """The largest shape whose states leave room: steps with recomputation and a micro batch of 1."""
     import torch
 
     from benchmarks.gpu import engines
@@ -228,7 +228,7 @@ def largest(bench: Bench, like: Setting, cpu: bool) -> None:
 
 
 def building(bench: Bench, setting: Setting) -> None:
-    """Measure the seconds in which the trainer draws random weights, on the CPU as it does."""
+    """Seconds in which the trainer draws random weights, on the CPU as it does."""
     from trainer.model.build import build_model
 
     if bench.left() < 30:

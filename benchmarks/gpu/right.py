@@ -32,7 +32,7 @@ rounding noise move by a whole learning rate either way, and no two orders of su
 
 
 def small(cpu: bool) -> Size:
-    """Return the model that parity is tried on."""
+    """The model that parity is tried on."""
     return TOY if cpu else CARD
 
 
@@ -49,7 +49,7 @@ def plain_groups(named: Iterable[tuple[str, Tensor]], weight_decay: float) -> li
 
 
 def plain_loss(hf: Any, batch: Rows, device: torch.device) -> Tensor:
-    """Return the mean cross-entropy, from whole logits."""
+    """The mean cross-entropy, from whole logits."""
     ids, targets = (torch.as_tensor(each).to(device) for each in (batch.input_ids, batch.targets))
     logits = hf(ids, use_cache=False).logits.float()
     return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -154,7 +154,7 @@ def new_rows(size: Size, cpu: bool) -> None:
 
 
 def moved_wrongly(before: dict[str, Tensor], after: dict[str, Tensor], old: int) -> list[str]:
-    """Return what moved and should not have, or the other way round."""
+    """What moved and should not have, or the other way round."""
     wrong = []
     for name, value in after.items():
         embedding = "embed_tokens" in name or "lm_head" in name
@@ -170,13 +170,13 @@ def moved_wrongly(before: dict[str, Tensor], after: dict[str, Tensor], old: int)
 
 
 def gradients(under: Any) -> dict[str, Tensor]:
-    """Return what the first step saw: AdamW's first average is `(1 - beta1)` times the gradient."""
+    """What the first step saw: AdamW's first average is `(1 - beta1)` times the gradient."""
     share = 1 - under._adam().defaults["betas"][0]
     return {part.name: part.tensors["exp_avg"].detach().double().cpu() / share for part in under.fragments()}
 
 
 def distance(ours: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
-    """Return the gradient error's norm, relative to the gradient's."""
+    """The gradient error's norm, relative to the gradient's."""
     assert ours.keys() == exact.keys()
     apart = sum(float((ours[name] - value).square().sum()) for name, value in exact.items())
     return float((apart / sum(float(value.square().sum()) for value in exact.values())) ** 0.5)
@@ -211,7 +211,7 @@ def bf16(size: Size, device: torch.device, cpu: bool) -> None:
 def by_hand(
     size: Size, batch: Rows, weights: dict[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Return the gradient of the batch's mean loss, a row at a time, summed in fp64."""
+    """The gradient of the batch's mean loss, a row at a time, summed in fp64."""
     causal = build_model(recipe(size, "fp32" if dtype == torch.float32 else "bf16"), size.vocab)
     with torch.no_grad():
         for name, value in causal.named_parameters():
@@ -264,7 +264,7 @@ def documents(size: Size, device: torch.device, cpu: bool) -> None:
 def attended(
     size: Size, batch: Rows, device: torch.device, attention: str, dtype: str, by_hand: bool = False
 ) -> dict[str, Tensor]:
-    """Return the last hidden states, and the gradients of a fixed sum over them."""
+    """The last hidden states, and the gradients of a fixed sum over them."""
     made = recipe(size, dtype, "model.attention=eager")
     causal = build_model(made, size.vocab)
     if attention != "eager":
@@ -335,7 +335,7 @@ def chunked(size: Size, device: torch.device, cpu: bool) -> None:
 
 @contextmanager
 def alone() -> Iterator[torch.device]:
-    """Yield a process group of this process, and its device, where fp32 is fp32."""
+    """A process group of this process, and its device, where fp32 is fp32."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     collectives.join_ranks(World())

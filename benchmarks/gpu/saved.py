@@ -58,7 +58,7 @@ class Bench:
     until: float
 
     def recipe(self, case: Case, what: str) -> Path:
-        """Return the recipe file of one run of a case."""
+        """The recipe file of one run of a case."""
         return runs.recipe(
             self.data,
             self.run(case, what),
@@ -71,22 +71,22 @@ class Bench:
         )
 
     def run(self, case: Case, what: str) -> Path:
-        """Return the directory of one run of a case."""
+        """The directory of one run of a case."""
         return self.data / f"{case.key}-{what}"
 
     def start(self, recipe: Path, *overrides: str, on_cpu: bool = False, launcher: bool = False) -> runs.Run:
-        """Return the process of a run; in the dry run all of them share this process's imports."""
+        """The process of a run; in the dry run all of them share this process's imports."""
         return runs.Run(
             recipe, *overrides, on_cpu=on_cpu, launcher=launcher and not self.cpu, forked=self.cpu
         )
 
     def left(self) -> float:
-        """Return the seconds that remain."""
+        """Seconds that remain."""
         return max(1.0, self.until - time.monotonic())
 
 
 def main() -> int:
-    """Return 0 always: what fails is a row."""
+    """Always 0: what fails is a row."""
     args = options()
     if args.cpu:
         os.environ |= runs.ON_CPU
@@ -165,7 +165,7 @@ def survive(bench: Bench, cases: list[Case]) -> list[Case]:
 
 
 def kill_when_ripe(bench: Bench, started: dict[Case, runs.Run]) -> dict[Case, int | None]:
-    """Kill each run once it is some steps past a checkpoint; the step, None for one that ended before."""
+    """Kills each run once it is some steps past a checkpoint; the step, None for one that ended before."""
     at: dict[Case, int | None] = {}
     while len(at) < len(started):
         for case, process in started.items():
@@ -184,7 +184,7 @@ def kill_when_ripe(bench: Bench, started: dict[Case, runs.Run]) -> dict[Case, in
 
 
 def ended(bench: Bench, name: str, process: runs.Run) -> bool:
-    """Wait for a run; a row only where it failed."""
+    """Waits for a run; a row only where it failed."""
     status = process.wait(bench.left())
     if status == 0:
         return True
@@ -194,7 +194,7 @@ def ended(bench: Bench, name: str, process: runs.Run) -> bool:
 
 
 def compared(bench: Bench, case: Case, what: str, name: str, note: str = "") -> bool:
-    """Write a row: whether a run has the undisturbed one's numbers to the last digit."""
+    """A row: whether a run has the undisturbed one's numbers to the last digit."""
     one, other = runs.trace(bench.run(case, "whole")), runs.trace(bench.run(case, what))
     parted = runs.first_difference(one, other)
     largest = runs.largest_difference(one, other)
@@ -204,7 +204,7 @@ def compared(bench: Bench, case: Case, what: str, name: str, note: str = "") -> 
 
 
 def twice(run: Path, killed_at: int | None) -> str:
-    """Return what a kill cost."""
+    """What a kill cost."""
     from trainer.metrics.jsonl import attempts
 
     restored = [start.restored_step for start in attempts(run)]
@@ -212,7 +212,7 @@ def twice(run: Path, killed_at: int | None) -> str:
 
 
 def near(bench: Bench, case: Case, what: str, name: str) -> None:
-    """Write a row: whether a run that changed device has the undisturbed one's losses, as far as sums can."""
+    """A row: whether a run that changed device has the undisturbed one's losses, as far as sums can."""
     from trainer.metrics.jsonl import attempts
 
     one, other = runs.trace(bench.run(case, "whole")), runs.trace(bench.run(case, what))
@@ -230,7 +230,7 @@ def near(bench: Bench, case: Case, what: str, name: str) -> None:
 
 
 def copied(bench: Bench, case: Case, what: str, to: str) -> None:
-    """Copy a run directory, under the name of another run."""
+    """A copy of a run directory, under the name of another run."""
     shutil.copytree(bench.run(case, what), bench.run(case, to))
     resolved = bench.run(case, to) / "recipe.resolved.yaml"
     text = resolved.read_text(encoding="utf-8")
@@ -238,7 +238,7 @@ def copied(bench: Bench, case: Case, what: str, to: str) -> None:
 
 
 def exported(bench: Bench, case: Case) -> None:
-    """Write a row: the export of the last checkpoint against the weights that it holds, on the card."""
+    """A row: the export of the last checkpoint against the weights that it holds, on the card."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -309,7 +309,7 @@ def cost(bench: Bench) -> None:
 
 
 def step_during_save(records: list[dict[str, Any]], every: int, until: int) -> None:
-    """Write a row: the time of a step while the first save is being written, and before."""
+    """A row: the time of a step while the first save is being written, and before."""
     took = {record["step"]: record["perf/step_s"] for record in records if "perf/step_s" in record}
     without = [took[step] for step in range(every // 2, every) if step in took]
     during = [took[step] for step in range(every + 2, until) if step in took]

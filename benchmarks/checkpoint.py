@@ -64,7 +64,7 @@ class Clock:
         self.times: dict[str, list[float]] = {}
 
     def __call__(self, name: str, action: Callable[[], Any]) -> Any:
-        """What `action`, done by all ranks, answers."""
+        """Return what `action`, done by all ranks, answers."""
         from trainer.machine import collectives
 
         collectives.all_gather(None)
@@ -79,7 +79,7 @@ class Clock:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """What every rank does."""
+    """Run what every rank does."""
     from trainer.machine import collectives
     from trainer.machine.ranks import current_world
 
@@ -97,7 +97,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def open_engine(args: argparse.Namespace) -> Any:
-    """A LLaMA of random weights that has made one step, so that all of its states exist."""
+    """Return a LLaMA of random weights that has made one step, so that all of its states exist."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -130,7 +130,7 @@ def open_engine(args: argparse.Namespace) -> Any:
 
 
 def compute(engine: Any) -> None:
-    """A short forward and backward; what a training step does before it changes weights is longer."""
+    """Run a short forward and backward; what a training step does before it changes weights is longer."""
     import torch
 
     ids = torch.arange(256, device=engine.device).view(1, 256)
@@ -138,7 +138,7 @@ def compute(engine: Any) -> None:
 
 
 def one_repeat(engine: Any, folder: Path, clock: Clock, rank: int, repeat: int) -> None:
-    """Every measurement once, in a directory that is removed again."""
+    """Make every measurement once, in a directory that is removed again."""
     from trainer.checkpoint import history
     from trainer.machine import collectives
 
@@ -194,7 +194,7 @@ def open_saver(folder: Path, asynchronous: bool, rank: int) -> Any:
 
 
 def save(engine: Any, saver: Any, step: int) -> None:
-    """What a session does to save, until training may go on."""
+    """Save as a session does, until training may continue."""
     from trainer.checkpoint.manifest import Position
     from trainer.machine import collectives
 
@@ -235,7 +235,7 @@ def resume(engine: Any, checkpoint: Any) -> None:
 
 
 def read_whole(checkpoint: Any) -> None:
-    """Verifies and puts together every parameter and moment, one at a time, as another topology would."""
+    """Verify and assemble every parameter and moment, one at a time, as another topology would."""
     import torch
 
     from trainer.checkpoint import rank_files
@@ -250,7 +250,7 @@ def read_whole(checkpoint: Any) -> None:
 
 
 def write_weights(checkpoint: Any, out: Path) -> None:
-    """The fp32 weights as Hugging Face has them, as `rewarm export` writes them, synced."""
+    """Write the fp32 weights as Hugging Face has them, as `rewarm export` writes them, synced."""
     from trainer.checkpoint import rank_files
     from trainer.storage.safetensors import WeightsWriter
 
@@ -268,7 +268,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def sync(folder: Path, rank: int) -> None:
-    """Every file to the disk, as a save must be to outlive a power cut."""
+    """Sync every file, as a save must do to outlive a power cut."""
     for path in folder.rglob("*") if rank == 0 else ():
         if path.is_file():
             with open(path, "rb") as file:
@@ -276,7 +276,7 @@ def sync(folder: Path, rank: int) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Drops the files from the page cache, as after a restart on another machine."""
+    """Drop the files from the page cache, as after a restart on another machine."""
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:

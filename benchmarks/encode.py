@@ -214,7 +214,7 @@ def _write(text: Path, documents: int, document_bytes: int, out: Path) -> float:
 
 
 def _runs(lines: list[str], document_bytes: int) -> Iterator[str]:
-    """The lines in runs that have at least so many bytes of UTF-8."""
+    """Yield the lines in runs that have at least so many bytes of UTF-8."""
     run: list[str] = []
     size = 0
     for line in lines:
@@ -228,7 +228,7 @@ def _runs(lines: list[str], document_bytes: int) -> Iterator[str]:
 
 
 def _endless(found: list[str]) -> Iterator[str]:
-    """The documents, then documents of as many clauses each, drawn from all of them."""
+    """Yield the documents, then documents of as many clauses each, drawn from all of them."""
     yield from found
     draw = random.Random(0)
     clauses = [_CLAUSE.findall(entry) for entry in found]  # a line's end is a part of the clause after it
@@ -250,7 +250,7 @@ def _measured(row: str, case: Case) -> tuple[float, int, float]:
 def measure(
     name: str, text: Path, tokenizer: Path, workers: int, documents: int, document_bytes: int
 ) -> list[Row]:
-    """All rows on one text, in the order of `ROWS`."""
+    """Return all rows on one text, in the order of `ROWS`."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         case = Case(Path(scratch) / "text.jsonl", tokenizer, workers, Path(scratch))
@@ -267,7 +267,7 @@ def measure(
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as Markdown."""
+    """Return the rows as Markdown."""
     lines = ["| text | way | MB/s | rewarm is | peak memory |", "|---|---|---:|---:|---:|"]
     for row in rows:
         times = "" if row.ratio == 1 else f"{row.ratio:.1f}×"

@@ -27,7 +27,7 @@ ENGLISH_LINES = 100_000
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     import sentencepiece
     from texts import Package, fetch
 
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _documents(path: Path) -> list[list[str]]:
-    """The lines of each document."""
+    """Return the lines of each document."""
     with open(path, encoding="utf-8") as records:
         return [json.loads(record)["text"].splitlines() for record in records]
 

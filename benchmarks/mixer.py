@@ -39,7 +39,7 @@ SHARES = [("zh", 0.749), ("en", 0.25), ("tiny", 0.001)]
 
 
 def twenty_sources(tokens: int) -> tuple[schema.Recipe, dict[str, SourceSize]]:
-    """A mixture of 20 sources of that many tokens in all, half of them replayed."""
+    """Return a mixture of 20 sources of that many tokens in all, half of them replayed."""
     names = [f"source{k:02}" for k in range(20)]
     parts = [k % 7 + 1 for k in range(20)]
     lines = [
@@ -180,7 +180,7 @@ def ours_read(folder: str, mask: str, batches: int) -> dict[str, float]:
 
 
 def megatron_read(folder: str, batches: int) -> dict[str, float]:
-    """The same shards through GPTDataset and BlendedDataset, stacked by torch's default collation."""
+    """Return the same shards through GPTDataset and BlendedDataset, stacked by torch's default collation."""
     quietly("megatron.core.datasets.helpers")
     from megatron.core.datasets.blended_dataset import BlendedDataset
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
@@ -233,7 +233,7 @@ def write_shards(folder: str, megabytes: int) -> None:
 
 
 def quietly(module: str) -> object:
-    """Imports a module that warns about what it did not find."""
+    """Import a module that warns about what it did not find."""
     import importlib
 
     with warnings.catch_warnings():
@@ -247,7 +247,7 @@ def peak_mb() -> float:
 
 
 def apart(measure: Callable[..., dict[str, float]], *arguments: object) -> dict[str, float]:
-    """Runs a measurement in a process of its own, on one core."""
+    """Run a measurement in a process of its own, on one core."""
     call = [sys.executable, __file__, "--measure", measure.__name__, json.dumps(arguments)]
     root = str(Path(__file__).resolve().parent.parent)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, "PYTHONWARNINGS": "ignore"}

@@ -18,12 +18,12 @@ BUILD_S = 75
 
 
 def lacking(*tools: str) -> str:
-    """The compilers that are not on the PATH."""
+    """Return the compilers that are not on the PATH."""
     return ", ".join(tool for tool in tools if shutil.which(tool) is None)
 
 
 def built(operator: str) -> bool:
-    """Whether an earlier process has compiled it."""
+    """Return whether an earlier process has compiled it."""
     extensions = Path(os.environ["TORCH_EXTENSIONS_DIR"])
     return any(extensions.glob(f"**/{operator}/{operator}.so"))
 

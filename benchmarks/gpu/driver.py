@@ -94,7 +94,7 @@ class Run:
     """The steps one after another, until they are through or the time is over."""
 
     def __init__(self, out: Path, minutes: float, cpu: bool, package: str = "benchmarks.gpu") -> None:
-        """Keeps results in `out`; the steps are modules of `package`."""
+        """Keep results in `out`; the steps are modules of `package`."""
         self.out, self.cpu, self.package = out, cpu, package
         self.extensions = out / "extensions"
         self.end = time.monotonic() + 60 * minutes
@@ -192,7 +192,7 @@ def unlock(extensions: Path, since: float) -> None:
 
 
 def environment(cpu: bool, scratch: Path, extensions: Path) -> dict[str, str]:
-    """What a step runs in: one card or none, no network, no launcher's variables, a scratch folder."""
+    """Return what a step runs in: one card or none, no network, no launcher's variables, a scratch folder."""
     launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_ID")
     kept = {name: value for name, value in os.environ.items() if name not in launcher}
     tools = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
@@ -218,7 +218,7 @@ def environment(cpu: bool, scratch: Path, extensions: Path) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The repository's commit; `REWARM_COMMIT` says it where the files came without git."""
+    """Return the repository's commit; `REWARM_COMMIT` says it where the files came without git."""
     args = ["git", "-c", "safe.directory=*", "-C", str(ROOT)]
     try:
         named = subprocess.run(
@@ -231,7 +231,7 @@ def commit() -> str:
 
 
 def last_lines(log: Path) -> list[str]:
-    """The end of a step's log."""
+    """Return the end of a step's log."""
     return log.read_text(encoding="utf-8", errors="replace").splitlines()[-FEW_LINES:]
 
 

@@ -43,7 +43,7 @@ class Shape:
     num_attention_heads: int
 
     def config(self, vocab_size: int) -> dict[str, Any]:
-        """The Hugging Face fields, with their architecture."""
+        """Return the Hugging Face fields, with their architecture."""
         return {
             "model_type": "llama",
             "hidden_size": self.hidden_size,
@@ -82,7 +82,7 @@ class Setting:
         return self.micro_batch_size * self.accumulation * self.seq_len
 
     def recipe(self, data: Path) -> Recipe:
-        """The recipe that a user would write for it."""
+        """Return the recipe that a user would write for it."""
         init = {name: value for name, value in self.shape.config(0).items() if name != "vocab_size"}
         return Recipe.model_validate(
             {
@@ -114,7 +114,7 @@ class Setting:
 
 
 def make_noise(folder: Path, vocab_size: int, tokens: int, eos_id: int = 2) -> TokenStore:
-    """A shard of random documents."""
+    """Return a shard of random documents."""
     random = np.random.default_rng(0)
     ids = random.integers(3, vocab_size, tokens).astype(np.int32)
     lengths = np.full(tokens // 1000 + 1, 1000)
@@ -127,7 +127,7 @@ def make_noise(folder: Path, vocab_size: int, tokens: int, eos_id: int = 2) -> T
 
 
 def loader_of(recipe: Recipe, store: TokenStore, layout: Layout) -> Loader:
-    """The trainer's own loader over one store."""
+    """Return the trainer's own loader over one store."""
     mixture = Mixture.from_recipe(recipe, {"noise": SourceSize.of(store, recipe.seq_len)})
     return Loader(
         mixture,
@@ -142,7 +142,7 @@ def loader_of(recipe: Recipe, store: TokenStore, layout: Layout) -> Loader:
 
 
 def on_device(recipe: Recipe, vocab_size: int) -> Any:
-    """The trainer's model with random weights drawn where they will be used, which is fast."""
+    """Return the trainer's model with random weights drawn where they will be used, which is fast."""
     where = torch.device("cuda") if torch.cuda.is_available() else None
     with where or nullcontext():
         model = build(recipe, vocab_size, weights=False)
@@ -184,7 +184,7 @@ class Ours:
         self.done = 0
 
     def steps(self, count: int) -> Timed:
-        """Trains so many steps."""
+        """Train so many steps."""
         synchronize()
         began, wait_s, size = time.perf_counter(), 0.0, self.recipe.global_batch_size
         for _ in range(count):
@@ -198,7 +198,7 @@ class Ours:
         return Timed(count * self.setting.tokens_per_step, seconds, wait_s, loss)
 
     def close(self) -> None:
-        """Gives the memory back, as a session does at a phase's end."""
+        """Give the memory back, as a session does at a phase's end."""
         self.loader.close()
         self.engine.close()
         del self.engine
@@ -232,7 +232,7 @@ class Bare:
         self.done = 0
 
     def steps(self, count: int) -> Timed:
-        """Trains so many steps."""
+        """Train so many steps."""
         synchronize()
         began, wait_s = time.perf_counter(), 0.0
         size = self.setting.micro_batch_size * self.setting.accumulation
@@ -268,14 +268,14 @@ class Bare:
         return total
 
     def close(self) -> None:
-        """Gives the memory back."""
+        """Give the memory back."""
         self.loader.close()
         del self.model, self.weights, self.masters, self.adam
         forget()
 
 
 def synchronize() -> None:
-    """Waits for the card, where there is one."""
+    """Wait for the card, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -299,5 +299,5 @@ def peak_gib() -> float | None:
 
 
 def card() -> str:
-    """The name of the device."""
+    """Return the name of the device."""
     return collectives.device_name()

@@ -43,7 +43,7 @@ def card(cpu: bool) -> None:
 
 
 def driver() -> str:
-    """The version of NVIDIA's driver."""
+    """Return the version of NVIDIA's driver."""
     args = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(args, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
@@ -68,7 +68,7 @@ def host() -> None:
 
 
 def installed(name: str) -> str | None:
-    """A distribution's version; None if it is not there."""
+    """Return a distribution's version; None if it is not there."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -76,7 +76,7 @@ def installed(name: str) -> str | None:
 
 
 def seconds(work: Callable[[], object], cpu: bool, repeats: int = REPEATS) -> float:
-    """The median time of `work`, after three runs to warm up."""
+    """Return the median time of `work`, after three runs to warm up."""
     for _ in range(3):
         work()
     if cpu:

@@ -58,7 +58,7 @@ class Size:
 
 
 def recipe(size: Size, dtype: str, *overrides: str) -> Recipe:
-    """A recipe of this size with random weights."""
+    """Return a recipe of this size with random weights."""
     init = ", ".join(f"{name}: {value}" for name, value in size.init.items())
     own = (f"model.init={{{init}}}", f"model.dtype={dtype}", f"seq_len={size.seq_len}")
     return parse_recipe(RECIPE, [*own, f"global_batch_size={size.batch}", *overrides])
@@ -74,7 +74,7 @@ class Rows:
     positions: np.ndarray | None = None
 
     def cut(self, micro: int) -> list[Rows]:
-        """The same rows in micro batches of `micro`."""
+        """Return the same rows in micro batches of `micro`."""
         return [
             Rows(
                 self.input_ids[at : at + micro],
@@ -87,7 +87,7 @@ class Rows:
 
 
 def rows(size: Size, seed: int, documents: Sequence[int] = ()) -> Rows:
-    """A global batch of random tokens; with `documents`, their lengths, which fill a row."""
+    """Return a global batch of random tokens; with `documents`, their lengths, which fill a row."""
     drawn = np.random.default_rng(seed).integers(0, size.vocab, (size.batch, size.seq_len + 1))
     positions = None
     if documents:
@@ -105,7 +105,7 @@ def build(recipe: Recipe, vocab: int, **options: Any) -> CausalLM:
 def engine(
     made: Recipe, size: Size, zero: dict[str, Any], micro: int, new_rows_from: int | None = None
 ) -> Iterator[tuple[CausalLM, Engine]]:
-    """The recipe's model under our engine, alone on this device; its memory is given back at the end.
+    """Yield the recipe's model under our engine, alone on this device; its memory is given back at the end.
 
     With `new_rows_from` the embeddings' rows from there on count as appended, and only they are trained.
     """
@@ -127,7 +127,7 @@ def engine(
 
 
 def whole(causal: CausalLM) -> dict[str, torch.Tensor]:
-    """Copies on the host of the weights that the next forward pass computes with."""
+    """Return copies on the host of the weights that the next forward pass computes with."""
     found = {}
     for name, parameter in causal.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=None):

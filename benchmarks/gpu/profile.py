@@ -37,7 +37,7 @@ READS = ("aten::item", "aten::_local_scalar_dense", "Memcpy DtoH")
 
 
 def main() -> int:
-    """Always 0: what fails is a row."""
+    """Return 0 always: what fails is a row."""
     args = options()
     if args.cpu:
         os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def measure(folder: Path, cpu: bool) -> None:
-    """All rows."""
+    """Write all rows."""
     from benchmarks.gpu import engines
     from trainer.machine import collectives
     from trainer.machine.ranks import World
@@ -71,7 +71,7 @@ def measure(folder: Path, cpu: bool) -> None:
 
 
 def opened(setting: Any, folder: Path, store: Any) -> Ours:
-    """The engine, warmed up; with half the micro batch where the whole one does not fit."""
+    """Return the engine, warmed up; with half the micro batch where the whole one does not fit."""
     from benchmarks.gpu import engines
 
     while True:
@@ -97,7 +97,7 @@ class Operation:
 
 
 def profiled(ours: Ours, step_ms: float) -> None:
-    """The dearest operations and kernels, and the waits per step."""
+    """Write the most expensive operations and kernels, and the waits per step."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -143,7 +143,7 @@ def profiled(ours: Ours, step_ms: float) -> None:
 
 
 def dearest(events: list[Any], card: bool) -> list[Operation]:
-    """Operations by the time that they themselves took on the device (without a card: on the CPU)."""
+    """Return operations by the time that they themselves took on the device (without a card: on the CPU)."""
     times = [
         Operation(
             event.key,

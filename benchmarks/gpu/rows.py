@@ -88,7 +88,7 @@ def row(
 
 
 def found(out: Path, step: str, name: str) -> Row | None:
-    """What an earlier step wrote in `out`: its last row of this name; None if it got no further."""
+    """Return what an earlier step wrote in `out`: its last row of this name; None if it got no further."""
     path = out / "results.jsonl"
     if not path.is_file():
         return None

@@ -31,7 +31,7 @@ SAME = ("loss/train", "grad_norm", "lr", "data/samples_crc32", "eval/upstream/bi
 
 
 def import_all() -> None:
-    """Imports what a run will import, so that forked ones need not."""
+    """Import what a run will import, so that forked ones need not."""
     for name in _IMPORTED:
         importlib.import_module(name)
 
@@ -84,7 +84,7 @@ def recipe(
     seq_len: int = 128,
     micro_batch_size: int = 4,
 ) -> Path:
-    """A recipe file: one phase, 8 samples a step, saved asynchronously every so many steps."""
+    """Return a recipe file: one phase, 8 samples a step, saved asynchronously every so many steps."""
     step = 8 * seq_len
     tree: dict[str, Any] = {
         "name": run.name,
@@ -136,7 +136,7 @@ class Run:
         launcher: bool = False,
         forked: bool = False,
     ) -> None:
-        """Starts it; `forked` spares this process's imports to a child, which a card would not bear."""
+        """Start it; `forked` spares this process's imports to a child, which a card would not bear."""
         self.log = recipe.with_name(f"{recipe.stem}-{time.monotonic_ns()}.log")
         words = [str(recipe), *overrides]
         added = ON_CPU if on_cpu else {}
@@ -180,7 +180,7 @@ class Run:
             os._exit(status)
 
     def poll(self) -> int | None:
-        """The exit status; None while it runs."""
+        """Return the exit status; None while it runs."""
         if self._process is not None:
             return self._process.poll()
         if self._status is None:
@@ -190,7 +190,7 @@ class Run:
         return self._status
 
     def wait(self, timeout: float) -> int | None:
-        """The exit status; None if it was killed since it took too long."""
+        """Return the exit status; None if it was killed since it took too long."""
         until = time.monotonic() + timeout
         while (status := self.poll()) is None:
             if time.monotonic() > until:
@@ -207,7 +207,7 @@ class Run:
                 time.sleep(0.005)
 
     def last_words(self) -> str:
-        """The end of what it printed, in one line."""
+        """Return the end of what it printed, in one line."""
         said = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
         return " | ".join(line.strip() for line in said.splitlines() if line.strip())[-400:]
 
@@ -223,7 +223,7 @@ def environment(added: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port that nobody listens to just now."""
+    """Return a port that nobody listens to just now."""
     import socket
 
     with socket.socket() as probe:
@@ -232,14 +232,14 @@ def free_port() -> int:
 
 
 def last_step(run: Path) -> int:
-    """The newest step in metrics.jsonl; 0 before the first."""
+    """Return the newest step in metrics.jsonl; 0 before the first."""
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.exists() else []
     return int(json.loads(lines[-1]).get("step", 0)) if lines else 0
 
 
 def last_saved(run: Path) -> int:
-    """The newest committed checkpoint's step; 0 if there is none."""
+    """Return the newest committed checkpoint's step; 0 if there is none."""
     saved = run.glob("checkpoints/step-*/COMMITTED")
     return max((int(path.parent.name.removeprefix("step-")) for path in saved), default=0)
 
@@ -255,7 +255,7 @@ def trace(run: Path) -> dict[int, dict[str, float]]:
 
 
 def first_difference(one: Mapping[int, Mapping[str, float]], other: Mapping[int, Mapping[str, float]]) -> str:
-    """Where two traces part, in words; empty where they do not."""
+    """Return where two traces part, in words; empty where they do not."""
     for step in sorted(set(one) | set(other)):
         here, there = one.get(step), other.get(step)
         if here is None or there is None:

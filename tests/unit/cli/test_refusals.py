@@ -188,7 +188,7 @@ def test_a_later_rank_leaves_the_word_to_the_first_and_then_tells_its_own(tmp_pa
     monkeypatch.setitem(os.environ, "REWARM_STATUS", str(status))
     said_before: list[str] = []
     monkeypatch.setattr(
-        "trainer.machine.ranks.time.sleep", lambda s: said_before.append(capsys.readouterr().err)
+        "trainer.machine.signals.time.sleep", lambda s: said_before.append(capsys.readouterr().err)
     )
     assert main(["train", str(tmp_path / "nowhere.yaml")]) == 2
     assert said_before == [""]

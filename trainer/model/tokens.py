@@ -93,9 +93,8 @@ def padding(
         raise UserError(what, field=field, value=value, fix=fix)
     if pad == tokenizer.special_id("eos"):
         return [
-            f"{field}: {value!r}: its pad_token_id {pad} is EOS as well: its row is trained here like any"
-            " other; whoever pads batches must not mask targets by that id, or the model never learns to end a"
-            " document"
+            f"{field}: {value!r}: its pad_token_id {pad} is EOS as well: here its row trains like any other;"
+            " whoever pads batches must not mask targets by that id, or the model never learns to end a document"
         ]
     return []
 

@@ -94,7 +94,7 @@ def padding(
     if pad == tokenizer.special_id("eos"):
         return [
             f"{field}: {value!r}: its pad_token_id {pad} is EOS as well: here its row trains like any other;"
-            " whoever pads batches must not mask targets by that id, or the model never learns to end a document"
+            " whoever pads batches must not mask targets by that id, or no document ever ends"
         ]
     return []
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.manifest import Checkpoint
+from trainer.machine.log_lines import logger
 from trainer.metrics.jsonl import read_metrics
 from trainer.recipe.load import parse_recipe
 from trainer.scheduler.state import RunState
@@ -109,7 +110,7 @@ def card_of(checkpoint: Checkpoint) -> Card:
         tokens=state.trained_tokens,
         phases=phases,
         evaluation=_evaluation(run, manifest.step),
-        lineage=[{name: record.get(name) for name in _TOLD} for record in run.read_lineage()],
+        lineage=[{name: record.get(name) for name in _TOLD} for record in run.read_lineage(logger.warning)],
         state=manifest.state,
     )
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from tokenization.errors import UserError
 from tokenization.tables import text_table
+from trainer.machine.log_lines import logger
 from trainer.metrics import names
-from trainer.metrics.jsonl import Attempt, Record, read_attempts, read_metrics, trained_twice
+from trainer.metrics.jsonl import Attempt, Record, equal_numbers, history_of, read_attempts, trained_twice
 from trainer.recipe import load
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.state import RunState
@@ -120,17 +121,18 @@ class RunHistory:
 
     @property
     def restore_error(self) -> float:
-        """Largest difference of loss, LR or gradient norm in any step that was done twice; 0 is exact."""
+        """Largest difference of loss, LR or gradient norm in any step that was done twice; 0 is exact.
+
+        Infinite if one of two numbers is not finite and the other is another one.
+        """
         compared = (names.LOSS, names.LR, names.GRAD_NORM)
-        return max(
-            (
-                abs(before[metric] - after[metric])
-                for before, after in self.repeated
-                for metric in compared
-                if metric in before and metric in after and before[metric] != after[metric]
-            ),
-            default=0.0,
-        )
+        differences = [
+            abs(before[metric] - after[metric])
+            for before, after in self.repeated
+            for metric in compared
+            if metric in before and metric in after and not equal_numbers(before[metric], after[metric])
+        ]
+        return max((math.inf if math.isnan(each) else each for each in differences), default=0.0)
 
 
 def gather_runs(runs: Sequence[str | Path]) -> list[RunHistory]:
@@ -147,18 +149,24 @@ def gather_runs(runs: Sequence[str | Path]) -> list[RunHistory]:
         if len(set(short_names)) == len(set(paths)):
             break
     return [
-        RunHistory(
-            name=name,
-            number=number,
-            path=path,
-            records=read_metrics(path),
-            attempts=read_attempts(path),
-            repeated=trained_twice(path),
-            lineage=RunDirectory(path).read_lineage(),
-            recipe=_recipe(RunDirectory(path).recipe),
-        )
+        _history(name, number, path)
         for number, (name, path) in enumerate(zip(short_names, paths, strict=True))
     ]
+
+
+def _history(name: str, number: int, path: Path) -> RunHistory:
+    attempts = read_attempts(path)
+    run = RunDirectory(path)
+    return RunHistory(
+        name=name,
+        number=number,
+        path=path,
+        records=history_of(attempts),
+        attempts=attempts,
+        repeated=trained_twice(attempts),
+        lineage=run.read_lineage(logger.warning),
+        recipe=_recipe(run.recipe),
+    )
 
 
 def _recipe(path: Path) -> Recipe | None:

@@ -35,6 +35,7 @@ from trainer.run.saving import Saves
 from trainer.run.session import Session
 from trainer.run.step_log import StepLog
 from trainer.run.validation import ValidationSets
+from trainer.storage.records import append_record
 from trainer.storage.run_directory import RunDirectory
 
 PACKAGES = ("rewarm", "torch", "deepspeed", "transformers", "sentencepiece", "numpy")
@@ -91,10 +92,20 @@ class PhaseRunner:
             ending = loop.train_phase(session)
             session.close()
             if ending == "stopped":
+                if session.out_of_budget:
+                    logger.info(self._out_of_budget(session.state.step, session.state.tokens))
                 return
             self.plan = make_plan(self.recipe, self.world.world_size)
             check_ranks_agree(self.plan)
             logger.info(self.plan.decision.render())
+
+    def _out_of_budget(self, step: int, tokens: int) -> str:
+        """The line for a run that `stop_after` ended."""
+        total = sum(self.plan.mixture.phase_samples) * self.recipe.seq_len
+        return (
+            f"stop_after {self.recipe.stop_after:,} ended the run at step {step}, "
+            f"{tokens:,} of {total:,} tokens; raise it to train on"
+        )
 
     def _open_session(self) -> Session:
         """The phase's engine with its weights, and everything else that it is trained with."""
@@ -202,8 +213,7 @@ class PhaseRunner:
             "deepspeed": self.recipe.deepspeed,
             "versions": self.versions,
         }
-        with open(directory.lineage, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_record(directory.lineage, line, logger.warning)
 
 
 def _checkpoint_at(base: str | None) -> manifest.Checkpoint | None:

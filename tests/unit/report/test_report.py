@@ -115,10 +115,21 @@ def test_bad_runs_are_named(tmp_path):
         gather_runs([])
     with pytest.raises(UserError, match=r"absent/metrics\.jsonl: cannot be read"):
         gather_runs([tmp_path / "absent"])
-    damaged = run(tmp_path / "damaged")
-    (damaged / "lineage.jsonl").write_text('{"kind": "start"}\nrubbish\n')
-    with pytest.raises(UserError, match=r"lineage\.jsonl:2: is not a record"):
-        gather_runs([damaged])
+
+
+def test_damaged_lines_cost_no_report_and_are_said_once(two, tmp_path, log_lines):
+    directory = two[1]
+    (directory / "lineage.jsonl").write_text('{"kind": "start", "reason": "whole"}\nrubbish\n{"kind": "st')
+    path = directory / "metrics.jsonl"
+    first, second, *rest = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([first, second[:40] + "\n", *rest]) + '{"attempt": 2, "st')
+    assert "start whole" in text_of(written(two, tmp_path))
+    assert log_lines == [
+        f"{path}: passed over 1 damaged line(s) of {len(rest) + 2}: 2",
+        f"{path}: passed over its last line, which is cut short",
+        f"{directory / 'lineage.jsonl'}: passed over 1 damaged line(s) of 2: 2",
+        f"{directory / 'lineage.jsonl'}: passed over its last line, which is cut short",
+    ]
 
 
 def test_a_restore_is_compared_with_what_it_did_again(two, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from trainer.model.build import build_model, load_model
 from trainer.model.loss import CausalLM
 from trainer.model.tokens import TOKENIZER, fingerprint_of
 from trainer.recipe.load import parse_recipe
-from trainer.storage.run_directory import RunDirectory
+from trainer.storage.run_directory import EXPORTED, RunDirectory
 
 _MORE = "give a larger --validation, or another shard"
 
@@ -48,8 +49,8 @@ def score_model(
 ) -> dict[str, Score]:
     """Return the loss of `model` on each token shard; what cannot be compared is logged.
 
-    `seq_len` is the length of each window of text: by default that of the run, else the model's context, at
-    most 4,096.
+    `seq_len` is the length of each window of text: by default that of the run (see `run_seq_len`), else the
+    model's context, at most 4,096.
 
     Raises:
         UserError: the model or a shard does not exist, a shard is empty, or has another tokenizer than the
@@ -68,14 +69,32 @@ def score_model(
         raise UserError(what, field="--data", fix="give shards of one tokenizer")
     for line in hold_tokenizer(model, stores):
         logger.warning(line)
-    causal, trained_seq_len = _open(model, sizes.pop())
+    causal = _open(model, sizes.pop())
     _check_rows(model, causal, stores)
-    length = seq_len or trained_seq_len or min(causal.hf.config.max_position_embeddings, 4096)
+    length = seq_len or run_seq_len(model) or min(causal.hf.config.max_position_embeddings, 4096)
     scorer = _Alone(causal)
     return {
         prefix: evaluate(scorer, store, seq_len=length, micro_batch_size=4, max_tokens=max_tokens)
         for prefix, store in stores.items()
     }
+
+
+def run_seq_len(model: str) -> int | None:
+    """The seq_len of the run that a checkpoint, a run or an export is of; None for another model.
+
+    Raises:
+        UserError: there is no checkpoint, or what tells the run's state is damaged.
+    """
+    path = Path(model)
+    if _is_run(path):
+        return parse_recipe(find_checkpoint(path).manifest.recipe).seq_len
+    file = path / EXPORTED
+    if not file.is_file():
+        return None
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8"))["settings"]["seq_len"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError("does not tell the state of a run", file=file, fix="export it again") from error
 
 
 def tokenizer_of(model: str) -> str | None:
@@ -115,11 +134,16 @@ def hold_tokenizer(model: str, stores: Mapping[str, TokenStore]) -> list[str]:
     return [f"{prefix}: EOS, BOS or added tokens are not those of {model}'s tokenizer" for prefix in others]
 
 
-def _open(model: str, vocab_size: int) -> tuple[CausalLM, int | None]:
-    """Open the model in fp32; return it and the seq_len of its run, if that is known."""
+def _is_run(path: Path) -> bool:
+    """Whether a path is a checkpoint or a run directory."""
+    return (path / manifest.MARKER).exists() or RunDirectory(path).checkpoints.is_dir()
+
+
+def _open(model: str, vocab_size: int) -> CausalLM:
+    """Open the model in fp32."""
     path = Path(model)
-    if not ((path / manifest.MARKER).exists() or RunDirectory(path).checkpoints.is_dir()):
-        return load_model(model, vocab_size), None
+    if not _is_run(path):
+        return load_model(model, vocab_size)
     checkpoint = find_checkpoint(path)
     recipe = parse_recipe(checkpoint.manifest.recipe, ["model.dtype=fp32"])
     config = read_config(checkpoint.path)
@@ -130,7 +154,7 @@ def _open(model: str, vocab_size: int) -> tuple[CausalLM, int | None]:
     with torch.no_grad():
         for name, parameter in causal.named_parameters():
             parameter.copy_(reader.whole(name))
-    return causal, recipe.seq_len
+    return causal
 
 
 def _check_rows(model: str, causal: CausalLM, stores: dict[str, TokenStore]) -> None:

@@ -23,6 +23,10 @@ Record = dict[str, Any]
 """`attempt`, `step`, `tokens`, `time` (seconds since 1970) and metrics by name."""
 
 
+MeasuredOn = dict[str, dict[str, Any]]
+"""What the scores of each validation set are measured on; see `evaluation.held_out.measured_on`."""
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One start of a run, until it ended or was killed."""
@@ -34,6 +38,8 @@ class Attempt:
     time: float
     run_id: str
     records: list[Record] = field(default_factory=list)
+    measured_on: MeasuredOn = field(default_factory=dict)
+    """Empty where an earlier rewarm wrote the start."""
 
 
 def read_attempts(run_dir: str | Path) -> list[Attempt]:
@@ -119,7 +125,9 @@ def _checked(line: Mapping[str, Any]) -> Attempt | Record:
         KeyError, TypeError: it is not the record of a start or of a step.
     """
     if "restored_step" in line:
-        start = Attempt(**{name: line[name] for name in _START})
+        start = Attempt(**{name: line[name] for name in _START}, measured_on=line.get("measured_on", {}))
+        _require(isinstance(start.measured_on, dict))
+        _require(all(isinstance(facts, dict) for facts in start.measured_on.values()))
         _require(type(start.number) is int and type(start.restored_step) in (int, NoneType))
         _require(isinstance(start.time, (int, float)) and isinstance(start.run_id, str))
         return start
@@ -140,15 +148,19 @@ def _require(valid: bool) -> None:
 def _start_of(record: Record, earlier: Sequence[Attempt]) -> Attempt:
     """Make the start that `record` is the first of; its own line is damaged."""
     restored = record["step"] - 1 if record["step"] else None
-    run_id = earlier[-1].run_id if earlier else ""
-    return Attempt(record["attempt"], restored, record["time"], run_id)
+    before = earlier[-1] if earlier else Attempt(0, None, 0.0, "")
+    return Attempt(record["attempt"], restored, record["time"], before.run_id, measured_on=before.measured_on)
 
 
 class Jsonl:
     """Appends to `metrics.jsonl`, at full precision; nothing in it is ever rewritten."""
 
     def __init__(
-        self, run_dir: Path, restored_step: int | None, clock: Callable[[], float] = time.time
+        self,
+        run_dir: Path,
+        restored_step: int | None,
+        clock: Callable[[], float] = time.time,
+        measured_on: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self._clock = clock
         path = RunDirectory(run_dir).metrics
@@ -160,7 +172,8 @@ class Jsonl:
         self._file = path.open("ab", buffering=0)
         self._unwritten = b""
         start = {"number": self._number, "restored_step": restored_step}
-        self._write({**start, "time": self._clock(), "run_id": self.run_id})
+        run = {"time": self._clock(), "run_id": self.run_id, "measured_on": dict(measured_on or {})}
+        self._write({**start, **run})
 
     def log(self, record: Record) -> None:
         """Append one line, which survives a kill from here on.

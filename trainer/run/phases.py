@@ -15,6 +15,7 @@ from trainer.checkpoint.load import find_damage, load_checkpoint
 from trainer.checkpoint.save import Saver
 from trainer.engine.ds_config import complete
 from trainer.engine.engine import Engine, clear_swapped, sharded_loading
+from trainer.evaluation.held_out import measured_on
 from trainer.machine import collectives
 from trainer.machine.devices import peak_flops
 from trainer.machine.log_lines import logger
@@ -73,6 +74,10 @@ class PhaseRunner:
             tokens=checkpoint.manifest.tokens if checkpoint else 0,
             restored_step=checkpoint.manifest.step if checkpoint else None,
             config=json.loads(self.recipe.model_dump_json()),
+            measured_on={
+                name: measured_on(store, self.recipe.seq_len, self.recipe.validation.max_tokens)
+                for name, store in plan.validation.items()
+            },
         )
         self.saver = Saver(
             RunDirectory(self.recipe.directory).checkpoints,

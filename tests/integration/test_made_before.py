@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 import torch
-from recorded import jobs
 from safetensors.torch import load_file
 
 from tests.helpers import runs
+from tests.recorded import jobs
 from trainer.cli.main import main
 
 CHECKPOINT = "run/checkpoints/step-00000008"

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 
 PROGRAM = """
 import sys
-from tokenization import encoder, prepare
+from tokenization.prepare import prepare
+from tokenization.tokenizer import encoder, engines
 encoder.long_lines = lambda: []
 prepare.PART_BYTES = 400_000
 options = {"workers": 2, "validation": 0.1, "dedup": True, "progress": False}
@@ -29,12 +30,12 @@ prepare.prepare([sys.argv[1]], sys.argv[2], sys.argv[3], **options)
 """
 DEADLY = """
 import os
-real, parent = encoder.GigatokenEngine.encode, os.getpid()
+real, parent = engines.GigatokenEngine.encode, os.getpid()
 def encode(self, texts):
     if os.getpid() != parent:
         os.kill(os.getpid(), 9)
     return real(self, texts)
-encoder.GigatokenEngine.encode = encode
+engines.GigatokenEngine.encode = encode
 """
 
 

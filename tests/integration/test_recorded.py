@@ -1,7 +1,8 @@
 """The numbers of short runs are those that commit 85773d8 recorded: a change that moves one shows here."""
 
 import pytest
-from recorded import jobs
+
+from tests.recorded import jobs
 
 
 @pytest.fixture(scope="module")

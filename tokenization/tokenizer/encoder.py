@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -24,10 +24,9 @@ from tokenization.tokenizer import hf_json
 from tokenization.tokenizer.added import AddedToken
 from tokenization.tokenizer.engines import (
     EncodingEngine,
+    GigatokenEngine,
     SentencePieceEngine,
     TokenizersEngine,
-    _engines,
-    reference,
     split,
 )
 from tokenization.tokenizer.files import Tokenizer
@@ -40,52 +39,6 @@ class Choice:
 
     engine: EncodingEngine
     dropped: list[str]
-
-
-def _refuse_inexact(tokenizer: Tokenizer) -> None:
-    """Refuse tokens found in texts, which SentencePiece does not know, where no `tokenizer.json` equals it.
-
-    Raises:
-        UserError: `tokenizer.model` is not one that `tokenizers` encodes alike.
-    """
-    if tokenizer.model is None or not (found := _found_in_texts(tokenizer)):
-        return
-    if tokenizer.model.trainer_spec.model_type != spm.TrainerSpec.BPE or disagreements(
-        tokenizer.model, HARD_LINES
-    ):
-        raise UserError(
-            f"does not have the added token {found[0].content!r}, which is to be found in texts, and no"
-            " tokenizer.json equals it",
-            file=tokenizer.path,
-            fix='mark it as "special": true in tokenizer_config.json, or leave it out',
-        )
-
-
-def _found_in_texts(tokenizer: Tokenizer) -> list[AddedToken]:
-    return [token for token in tokenizer.added_vocabulary if not token.special]
-
-
-def _wrong_ids(tokenizer: Tokenizer, engine: EncodingEngine) -> Iterator[str]:
-    """What is wrong with the ids that an engine gives the added vocabulary, against those in its files."""
-    if isinstance(engine, TokenizersEngine):
-        for token in tokenizer.added_vocabulary:
-            if (given := engine.id_of(token.content)) != token.id:
-                yield f"{engine.name} gives {token.content!r} the id {given}, and its file {token.id}"
-    found = [token for token in _found_in_texts(tokenizer) if not token.flags[0]]
-    if not found:
-        return
-    for token, row in zip(found, split(engine.encode([token.content for token in found])), strict=True):
-        if row.tolist() != [token.id]:
-            yield f"{engine.name} makes {row.tolist()} of {token.content!r}, and the file gives it {token.id}"
-
-
-def added_lines(tokenizer: Tokenizer) -> list[str]:
-    """Lines that spell each added token, alone and within a text."""
-    return [
-        line
-        for token in tokenizer.added_vocabulary
-        for line in (token.content, f"a{token.content}b", f"中 {token.content} 文 {token.content}")
-    ]
 
 
 def choose_engine(tokenizer: Tokenizer, sample: Sequence[str], *, only: str | None = None) -> Choice:
@@ -124,6 +77,30 @@ def choose_engine(tokenizer: Tokenizer, sample: Sequence[str], *, only: str | No
     raise UserError(f"cannot be the engine: {dropped[0]}", field="--engine", value=only)
 
 
+def create_engine(tokenizer: Tokenizer, name: str) -> EncodingEngine:
+    """The engine `name`, whether it agrees or not."""
+    return _engines(tokenizer)[name]()
+
+
+def reference(tokenizer: Tokenizer, threads: int = 1) -> EncodingEngine:
+    """The engine whose ids are right by definition; SentencePiece on so many `threads`.
+
+    Raises:
+        UserError: its own library cannot read the tokenizer, or does not give an added token its id.
+    """
+    _refuse_inexact(tokenizer)
+    try:
+        if tokenizer.model is not None and not _found_in_texts(tokenizer):
+            return SentencePieceEngine(tokenizer.model, threads)
+        engine = TokenizersEngine(_same_json(tokenizer))
+    except Exception as error:  # SentencePiece raises RuntimeError, tokenizers Exception itself
+        raise UserError(f"cannot be loaded ({error})", file=tokenizer.path, fix="is it damaged?") from None
+    if (wrong := next(_wrong_ids(tokenizer, engine), None)) is not None:
+        fix = "give added tokens the ids that follow on those of the vocabulary, without a gap"
+        raise UserError(f"cannot be used: {wrong}", file=tokenizer.path, fix=fix)
+    return engine
+
+
 def disagreements(
     model: spm.ModelProto, lines: Sequence[str], held: Mapping[str, Any] | None = None
 ) -> list[str]:
@@ -143,6 +120,67 @@ def readable(error: BaseException) -> str:
     if byte := re.search(r"no single-byte vocab entry for byte (0x[0-9a-fA-F]{2})", text):
         return f"it needs a piece for every byte, and the vocabulary has none for {byte[1]}"
     return f"{type(error).__name__}: {text}"
+
+
+def added_lines(tokenizer: Tokenizer) -> list[str]:
+    """Lines that spell each added token, alone and within a text."""
+    return [
+        line
+        for token in tokenizer.added_vocabulary
+        for line in (token.content, f"a{token.content}b", f"中 {token.content} 文 {token.content}")
+    ]
+
+
+def _engines(tokenizer: Tokenizer) -> dict[str, Callable[[], EncodingEngine]]:
+    """How to make each engine that can serve the tokenizer, the fastest first."""
+    model = tokenizer.model
+    slow: dict[str, Callable[[], EncodingEngine]] = {}
+    if model is not None and not _found_in_texts(tokenizer):
+        slow = {"sentencepiece": lambda: SentencePieceEngine(model)}
+        if model.trainer_spec.model_type != spm.TrainerSpec.BPE:
+            return slow
+    same = _same_json(tokenizer)
+    fast: dict[str, Callable[[], EncodingEngine]] = {
+        "gigatoken": lambda: GigatokenEngine(_without_special(same))
+    }
+    return fast | slow | {"tokenizers": lambda: TokenizersEngine(same)}
+
+
+def _refuse_inexact(tokenizer: Tokenizer) -> None:
+    """Refuse tokens found in texts, which SentencePiece does not know, where no `tokenizer.json` equals it.
+
+    Raises:
+        UserError: `tokenizer.model` is not one that `tokenizers` encodes alike.
+    """
+    if tokenizer.model is None or not (found := _found_in_texts(tokenizer)):
+        return
+    if tokenizer.model.trainer_spec.model_type != spm.TrainerSpec.BPE or disagreements(
+        tokenizer.model, HARD_LINES
+    ):
+        raise UserError(
+            f"does not have the added token {found[0].content!r}, which is to be found in texts, and no"
+            " tokenizer.json equals it",
+            file=tokenizer.path,
+            fix='mark it as "special": true in tokenizer_config.json, or leave it out',
+        )
+
+
+def _found_in_texts(tokenizer: Tokenizer) -> list[AddedToken]:
+    return [token for token in tokenizer.added_vocabulary if not token.special]
+
+
+def _wrong_ids(tokenizer: Tokenizer, engine: EncodingEngine) -> Iterator[str]:
+    """What is wrong with the ids that an engine gives the added vocabulary, against those in its files."""
+    if isinstance(engine, TokenizersEngine):
+        for token in tokenizer.added_vocabulary:
+            if (given := engine.id_of(token.content)) != token.id:
+                yield f"{engine.name} gives {token.content!r} the id {given}, and its file {token.id}"
+    found = [token for token in _found_in_texts(tokenizer) if not token.flags[0]]
+    if not found:
+        return
+    for token, row in zip(found, split(engine.encode([token.content for token in found])), strict=True):
+        if row.tolist() != [token.id]:
+            yield f"{engine.name} makes {row.tolist()} of {token.content!r}, and the file gives it {token.id}"
 
 
 def _same_json(tokenizer: Tokenizer) -> str:

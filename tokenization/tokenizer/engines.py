@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as spm
-
-from tokenization.errors import UserError
-from tokenization.tokenizer.encoder import (
-    _found_in_texts,
-    _refuse_inexact,
-    _same_json,
-    _without_special,
-    _wrong_ids,
-)
-from tokenization.tokenizer.files import Tokenizer
 
 Encoded = tuple[np.ndarray, np.ndarray]
 """Ids of several texts end to end, and how many belong to each text."""
@@ -150,49 +140,10 @@ class GigatokenEngine:
         return "", -1
 
 
-def create_engine(tokenizer: Tokenizer, name: str) -> EncodingEngine:
-    """The engine `name`, whether it agrees or not."""
-    return _engines(tokenizer)[name]()
-
-
-def reference(tokenizer: Tokenizer, threads: int = 1) -> EncodingEngine:
-    """The engine whose ids are right by definition; SentencePiece on so many `threads`.
-
-    Raises:
-        UserError: its own library cannot read the tokenizer, or does not give an added token its id.
-    """
-    _refuse_inexact(tokenizer)
-    try:
-        if tokenizer.model is not None and not _found_in_texts(tokenizer):
-            return SentencePieceEngine(tokenizer.model, threads)
-        engine = TokenizersEngine(_same_json(tokenizer))
-    except Exception as error:  # SentencePiece raises RuntimeError, tokenizers Exception itself
-        raise UserError(f"cannot be loaded ({error})", file=tokenizer.path, fix="is it damaged?") from None
-    if (wrong := next(_wrong_ids(tokenizer, engine), None)) is not None:
-        fix = "give added tokens the ids that follow on those of the vocabulary, without a gap"
-        raise UserError(f"cannot be used: {wrong}", file=tokenizer.path, fix=fix)
-    return engine
-
-
 def split(encoded: Encoded) -> list[np.ndarray]:
     """The ids of each text on its own."""
     ids, lengths = encoded
     return np.split(ids, np.cumsum(lengths)[:-1]) if lengths.size else []
-
-
-def _engines(tokenizer: Tokenizer) -> dict[str, Callable[[], EncodingEngine]]:
-    """How to make each engine that can serve the tokenizer, the fastest first."""
-    model = tokenizer.model
-    slow: dict[str, Callable[[], EncodingEngine]] = {}
-    if model is not None and not _found_in_texts(tokenizer):
-        slow = {"sentencepiece": lambda: SentencePieceEngine(model)}
-        if model.trainer_spec.model_type != spm.TrainerSpec.BPE:
-            return slow
-    same = _same_json(tokenizer)
-    fast: dict[str, Callable[[], EncodingEngine]] = {
-        "gigatoken": lambda: GigatokenEngine(_without_special(same))
-    }
-    return fast | slow | {"tokenizers": lambda: TokenizersEngine(same)}
 
 
 def _resident_mb() -> float:

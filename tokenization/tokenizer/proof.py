@@ -69,7 +69,7 @@ def _differences(found: TransformersEngine, tokenizer: Tokenizer) -> Iterator[st
         if wanted is not None and given != wanted:
             yield f"its {name.upper()} is {given} instead of {wanted}"
     lines = proof_lines(tokenizer)
-    left = engines.split(engines.reference(tokenizer).encode(lines))
+    left = engines.split(encoder.reference(tokenizer).encode(lines))
     for line, mine, other in zip(lines, left, engines.split(found.encode(lines)), strict=True):
         if not np.array_equal(mine, other):
             yield f"its ids differ on {line[:60]!r}"

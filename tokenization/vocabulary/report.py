@@ -196,8 +196,8 @@ class _Subject:
 
     def __init__(self, tokenizer: Tokenizer, other: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
-        self._truth = engines.reference(tokenizer)
-        self._other = engines.reference(other) if other is not None else None
+        self._truth = encoder.reference(tokenizer)
+        self._other = encoder.reference(other) if other is not None else None
         self._decode = _decoder(tokenizer)
         self._used = np.zeros(tokenizer.size, dtype=bool)
         self._bytes = _byte_ids(tokenizer)
@@ -267,7 +267,7 @@ def _engines(
     yield through, loaded
     fast = Check(name.format("the fast encoder (gigatoken)"), True)
     try:
-        yield fast, engines.create_engine(tokenizer, "gigatoken")
+        yield fast, encoder.create_engine(tokenizer, "gigatoken")
     except Exception as error:  # it may fail in any way that its own library knows
         why = encoder.readable(error)
         fast.skipped = f"gigatoken is not used ({why}); `data prepare` uses {truth.name}"

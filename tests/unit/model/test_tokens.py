@@ -11,7 +11,7 @@ import transformers
 from tests.helpers.byte_level import save, tokenizer_json
 from tests.helpers.model_tiny import CHINESE, ENGLISH, sentencepiece_model
 from tokenization.errors import UserError
-from tokenization.tokenizer import engines
+from tokenization.tokenizer import encoder, engines
 from tokenization.tokenizer.directory import write_directory
 from tokenization.tokenizer.files import fingerprint, open_tokenizer
 from tokenization.tokenizer.proof import TransformersEngine, difference
@@ -73,7 +73,7 @@ def test_a_folder_with_only_a_model_is_written_as_one_that_gives_its_ids(tmp_pat
     assert (loaded.eos_token_id, loaded.bos_token_id) == (tokenizer.eos_id, 1)
     assert loaded("ab").input_ids[0] == 1, "a text begins with BOS, as LLaMA's do"
     lines = [*LINES, "ab<call>中国"]
-    mine = engines.split(engines.reference(tokenizer).encode(lines))
+    mine = engines.split(encoder.reference(tokenizer).encode(lines))
     theirs = engines.split(TransformersEngine(out).encode(lines))
     assert [row.tolist() for row in mine] == [row.tolist() for row in theirs]
     assert open_tokenizer(out).fingerprint == tokenizer.fingerprint

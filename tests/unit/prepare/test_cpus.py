@@ -46,23 +46,21 @@ def test_the_cpus_that_a_process_is_bound_to_hold(tmp_path, monkeypatch):
 
 
 def test_data_prepare_asks_for_them(tmp_path, monkeypatch):
-    import tokenization.cpus
-
-    import tokenization.prepare
+    from tokenization.prepare import cpus, prepare
     from trainer.cli.main import main
 
-    asked = {}
+    given = {}
 
-    class Asked(Exception):
+    class Started(Exception):
         pass
 
-    def prepare(*inputs, **options):
-        asked.update(options)
-        raise Asked
+    def start(*inputs, **options):
+        given.update(options)
+        raise Started
 
-    monkeypatch.setattr(tokenization.cpus, "allowed_cpus", lambda: 3)
-    monkeypatch.setattr(tokenization.prepare, "prepare", prepare)
+    monkeypatch.setattr(cpus, "allowed_cpus", lambda: 3)
+    monkeypatch.setattr(prepare, "prepare", start)
     for words, workers in (([], 3), (["--workers", "1"], 1), (["--workers", "0"], 0)):
-        with pytest.raises(Asked):
+        with pytest.raises(Started):
             main(["data", "prepare", "--input", "x", "--tokenizer", "y", "--out", "z", *words])
-        assert asked["workers"] == workers
+        assert given["workers"] == workers

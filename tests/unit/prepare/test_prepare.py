@@ -80,7 +80,7 @@ def decoded(prefix, tokenizer):
     store = open_tokens(prefix)
     ids = store.read(0, store.tokens)
     starts = [*store.document_starts(0, store.tokens), store.tokens]
-    processor = engines.reference(files.open_tokenizer(tokenizer))._processor
+    processor = encoder.reference(files.open_tokenizer(tokenizer))._processor
     rows = [ids[start:stop] for start, stop in itertools.pairwise(starts)]
     assert all(row[-1] == 2 for row in rows)
     return [processor.decode(row[:-1].tolist()) for row in rows]
@@ -98,7 +98,7 @@ def test_every_document_in_order_with_sentencepieces_ids(tmp_path, corpus, token
     made = run(corpus, tokenizer, tmp_path / "out" / "a")
     assert decoded(tmp_path / "out" / "a", tokenizer) == TEXTS
     opened = files.open_tokenizer(tokenizer)
-    ids = [index for row in engines.split(engines.reference(opened).encode(TEXTS)) for index in [*row, 2]]
+    ids = [index for row in engines.split(encoder.reference(opened).encode(TEXTS)) for index in [*row, 2]]
     store = open_tokens(tmp_path / "out" / "a")
     assert store.read(0, store.tokens).tolist() == ids
     assert (made.documents, made.tokens) == (300, len(ids))

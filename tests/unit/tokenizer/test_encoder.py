@@ -22,9 +22,9 @@ def tokenizer(tmp_path_factory):
 
 def test_all_engines_agree_on_hard_and_long_lines(tokenizer):
     lines = [*hard_lines.HARD_LINES, *hard_lines.long_lines(), *TEXT]
-    truth = engines.split(engines.reference(tokenizer).encode(lines))
+    truth = engines.split(encoder.reference(tokenizer).encode(lines))
     for name in ("gigatoken", "tokenizers"):
-        ids = engines.split(engines.create_engine(tokenizer, name).encode(lines))
+        ids = engines.split(encoder.create_engine(tokenizer, name).encode(lines))
         assert all(np.array_equal(a, b) for a, b in zip(truth, ids, strict=True)), name
 
 
@@ -63,9 +63,9 @@ def test_an_engine_that_fails_is_dropped(tokenizer, monkeypatch):
 
 def test_nothing_to_encode(tokenizer):
     for name in ("gigatoken", "sentencepiece", "tokenizers"):
-        ids, lengths = engines.create_engine(tokenizer, name).encode([])
+        ids, lengths = encoder.create_engine(tokenizer, name).encode([])
         assert (ids.size, lengths.size) == (0, 0)
-        ids, lengths = engines.create_engine(tokenizer, name).encode(["", "the", ""])
+        ids, lengths = encoder.create_engine(tokenizer, name).encode(["", "the", ""])
         assert lengths.tolist()[::2] == [0, 0]
         assert ids.size == lengths[1]
 
@@ -77,13 +77,13 @@ def test_a_model_that_its_library_refuses_is_named(tokenizer, tmp_path):
     (tmp_path / "twice.model").write_bytes(twice.SerializeToString())
     (tmp_path / "none.model").write_bytes(b"not a model")
     with pytest.raises(UserError, match=r"twice\.model: cannot be loaded .*already defined"):
-        engines.reference(files.open_tokenizer(tmp_path / "twice.model"))
+        encoder.reference(files.open_tokenizer(tmp_path / "twice.model"))
     with pytest.raises(UserError, match=r"none\.model: is not a SentencePiece model"):
         files.open_tokenizer(tmp_path / "none.model")
 
 
 def test_what_gigatoken_remembers_is_dropped_when_it_grows(tokenizer, monkeypatch):
-    engine = engines.create_engine(tokenizer, "gigatoken")
+    engine = encoder.create_engine(tokenizer, "gigatoken")
     expected = engine.encode(TEXT)[0]
     held = engine._tokenizer
     monkeypatch.setattr(engines, "_resident_mb", lambda: 1e9)

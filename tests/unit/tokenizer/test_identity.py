@@ -245,7 +245,7 @@ def test_a_token_that_is_found_in_texts_is_found_where_sentencepiece_has_none(tm
     with pytest.raises(
         UserError, match="does not have the added token '<call>', which is to be found in texts"
     ):
-        engines.reference(open_tokenizer(directory(tmp_path / "unigram", unigram, **files)))
+        encoder.reference(open_tokenizer(directory(tmp_path / "unigram", unigram, **files)))
 
 
 # ---- every engine gives the ids of the file
@@ -281,7 +281,7 @@ def test_a_file_whose_ids_no_library_gives_is_refused(tmp_path):
     held["added_tokens"][1]["id"] += 3  # a gap, which `tokenizers` closes
     tokenizer = open_tokenizer(save(tmp_path / "tok", held))
     with pytest.raises(UserError, match=r"tokenizer.json: cannot be used: tokenizers gives '<call>' the id"):
-        engines.reference(tokenizer)
+        encoder.reference(tokenizer)
 
 
 # ---- bytes without a piece

@@ -15,7 +15,7 @@ from tokenization.errors import InfrastructureError, UserError, UserErrors
 from tokenization.tokenizer import directory as directories
 from tokenization.tokenizer import encoder, files, hard_lines, hf_json
 from tokenization.tokenizer.directory import write_directory
-from tokenization.tokenizer.engines import create_engine
+from tokenization.tokenizer.encoder import create_engine
 from tokenization.tokenizer.files import Tokenizer, open_tokenizer
 from tokenization.tokenizer.proof import TransformersEngine, difference
 from tokenization.vocabulary import extend

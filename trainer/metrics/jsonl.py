@@ -16,7 +16,7 @@ from typing import Any
 from tokenization.errors import UserError
 from trainer.machine.log_lines import logger
 from trainer.metrics.names import current_name
-from trainer.storage.records import read_records, remove_torn_line
+from trainer.storage.records import read_json_lines, remove_torn_line
 from trainer.storage.run_directory import RunDirectory
 
 Record = dict[str, Any]
@@ -53,7 +53,7 @@ def read_attempts(run_dir: str | Path) -> list[Attempt]:
     """
     path = RunDirectory(run_dir).metrics
     try:
-        lines = read_records(path, _checked, logger.warning)
+        lines = read_json_lines(path, _checked, logger.warning)
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
         raise UserError(reason, file=path, fix="give a run directory, as `rewarm train` makes") from error

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+_Made = TypeVar("_Made")
 
 Say = Callable[[str], None]
 """Takes a line that the user must read."""
@@ -17,7 +17,7 @@ _SHOWN = 5
 """Damaged lines that are named one by one."""
 
 
-def read_records(path: Path, make: Callable[[Mapping[str, Any]], T], say: Say) -> list[T]:
+def read_json_lines(path: Path, make: Callable[[Mapping[str, Any]], _Made], say: Say) -> list[_Made]:
     """Read every whole record of a file, each as `make` returns it; say which lines were passed over.
 
     A line is damaged if it is not a JSON object, or if `make` raises for it. What follows the last newline

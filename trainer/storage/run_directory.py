@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trainer.storage.records import Say, read_records
+from trainer.storage.records import Say, read_json_lines
 
 EXPORTED = "rewarm.json"
 """File in an exported model: the `RunState` at its step, for a run that has the model as its base; and
@@ -37,4 +37,4 @@ class RunDirectory:
 
     def read_lineage(self, say: Say) -> list[dict[str, Any]]:
         """Read the record of each start; `say` is told of lines that are damaged and left out."""
-        return read_records(self.lineage, dict, say) if self.lineage.exists() else []
+        return read_json_lines(self.lineage, dict, say) if self.lineage.exists() else []

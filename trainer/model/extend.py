@@ -24,6 +24,7 @@ from tokenization.tokenizer.fingerprint import same
 from tokenization.tokenizer.hf_json import SPACE
 from tokenization.vocabulary.extend import whole_model
 from trainer.model.architecture import EMBEDDINGS, check_sizes, check_type, file_name, read_config
+from trainer.model.rope import with_both_forms
 from trainer.model.tokenizer import write_tokenizer
 from trainer.model.tokens import TOKENIZER, padding, with_special
 from trainer.model.trainable import BASE_ROWS
@@ -110,6 +111,7 @@ def extend_model(
             TOKENIZER: opened.fingerprint,
         }
         lines += padding(told, opened, "--base", str(base))
+        told = with_both_forms(told)
         (draft / "config.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
         if (generation := read_generation(base)) is not None:
             settings, more = with_special(generation, opened, GENERATION)

@@ -101,7 +101,8 @@ def evaluate_command(args: argparse.Namespace) -> int:
     }
     lines = [
         f"{prefix}: {score.bits_per_byte:.4f} bits/byte, {score.nats_per_token:.4f} nats/token, "
-        f"{score.tokens:,} tokens in windows of {_windows(score.measured_on['seq_len'], of_run)}"
+        f"{score.tokens:,} tokens in windows of {_windows(score.measured_on['seq_len'], of_run)}; "
+        f"document_mask {score.measured_on['document_mask']}"
         for prefix, score in scores.items()
     ]
     print_answer(args, data, "\n".join(lines))

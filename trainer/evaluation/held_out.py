@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from tokenization.shards.store import TokenStore
-from trainer.mixer.batch import MicroBatch
+from trainer.mixer.batch import MicroBatch, document_places
 
 
 class Scorer(Protocol):
@@ -59,12 +59,20 @@ class Baseline:
 
     def unlike(self, now: Mapping[str, Any]) -> list[str]:
         """List what differs from a score that is measured on `now`; if nothing does, they are comparable."""
-        return [f"{name} {old} → {now[name]}" for name, old in self.measured_on.items() if old != now[name]]
+        kept = {"document_mask": "none", **self.measured_on} if self.measured_on else {}
+        return [f"{name} {old} → {now[name]}" for name, old in kept.items() if old != now[name]]
 
 
-def measured_on(store: TokenStore, seq_len: int, max_tokens: int | None) -> dict[str, Any]:
+def measured_on(
+    store: TokenStore, seq_len: int, max_tokens: int | None, document_mask: str = "none"
+) -> dict[str, Any]:
     """Return what a score depends on, apart from the model."""
-    return {"fingerprint": store.fingerprint, "tokens": _tokens(store, max_tokens), "seq_len": seq_len}
+    return {
+        "fingerprint": store.fingerprint,
+        "tokens": _tokens(store, max_tokens),
+        "seq_len": seq_len,
+        "document_mask": document_mask,
+    }
 
 
 def _tokens(store: TokenStore, max_tokens: int | None) -> int:
@@ -79,11 +87,14 @@ def evaluate(
     seq_len: int,
     micro_batch_size: int,
     max_tokens: int | None,
+    document_mask: str = "none",
     rank: int = 0,
     world_size: int = 1,
     total: Callable[[torch.Tensor], torch.Tensor] = lambda alone: alone,
 ) -> Score:
     """Score every token of `store` but the first (or `max_tokens` of them, with their share of the bytes).
+
+    With `document_mask: causal_per_document` no token sees another document, as in training with it.
 
     The text is cut into windows of `seq_len`, or of all its tokens where it has fewer; the last one is
     padded. A forward pass takes at most `micro_batch_size` of them, and no more than there are for a rank.
@@ -99,11 +110,13 @@ def evaluate(
     for number in range(rounds):
         first = (number * world_size + rank) * micro_batch_size
         rows = _rows(store, range(first, first + micro_batch_size), windows, width, tokens)
+        if document_mask == "causal_per_document":
+            rows = replace(rows, positions=document_places(rows.input_ids, store.eos_id))
         nats, targets = scorer.score(rows)
         sums = sums.to(nats.device) + torch.stack([nats.sum(), targets.sum()])
     sums = total(sums)
     share = (tokens - 1) / max(store.tokens - 1, 1)
-    measured = measured_on(store, seq_len, max_tokens)
+    measured = measured_on(store, seq_len, max_tokens, document_mask)
     return Score(float(sums[0]), int(sums[1]), store.utf8_bytes * share, measured)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,8 +37,10 @@ class _Alone:
     @torch.no_grad()
     def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the nats and the target tokens of each row: [micro_batch_size] each."""
-        arrays = (torch.from_numpy(array).to(self.device) for array in (micro.input_ids, micro.targets))
-        _, nats, targets = self.model(*arrays)
+        arrays = (micro.input_ids, micro.targets, micro.positions)
+        _, nats, targets = self.model(
+            *(None if array is None else torch.from_numpy(array).to(self.device) for array in arrays)
+        )
         return nats.double(), targets.double()
 
 
@@ -50,11 +53,12 @@ def score_model(
     """Return the loss of `model` on each token shard; what cannot be compared is logged.
 
     `seq_len` is the length of each window of text: by default that of the run (see `run_seq_len`), else the
-    model's context, at most 4,096.
+    model's context, at most 4,096. Attention is within documents where the run's
+    `document_mask` is.
 
     Raises:
         UserError: the model or a shard does not exist, a shard is empty, or has another tokenizer than the
-            model.
+            model, or `seq_len` is beyond the model's context.
     """
     stores = {prefix: open_tokens(prefix) for prefix in prefixes}
     if problems := [
@@ -71,10 +75,19 @@ def score_model(
         logger.warning(line)
     causal = _open(model, sizes.pop())
     _check_rows(model, causal, stores)
+    _check_context(model, causal, seq_len)
+    mask = run_document_mask(model)
     length = seq_len or run_seq_len(model) or min(causal.hf.config.max_position_embeddings, 4096)
     scorer = _Alone(causal)
     return {
-        prefix: evaluate(scorer, store, seq_len=length, micro_batch_size=4, max_tokens=max_tokens)
+        prefix: evaluate(
+            scorer,
+            store,
+            seq_len=length,
+            micro_batch_size=4,
+            max_tokens=max_tokens,
+            document_mask=mask,
+        )
         for prefix, store in stores.items()
     }
 
@@ -83,16 +96,35 @@ def run_seq_len(model: str) -> int | None:
     """The seq_len of the run that a checkpoint, a run or an export is of; None for another model.
 
     Raises:
+        UserError: as `_setting`.
+    """
+    found = _setting(model, "seq_len")
+    return None if found is None else int(found)
+
+
+def run_document_mask(model: str) -> str:
+    """The document_mask of the run that a checkpoint, a run or an export is of; `none` for another model.
+
+    Raises:
+        UserError: as `_setting`.
+    """
+    return str(_setting(model, "document_mask") or "none")
+
+
+def _setting(model: str, name: str) -> Any:
+    """A recipe field of the run that a model is of; None of a model that is not of a run.
+
+    Raises:
         UserError: there is no checkpoint, or what tells the run's state is damaged.
     """
     path = Path(model)
     if _is_run(path):
-        return parse_recipe(find_checkpoint(path).manifest.recipe).seq_len
+        return getattr(parse_recipe(find_checkpoint(path).manifest.recipe), name)
     file = path / EXPORTED
     if not file.is_file():
         return None
     try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["settings"]["seq_len"])
+        return json.loads(file.read_text(encoding="utf-8"))["settings"][name]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError("does not tell the state of a run", file=file, fix="export it again") from error
 
@@ -155,6 +187,15 @@ def _open(model: str, vocab_size: int) -> CausalLM:
         for name, parameter in causal.named_parameters():
             parameter.copy_(reader.whole(name))
     return causal
+
+
+def _check_context(model: str, causal: CausalLM, seq_len: int | None) -> None:
+    context = causal.hf.config.max_position_embeddings
+    if seq_len is not None and seq_len > context:
+        what = f"is beyond the context of {model}: its max_position_embeddings is {context}"
+        raise UserError(
+            what, field="--seq-len", value=seq_len, fix=f"give at most {context}, or leave it out"
+        )
 
 
 def _check_rows(model: str, causal: CausalLM, stores: dict[str, TokenStore]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ class MicroBatch:
     """[micro_batch_size, seq_len]: place within the document, or since the row's start; None: no mask."""
 
 
-def document_places(tokens: NDArray[np.int32], eos_id: int) -> Ints:
+def document_places(tokens: NDArray[np.integer[Any]], eos_id: int) -> Ints:
     """Return each token's place within its document, for rows of tokens: [rows, length], both.
 
     A document ends with its EOS. The one that a row begins with counts from the row's start, since what

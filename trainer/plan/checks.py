@@ -100,7 +100,9 @@ def unmeasured(
     if checkpoint is None or "upstream" not in validation:
         return
     base = baselines(checkpoint).get("upstream")
-    now = measured_on(validation["upstream"], recipe.seq_len, recipe.validation.max_tokens)
+    now = measured_on(
+        validation["upstream"], recipe.seq_len, recipe.validation.max_tokens, recipe.document_mask
+    )
     prefix = recipe.validation.upstream
     where = f"validation.upstream: {prefix!r}: forgetting is not measured, since the base was"
     if base is None:

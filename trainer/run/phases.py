@@ -75,7 +75,12 @@ class PhaseRunner:
             restored_step=checkpoint.manifest.step if checkpoint else None,
             config=json.loads(self.recipe.model_dump_json()),
             measured_on={
-                name: measured_on(store, self.recipe.seq_len, self.recipe.validation.max_tokens)
+                name: measured_on(
+                    store,
+                    self.recipe.seq_len,
+                    self.recipe.validation.max_tokens,
+                    self.recipe.document_mask,
+                )
                 for name, store in plan.validation.items()
             },
         )

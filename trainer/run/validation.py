@@ -41,11 +41,12 @@ class ValidationSets:
                 seq_len=seq_len,
                 micro_batch_size=self.micro_batch_size,
                 max_tokens=max_tokens,
+                document_mask=self.recipe.document_mask,
                 rank=self.world.rank,
                 world_size=self.world.world_size,
                 total=self.total,
             )
-            now = measured_on(store, seq_len, max_tokens)
+            now = measured_on(store, seq_len, max_tokens, self.recipe.document_mask)
             if step == 0:
                 self.baseline[name] = Baseline(score.bits_per_byte, now)
             base = self.baseline.get(name)

@@ -101,7 +101,12 @@ def test_a_small_set_is_not_padded_to_long_windows_or_many_rows(
 def test_a_score_tells_what_it_is_measured_on():
     score = evaluate(Scorer(), Tokens(101), seq_len=500, micro_batch_size=2, max_tokens=25)
     assert score.measured_on == measured_on(Tokens(101), 500, 25)
-    assert score.measured_on == {"fingerprint": "a", "tokens": 26, "seq_len": 500}
+    assert score.measured_on == {
+        "fingerprint": "a",
+        "tokens": 26,
+        "seq_len": 500,
+        "document_mask": "none",
+    }
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def folder(tmp_path):
     """An export `of-run` of a run with windows of 16, a model `other`, and a shard of 300 tokens."""
     tok = open_tokenizer(tokenizer(tmp_path / "tok", *ENGLISH, *CHINESE))
     causal = build(recipe(), tok.size)
-    for name, state in (("of-run", {"settings": {"seq_len": 16}}), ("other", None)):
+    for name, state in (("of-run", {"settings": {"seq_len": 16, "document_mask": "none"}}), ("other", None)):
         weights = [Weight.of(*named) for named in causal.named_parameters()]
         export_model(
             weights, causal.hf.config, tmp_path / "tok", tmp_path / name,

@@ -137,10 +137,10 @@ def test_what_is_exported_is_what_was_trained(folder, data, kind, tmp_path, caps
         with torch.no_grad():
             logits[dtype] = model.float()(ids).logits
 
-    from trainer.evaluation.offline import _open
+    from trainer.evaluation.offline import _open, run_seq_len
 
-    causal, seq_len = _open(str(run), logits["fp32"].shape[-1])
-    assert seq_len == 32
+    causal = _open(str(run), logits["fp32"].shape[-1])
+    assert run_seq_len(str(run)) == 32
     with torch.no_grad():
         engine = causal.eval().hf(ids).logits
     assert torch.allclose(logits["fp32"], engine, rtol=0, atol=1e-5)

@@ -282,7 +282,7 @@ def cells(arm: RunHistory) -> tuple[str, ...]:
         f"{arm.tokens:,}",
         _change(upstream, diverged) or diverged or "–",
         _number(arm.forgetting, "+.4f"),
-        _change(downstream, diverged) or "–",
+        _change(downstream, diverged and "diverged") or "–",
         _number(gain, "+.4f"),
     )
 

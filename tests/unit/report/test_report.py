@@ -249,7 +249,7 @@ def test_a_run_that_diverged_is_tabled_as_one(tmp_path, bad):
     runs = [good, run(tmp_path / "bad", upstream=(2.0, bad), downstream=(3.0, bad))]
     row = compare_runs(gather_runs(runs)).splitlines()[3]
     diverged = "diverged at step 10"
-    assert re.split("  +", row) == ["bad", "20,480", f"2.0000 → {diverged}", "–", f"3.0000 → {diverged}", "–"]
+    assert re.split("  +", row) == ["bad", "20,480", f"2.0000 → {diverged}", "–", "3.0000 → diverged", "–"]
     text = text_of(written(runs, tmp_path))
     assert "bad diverged at step 10." in text
     assert "good forgot" not in text, "there is no other run to compare it with"

@@ -115,7 +115,7 @@ def _setting(model: str, name: str) -> Any:
     """A recipe field of the run that a model is of; None of a model that is not of a run.
 
     Raises:
-        UserError: there is no checkpoint, or what tells the run's state is damaged.
+        UserError: the run has no good checkpoint, or what tells its state is damaged.
     """
     path = Path(model)
     if _is_run(path):

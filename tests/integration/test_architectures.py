@@ -117,8 +117,10 @@ def test_what_is_exported_is_what_was_trained(folder, data, kind, tmp_path, caps
         out = tmp_path / dtype
         export(run, out, dtype)
         capsys.readouterr()
-        exported = evaluate(out, data, capsys, "--seq-len", "32")
-        assert [score["tokens"] for score in exported] == [score["tokens"] for score in trained]
+        exported = evaluate(out, data, capsys)
+        for what in ("tokens", "measured_on", "run_seq_len"):
+            assert [score[what] for score in exported] == [score[what] for score in trained]
+        assert exported[0]["measured_on"]["fingerprint"] in (out / "README.md").read_text()
         found = [score["bits_per_byte"] for score in exported]
         # An fp32 export scores the same; the others lie within what 8 and 11 bits of mantissa can tell.
         within = {"fp32": 1e-6, "bf16": 2e-3, "fp16": 3e-4}[dtype]
@@ -135,10 +137,10 @@ def test_what_is_exported_is_what_was_trained(folder, data, kind, tmp_path, caps
         with torch.no_grad():
             logits[dtype] = model.float()(ids).logits
 
-    from trainer.evaluation.offline import _open
+    from trainer.evaluation.offline import _open, run_seq_len
 
-    causal, seq_len = _open(str(run), logits["fp32"].shape[-1])
-    assert seq_len == 32
+    causal = _open(str(run), logits["fp32"].shape[-1])
+    assert run_seq_len(str(run)) == 32
     with torch.no_grad():
         engine = causal.eval().hf(ids).logits
     assert torch.allclose(logits["fp32"], engine, rtol=0, atol=1e-5)

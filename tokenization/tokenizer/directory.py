@@ -58,6 +58,7 @@ def write_directory(
             text = json.dumps(content, ensure_ascii=False, indent=None if name == JSON_FILE else 2)
             write_atomically(out / name, f"{text}\n")
         for name, whole in settings.files.items():
+            (out / name).parent.mkdir(exist_ok=True)
             write_atomically(out / name, whole)
         write_atomically(out / MODEL_FILE, model.SerializeToString(deterministic=True))
 

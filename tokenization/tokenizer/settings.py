@@ -13,6 +13,9 @@ from tokenization.tokenizer.files import CONFIG_FILE, JSON_FILE, Tokenizer
 
 TEMPLATE_FILE = "chat_template.jinja"
 
+TEMPLATE_FOLDERS = ("additional_chat_templates", "chat_templates")
+"""Where a tokenizer has more chat templates than one: a file each, under today's name or the earlier one."""
+
 SEVERAL = ("additional_special_tokens", "extra_special_tokens")
 
 _CARRIED = (
@@ -78,9 +81,14 @@ def carried(source: Tokenizer, known: Callable[[str], int | None]) -> Settings:
             settings.left_out.append(f"{folder / CONFIG_FILE}: {name} is left out")
     if (folder / TEMPLATE_FILE).is_file():
         settings.files[TEMPLATE_FILE] = (folder / TEMPLATE_FILE).read_bytes()
-    if (folder / "chat_templates").is_dir():
-        settings.left_out.append(f"{folder / 'chat_templates'}: is left out")
+    for path in template_files(folder):
+        settings.files[str(path.relative_to(folder))] = path.read_bytes()
     return Settings(settings.config, settings.files, _post_processor(folder), settings.left_out)
+
+
+def template_files(folder: Path) -> list[Path]:
+    """The further chat templates in a tokenizer's directory."""
+    return [path for name in TEMPLATE_FOLDERS for path in sorted((folder / name).glob("*.jinja"))]
 
 
 def _post_processor(folder: Path) -> Mapping[str, Any] | None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.manifest import Checkpoint
-from trainer.metrics.jsonl import read_metrics
+from trainer.machine.log_lines import logger
+from trainer.metrics.jsonl import Attempt, MeasuredOn, history_of, read_attempts
+from trainer.metrics.names import stream_of
 from trainer.recipe.load import parse_recipe
 from trainer.scheduler.state import RunState
 from trainer.storage.run_directory import RunDirectory
@@ -29,6 +31,8 @@ class Card:
     """Per phase a mapping with the same keys: name, tokens, mixture, schedule, …."""
     evaluation: Mapping[str, float] = field(default_factory=dict)
     """Metric → value, forgetting among them."""
+    measured_on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the scores on each validation set are measured on."""
     lineage: Sequence[Mapping[str, Any]] = ()
     """Records of lineage.jsonl, with the fields that the card shows."""
     state: Mapping[str, Any] | None = None
@@ -53,6 +57,11 @@ def render_card(card: Card, dtype: str, tokenizer_loader: str = "AutoTokenizer")
         measured = [{"metric": name, "value": f"{value:.4f}"} for name, value in card.evaluation.items()]
         parts += ["## Evaluation", _table(measured)]
         parts.append("Forgetting is upstream bits per byte now minus the base model's.")
+    if card.measured_on:
+        parts += [
+            "Scores are comparable only with scores that are measured on the same:",
+            _table([{"set": name, **facts} for name, facts in card.measured_on.items()]),
+        ]
     parts += ["## Use", _USE.replace("AutoTokenizer", tokenizer_loader)]
     return "\n\n".join(parts) + "\n"
 
@@ -103,25 +112,31 @@ def card_of(checkpoint: Checkpoint) -> Card:
         for record in state.phases
     ]
     run = RunDirectory(checkpoint.path.parent.parent)
+    attempts = read_attempts(run.path) if run.metrics.exists() else []
+    evaluation, measured_on = _evaluation(attempts, manifest.step)
     return Card(
         name=recipe.name,
         base=recipe.model.base,
         tokens=state.trained_tokens,
         phases=phases,
-        evaluation=_evaluation(run, manifest.step),
-        lineage=[{name: record.get(name) for name in _TOLD} for record in run.read_lineage()],
+        evaluation=evaluation,
+        measured_on=measured_on,
+        lineage=[{name: record.get(name) for name in _TOLD} for record in run.read_lineage(logger.warning)],
         state=manifest.state,
     )
 
 
-def _evaluation(run: RunDirectory, step: int) -> dict[str, float]:
-    """Return the last losses measured up to `step`."""
+def _evaluation(attempts: Sequence[Attempt], step: int) -> tuple[dict[str, float], MeasuredOn]:
+    """Return the last losses measured up to `step`, and what those on each validation set are measured on."""
     found: dict[str, float] = {}
-    for record in read_metrics(run.path) if run.metrics.exists() else ():
-        if record["step"] <= step:
-            found |= {
-                name: value
-                for name, value in record.items()
-                if name.startswith("eval/") and math.isfinite(value)
-            }
-    return found
+    on: MeasuredOn = {}
+    starts = {attempt.number: attempt.measured_on for attempt in attempts}
+    for record in history_of(attempts):
+        scores = {name: value for name, value in record.items() if stream_of(name) and math.isfinite(value)}
+        if record["step"] > step or not scores:
+            continue
+        found |= scores
+        for stream in map(stream_of, scores):
+            if facts := starts[record["attempt"]].get(str(stream)):
+                on[str(stream)] = facts
+    return found, on

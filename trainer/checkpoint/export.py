@@ -25,6 +25,7 @@ from trainer.checkpoint.card import Card, card_of, render_card
 from trainer.checkpoint.manifest import MARKER, Checkpoint
 from trainer.model.architecture import EMBEDDINGS, file_name, read_config
 from trainer.model.loss import plain_name
+from trainer.model.rope import with_both_forms
 from trainer.model.tokenizer import write_tokenizer
 from trainer.model.tokens import TOKENIZER, own_tokenizer, with_special
 from trainer.recipe.load import parse_recipe
@@ -113,6 +114,9 @@ def _write_config(
     told.dtype = DTYPES[dtype]
     told.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     told.save_pretrained(draft)
+    written = json.loads((draft / "config.json").read_text(encoding="utf-8"))
+    text = json.dumps(with_both_forms(written), indent=2, sort_keys=True, ensure_ascii=False)
+    (draft / "config.json").write_text(f"{text}\n", encoding="utf-8")
     if generation is None:
         GenerationConfig.from_model_config(told).save_pretrained(draft)
         return lines

@@ -99,18 +99,32 @@ def _train(args: argparse.Namespace, world: World) -> int:
 
 def evaluate_command(args: argparse.Namespace) -> int:
     """Measure nats per token and bits per byte of a model or checkpoint on token shards."""
-    from trainer.evaluation.offline import score_model
+    from trainer.evaluation.offline import run_seq_len, score_model
 
     scores = score_model(args.model, args.data, args.seq_len, args.max_tokens)
-    columns = ("bits_per_byte", "nats_per_token", "tokens")
-    data = {prefix: {name: getattr(score, name) for name in columns} for prefix, score in scores.items()}
+    of_run = run_seq_len(args.model)
+    columns = ("bits_per_byte", "nats_per_token", "tokens", "measured_on")
+    data = {
+        prefix: {name: getattr(score, name) for name in columns} | {"run_seq_len": of_run}
+        for prefix, score in scores.items()
+    }
     lines = [
         f"{prefix}: {score.bits_per_byte:.4f} bits/byte, {score.nats_per_token:.4f} nats/token, "
-        f"{score.tokens:,} tokens"
+        f"{score.tokens:,} tokens in windows of {_windows(score.measured_on['seq_len'], of_run)}; "
+        f"document_mask {score.measured_on['document_mask']}"
         for prefix, score in scores.items()
     ]
     print_answer(args, data, "\n".join(lines))
     return ExitCode.DONE
+
+
+def _windows(seq_len: int, of_run: int | None) -> str:
+    """The length of the windows of a score, beside that of the run."""
+    if of_run is None:
+        return f"{seq_len:,} (no run's seq_len is known)"
+    if of_run == seq_len:
+        return f"{seq_len:,}, the run's seq_len"
+    return f"{seq_len:,}; the run's seq_len is {of_run:,}, so its own scores are not comparable with this one"
 
 
 def export_command(args: argparse.Namespace) -> int:
@@ -127,9 +141,8 @@ def export_command(args: argparse.Namespace) -> int:
 
 def report_command(args: argparse.Namespace) -> int:
     """Write one HTML page about runs, and print their table."""
-    from trainer.report.page import runs_table, write_report
+    from trainer.report.page import write_report
 
-    runs = [Path(run) for run in args.runs]
-    write_report(runs, Path(args.out))
-    print_answer(args, {"out": args.out}, f"{runs_table(runs)}\n\n{args.out}")
+    table = write_report([Path(run) for run in args.runs], Path(args.out))
+    print_answer(args, {"out": args.out}, f"{table}\n\n{args.out}")
     return ExitCode.DONE

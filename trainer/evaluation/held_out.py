@@ -30,6 +30,8 @@ class Score:
     tokens: int
     """Target tokens."""
     utf8_bytes: float
+    measured_on: dict[str, Any] = field(default_factory=dict)
+    """See the function `measured_on`."""
 
     @property
     def nats_per_token(self) -> float:
@@ -94,23 +96,28 @@ def evaluate(
 
     With `document_mask: causal_per_document` no token sees another document, as in training with it.
 
-    The text is cut into windows of `seq_len`, the last one padded. Ranks take windows in turn, and all make
-    the same number of forward passes, as sharded weights require. `total` sums over the ranks.
+    The text is cut into windows of `seq_len`, or of all its tokens where it has fewer; the last one is
+    padded. A forward pass takes at most `micro_batch_size` of them, and no more than there are for a rank.
+    Ranks take windows in turn, and all make the same number of forward passes, as sharded weights require.
+    `total` sums over the ranks.
     """
     tokens = _tokens(store, max_tokens)
-    windows = -(-(tokens - 1) // seq_len)
+    width = max(1, min(seq_len, tokens - 1))
+    windows = -(-(tokens - 1) // width)
+    micro_batch_size = max(1, min(micro_batch_size, -(-windows // world_size)))
     rounds = -(-windows // (world_size * micro_batch_size))
     sums = torch.zeros(2, dtype=torch.float64)
     for number in range(rounds):
         first = (number * world_size + rank) * micro_batch_size
-        rows = _rows(store, range(first, first + micro_batch_size), windows, seq_len, tokens)
+        rows = _rows(store, range(first, first + micro_batch_size), windows, width, tokens)
         if document_mask == "causal_per_document":
             rows = replace(rows, positions=document_places(rows.input_ids, store.eos_id))
         nats, targets = scorer.score(rows)
         sums = sums.to(nats.device) + torch.stack([nats.sum(), targets.sum()])
     sums = total(sums)
     share = (tokens - 1) / max(store.tokens - 1, 1)
-    return Score(float(sums[0]), int(sums[1]), store.utf8_bytes * share)
+    measured = measured_on(store, seq_len, max_tokens, document_mask)
+    return Score(float(sums[0]), int(sums[1]), store.utf8_bytes * share, measured)
 
 
 def _rows(store: TokenStore, numbers: range, windows: int, seq_len: int, tokens: int) -> MicroBatch:

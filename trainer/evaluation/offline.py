@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,8 +52,9 @@ def score_model(
 ) -> dict[str, Score]:
     """Return the loss of `model` on each token shard; what cannot be compared is logged.
 
-    `seq_len` is the length of each window of text: by default that of the run, else the model's context, at
-    most 4,096. Attention is within documents where the run's `document_mask` is.
+    `seq_len` is the length of each window of text: by default that of the run (see `run_seq_len`), else the
+    model's context, at most 4,096. Attention is within documents where the run's
+    `document_mask` is.
 
     Raises:
         UserError: the model or a shard does not exist, a shard is empty, or has another tokenizer than the
@@ -71,11 +73,11 @@ def score_model(
         raise UserError(what, field="--data", fix="give shards of one tokenizer")
     for line in hold_tokenizer(model, stores):
         logger.warning(line)
-    causal, trained_seq_len = _open(model, sizes.pop())
+    causal = _open(model, sizes.pop())
     _check_rows(model, causal, stores)
     _check_context(model, causal, seq_len)
     mask = run_document_mask(model)
-    length = seq_len or trained_seq_len or min(causal.hf.config.max_position_embeddings, 4096)
+    length = seq_len or run_seq_len(model) or min(causal.hf.config.max_position_embeddings, 4096)
     scorer = _Alone(causal)
     return {
         prefix: evaluate(
@@ -90,20 +92,39 @@ def score_model(
     }
 
 
+def run_seq_len(model: str) -> int | None:
+    """The seq_len of the run that a checkpoint, a run or an export is of; None for another model.
+
+    Raises:
+        UserError: as `_setting`.
+    """
+    found = _setting(model, "seq_len")
+    return None if found is None else int(found)
+
+
 def run_document_mask(model: str) -> str:
     """The document_mask of the run that a checkpoint, a run or an export is of; `none` for another model.
 
     Raises:
-        UserError: there is no checkpoint, or what tells the run's state is damaged.
+        UserError: as `_setting`.
+    """
+    return str(_setting(model, "document_mask") or "none")
+
+
+def _setting(model: str, name: str) -> Any:
+    """A recipe field of the run that a model is of; None of a model that is not of a run.
+
+    Raises:
+        UserError: the run has no good checkpoint, or what tells its state is damaged.
     """
     path = Path(model)
-    if (path / manifest.MARKER).exists() or RunDirectory(path).checkpoints.is_dir():
-        return parse_recipe(find_checkpoint(path).manifest.recipe).document_mask
+    if _is_run(path):
+        return getattr(parse_recipe(find_checkpoint(path).manifest.recipe), name)
     file = path / EXPORTED
     if not file.is_file():
-        return "none"
+        return None
     try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["settings"]["document_mask"])
+        return json.loads(file.read_text(encoding="utf-8"))["settings"][name]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError("does not tell the state of a run", file=file, fix="export it again") from error
 
@@ -152,11 +173,16 @@ def hold_tokenizer(model: str, stores: Mapping[str, TokenStore]) -> list[str]:
     return [f"{prefix}: EOS, BOS or added tokens are not those of {model}'s tokenizer" for prefix in others]
 
 
-def _open(model: str, vocab_size: int) -> tuple[CausalLM, int | None]:
-    """Open the model in fp32; return it and the seq_len of its run, if that is known."""
+def _is_run(path: Path) -> bool:
+    """Whether a path is a checkpoint or a run directory."""
+    return (path / manifest.MARKER).exists() or _checkpoints_of(path) is not None
+
+
+def _open(model: str, vocab_size: int) -> CausalLM:
+    """Open the model in fp32."""
     path = Path(model)
-    if not (path / manifest.MARKER).exists() and _checkpoints_of(path) is None:
-        return load_model(model, vocab_size), None
+    if not _is_run(path):
+        return load_model(model, vocab_size)
     checkpoint = find_checkpoint(path)
     recipe = parse_recipe(checkpoint.manifest.recipe, ["model.dtype=fp32"])
     config = read_config(checkpoint.path)
@@ -167,7 +193,16 @@ def _open(model: str, vocab_size: int) -> tuple[CausalLM, int | None]:
     with torch.no_grad():
         for name, parameter in causal.named_parameters():
             parameter.copy_(reader.whole(name))
-    return causal, recipe.seq_len
+    return causal
+
+
+def _check_context(model: str, causal: CausalLM, seq_len: int | None) -> None:
+    context = causal.hf.config.max_position_embeddings
+    if seq_len is not None and seq_len > context:
+        what = f"is beyond the context of {model}: its max_position_embeddings is {context}"
+        raise UserError(
+            what, field="--seq-len", value=seq_len, fix=f"give at most {context}, or leave it out"
+        )
 
 
 def _check_context(model: str, causal: CausalLM, seq_len: int | None) -> None:

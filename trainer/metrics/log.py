@@ -28,19 +28,21 @@ class Metrics:
         tokens: int = 0,
         restored_step: int | None = None,
         config: Mapping[str, Any] | None = None,
+        measured_on: Mapping[str, Mapping[str, Any]] | None = None,
         stream: TextIO | None = None,
     ) -> None:
         """Open all sinks for a run that stands at `tokens` of `total_tokens`.
 
         `restored_step` is the last step of the checkpoint that was loaded, None for a fresh start; `config`
-        (the resolved recipe) goes to W&B; the progress goes to `stream`, standard error by default.
+        (the resolved recipe) goes to W&B; `measured_on` tells of each validation set what its scores are
+        measured on; the progress goes to `stream`, standard error by default.
         """
         self._sinks: list[Sink] = []
         if rank != 0:
             return
         check_services(logging)
         run_dir = Path(run_dir)
-        jsonl = Jsonl(run_dir, restored_step)
+        jsonl = Jsonl(run_dir, restored_step, measured_on=measured_on)
         self._sinks.append(jsonl)
         if logging.tensorboard:
             self._sinks.append(TensorBoard(RunDirectory(run_dir).tensorboard, restored_step))

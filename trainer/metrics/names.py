@@ -44,6 +44,16 @@ def stream_nats_per_token(stream: str) -> str:
     return f"eval/{stream}/nats_per_token"
 
 
+STREAMS = ("upstream", "downstream")
+"""The validation sets."""
+
+
+def stream_of(metric: str) -> str | None:
+    """The validation set that a metric is a score on; None of another metric."""
+    kind, _, rest = metric.partition("/")
+    return rest.partition("/")[0] if kind == "eval" else None
+
+
 UPSTREAM, DOWNSTREAM = stream_bits_per_byte("upstream"), stream_bits_per_byte("downstream")
 
 

@@ -24,6 +24,7 @@ from tokenization.tokenizer.fingerprint import same
 from tokenization.tokenizer.hf_json import SPACE
 from tokenization.vocabulary.extend import whole_model
 from trainer.model.architecture import EMBEDDINGS, check_sizes, check_type, file_name, read_config
+from trainer.model.rope import with_both_forms
 from trainer.model.tokenizer import write_tokenizer
 from trainer.model.tokens import TOKENIZER, padding, with_special
 from trainer.model.trainable import BASE_ROWS
@@ -102,7 +103,7 @@ def extend_model(
             elif not (tied and final == output_name):
                 writer.add(Weight(final, shape, dtype, partial(weights.__getitem__, name)))
         writer.close()
-        told, lines = with_special(config, opened, "config.json")
+        told, lines = with_special(with_both_forms(config), opened, "config.json")
         rows = {"vocab_size": extension.rows, BASE_ROWS: extension.base_pieces}
         told |= {**rows, TOKENIZER: opened.fingerprint}
         lines += padding(told, opened, "--base", str(base))

@@ -14,7 +14,7 @@ from tokenization.errors import UserError
 from tokenization.tokenizer.directory import write_directory
 from tokenization.tokenizer.files import CONFIG_FILE, JSON_FILE, Tokenizer, open_tokenizer
 from tokenization.tokenizer.proof import LOADERS, TransformersClass, difference
-from tokenization.tokenizer.settings import TEMPLATE_FILE, carried
+from tokenization.tokenizer.settings import TEMPLATE_FILE, carried, template_files
 from trainer.storage.hub import TOKENIZER_FILES, copy_tokenizer
 
 OWN_CLASS = "PreTrainedTokenizerFast"
@@ -51,11 +51,12 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, base: Tokenizer | Non
     found: list[str] = []
     for loader in LOADERS:
         for way in ways:
-            for name in TOKENIZER_FILES:
-                (directory / name).unlink(missing_ok=True)
+            for path in [*(directory / name for name in TOKENIZER_FILES), *template_files(directory)]:
+                path.unlink(missing_ok=True)
             lines = way()
             wrong = difference(directory, tokenizer, loader) or _another(directory, tokenizer)
             if wrong is None:
+                _tell_template(directory)
                 lines += _not_handed_down(base, tokenizer, directory)
                 if loader != "AutoTokenizer":
                     lines.append(f"the export's tokenizer is to be loaded with {loader}: with {found[0]}")
@@ -63,6 +64,15 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, base: Tokenizer | Non
             found.append(f"{loader} {wrong}")
     what = f"cannot be written so that transformers gives the ids of the training: with {found[0]}"
     raise UserError(what, file=tokenizer.path, fix="take a BPE tokenizer with a tokenizer.json")
+
+
+def _tell_template(directory: Path) -> None:
+    """Write the chat template into tokenizer_config.json too, where readers before transformers 4.51 look."""
+    template, config = directory / TEMPLATE_FILE, directory / CONFIG_FILE
+    if template.is_file() and config.is_file():
+        told = json.loads(config.read_text(encoding="utf-8"))
+        told.setdefault("chat_template", template.read_text(encoding="utf-8"))
+        config.write_text(f"{json.dumps(told, ensure_ascii=False, indent=2)}\n", encoding="utf-8")
 
 
 def _another(directory: Path, tokenizer: Tokenizer) -> str | None:
@@ -121,7 +131,7 @@ def _not_handed_down(base: Tokenizer | None, tokenizer: Tokenizer, directory: Pa
     now = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if (directory / TEMPLATE_FILE).is_file():
         now["chat_template"] = True
-    had = {**before.config, **({"chat_template": True} if before.files else {})}
+    had = {**before.config, **({"chat_template": True} if TEMPLATE_FILE in before.files else {})}
     kept = ("chat_template", "model_max_length", "padding_side", "pad_token")
     lost = [name for name in kept if had.get(name) is not None and now.get(name) is None]
     where = base.path.parent

@@ -9,6 +9,7 @@ from typing import Any
 from tokenization.errors import RewarmError, UserError
 from tokenization.tokenizer.files import Tokenizer, open_tokenizer
 from tokenization.tokenizer.fingerprint import same
+from tokenization.tokenizer.settings import TEMPLATE_FOLDERS
 from trainer.storage.hub import TOKENIZER_FILES, fetch_from_hub
 
 TOKENIZER = "tokenizer_fingerprint"
@@ -22,7 +23,9 @@ def own_tokenizer(model: str | Path) -> Tokenizer | None:
     path = Path(model)
     try:
         if not path.exists():
-            path = fetch_from_hub(model, list(TOKENIZER_FILES), None)
+            path = fetch_from_hub(
+                model, [*TOKENIZER_FILES, *(f"{name}/*" for name in TEMPLATE_FOLDERS)], None
+            )
         return open_tokenizer(path) if any((path / name).is_file() for name in TOKENIZER_FILES[:2]) else None
     except RewarmError:
         return None

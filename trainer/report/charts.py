@@ -90,13 +90,17 @@ def chart(
         return ""
     labelled = [line for line in lines if not line.faint]
     y_ticks = ticks(*_extent((y for line in lines for y in line.ys), zero))
-    room = 14 if at_end else 12 + max(_text_width(_short(line.label)) for line in labelled)
+    x_range = _extent((x for line in lines for x in line.xs), False)
+    widest = [_text_width(x_format(tick)) / 2 for tick in ticks(*x_range)]
+    if not at_end:
+        widest += [7 + _text_width(_short(line.label)) for line in labelled]
+    room = 5 + max(widest)
     frame = Frame(
         left=14 + max(_text_width(y_format(tick)) for tick in y_ticks),
         right=width - room,
         top=10,
         bottom=height - 38,
-        x_range=_extent((x for line in lines for x in line.xs), False),
+        x_range=x_range,
         y_range=(y_ticks[0], y_ticks[-1]),
     )
     parts = [
@@ -136,8 +140,8 @@ def _extent(values: Iterable[float], zero: bool) -> tuple[float, float]:
     """Return the least and the greatest value, widened if they are the same."""
     found = [*values, 0.0] if zero else list(values)
     low, high = min(found), max(found)
-    if low == high:
-        spread = abs(low) * 0.1 or 1.0
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-100):
+        spread = abs(low) * 0.1 if abs(low) > 1e-100 else 1.0
         return low - (0 if zero and low == 0 else spread), high + spread
     return low, high
 
@@ -242,6 +246,20 @@ def _short(label: str, most: int = 18) -> str:
     return label if len(label) <= most else label[: most - 1] + "…"
 
 
+_EMS = (
+    (0.42, " .,:;'`|!ijlI-/\\"),
+    (0.55, 'frt()[]{}"*_^Jsc'),
+    (0.85, "ABCDEFGHKLNOPQRSTUVXYZ&+<>=~#$"),
+    (1.15, "mwMW@%"),
+)
+"""Widths of letters in the widest bold font that a browser may take (DejaVu Sans), in font sizes."""
+
+_WIDTHS = {letter: width for width, letters in _EMS for letter in letters}
+
+
 def _text_width(text: str) -> float:
-    """Pixels at the charts' 12 px, near enough."""
-    return sum(12.0 if unicodedata.east_asian_width(character) in "WF" else 6.6 for character in text)
+    """The most pixels that a text takes at the charts' 12 px, in any font and in bold."""
+    return 12 * sum(
+        _WIDTHS.get(letter, 0.75) if letter.isascii() else 0.0 if unicodedata.combining(letter) else 1.25
+        for letter in text
+    )

@@ -9,7 +9,7 @@ from html import escape
 from trainer.metrics import names
 from trainer.metrics.progress import short
 from trainer.report.charts import Line, NumberFormat, bar, chart
-from trainer.report.runs import RunHistory
+from trainer.report.runs import RunHistory, alike
 
 SMOOTHING = 0.02
 """The smoothed training loss is a mean over this share of the run."""
@@ -91,8 +91,16 @@ def figures(arms: Sequence[RunHistory]) -> str:
     scratch = [arm for arm in arms if arm.from_scratch]
     continued = [arm for arm in arms if not arm.from_scratch]
     if not scratch or not continued:
-        return _section("Curves", arms)
-    return _section("Curves", continued) + _section("Curves of what began with random weights", scratch)
+        return _sections("Curves", arms)
+    return _sections("Curves", continued) + _sections("Curves of what began with random weights", scratch)
+
+
+def _sections(title: str, arms: Sequence[RunHistory]) -> str:
+    """Pictures of `arms`: those whose scores cannot be compared are not in one picture."""
+    groups = alike(arms)
+    if len(groups) == 1:
+        return _section(title, arms)
+    return "".join(_section(f"{title}: {', '.join(arm.name for arm in group)}", group) for group in groups)
 
 
 def _section(title: str, arms: Sequence[RunHistory]) -> str:
@@ -100,7 +108,7 @@ def _section(title: str, arms: Sequence[RunHistory]) -> str:
     drawn.insert(3, _trade([arm for arm in arms if not arm.from_scratch]))
     marked = any(arm.restored_at for arm in arms)
     note = "<p class='note'>▲ restored from a checkpoint at this token.</p>" if marked else ""
-    return f"<section><h2>{title}</h2>{note}<div class='grid'>{''.join(drawn)}</div></section>"
+    return f"<section><h2>{escape(title)}</h2>{note}<div class='grid'>{''.join(drawn)}</div></section>"
 
 
 def _over_tokens(figure: Figure, arms: Sequence[RunHistory]) -> str:
@@ -130,10 +138,12 @@ def _trade(arms: Sequence[RunHistory]) -> str:
     """Return a chart of each arm's path from the base through the plane of both losses."""
     lines = []
     for arm in arms:
+        upstream, downstream = arm.series(names.UPSTREAM), arm.series(names.DOWNSTREAM)
+        across = dict(zip(downstream.tokens, downstream.values, strict=True))
         both = [
-            (record[names.DOWNSTREAM], record[names.UPSTREAM])
-            for record in arm.records
-            if names.DOWNSTREAM in record and names.UPSTREAM in record
+            (across[tokens], value)
+            for tokens, value in zip(upstream.tokens, upstream.values, strict=True)
+            if tokens in across
         ]
         if both:
             xs, ys = zip(*both, strict=True)

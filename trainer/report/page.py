@@ -13,22 +13,24 @@ from tokenization.errors import UserError
 from trainer.metrics import names
 from trainer.report.charts import COLOURS
 from trainer.report.figures import figures, mixtures, rate
-from trainer.report.runs import RunHistory, cells, compare_runs, gather_runs
+from trainer.report.runs import RunHistory, alike, cells, compare_runs, gather_runs, unlike_line
 from trainer.report.style import STYLE
 
 
-def write_report(runs: Sequence[str | Path], out: str | Path) -> None:
+def write_report(runs: Sequence[str | Path], out: str | Path) -> str:
     """Writes a page about `runs` (run directories) to `out`: self-contained, no script, nothing to fetch.
 
+    Returns the comparison as plain text; see `compare_runs`.
+
     Raises:
-        UserError: a run directory holds no metrics, or a damaged file; or `out` is something other than an
-            earlier page.
+        UserError: a run directory holds no metrics; or `out` is something other than an earlier page.
     """
     out = Path(out)
     _refuse_other(out)
     arms = gather_runs(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     disk.write_atomically(out, page(arms, datetime.datetime.now().astimezone()))
+    return compare_runs(arms)
 
 
 def _refuse_other(out: Path) -> None:
@@ -40,11 +42,6 @@ def _refuse_other(out: Path) -> None:
     if out.is_dir() or (out.exists() and _MARK.encode() not in out.read_bytes()[:65536]):
         what = "exists and is not a page that rewarm made"
         raise UserError(what, field="--out", value=str(out), fix="give a new file, such as report.html")
-
-
-def runs_table(runs: Sequence[str | Path]) -> str:
-    """The comparison of `runs` (run directories) as plain text; see `compare_runs`."""
-    return compare_runs(gather_runs(runs))
 
 
 def page(arms: Sequence[RunHistory], now: datetime.datetime) -> str:
@@ -82,7 +79,20 @@ def _header(arms: Sequence[RunHistory], now: datetime.datetime) -> str:
 
 
 def headline(arms: Sequence[RunHistory]) -> str:
-    """The least and the most forgetful arm compared in a sentence of HTML; empty for a single arm."""
+    """The least and the most forgetful arm compared in a sentence of HTML, and which ones diverged.
+
+    Only arms whose scores can be compared with each other; empty if there is nothing to say.
+    """
+    sentences = [_extremes(group) for group in alike(arms)]
+    sentences += [
+        f"<b>{escape(arm.name)}</b> diverged at step {arm.diverged_at}."
+        for arm in arms
+        if arm.diverged_at is not None
+    ]
+    return " ".join(filter(None, sentences))
+
+
+def _extremes(arms: Sequence[RunHistory]) -> str:
     measured = sorted((arm for arm in arms if math.isfinite(arm.forgetting)), key=lambda arm: arm.forgetting)
     if len(measured) < 2:
         return ""
@@ -119,6 +129,12 @@ def _versions(arms: Sequence[RunHistory]) -> list[str]:
 
 
 def _summary(arms: Sequence[RunHistory]) -> str:
+    groups = alike(arms)
+    why = f"<p class='note'>{escape(line)}</p>" if (line := unlike_line(groups)) else ""
+    return why + "".join(map(_table, groups))
+
+
+def _table(arms: Sequence[RunHistory]) -> str:
     worst = max((arm.forgetting for arm in arms if math.isfinite(arm.forgetting)), default=0.0)
     rows = "".join(_summary_row(arm, worst) for arm in arms)
     return (

@@ -14,6 +14,7 @@ from trainer.checkpoint.load import check_finite, find_damage, load_checkpoint
 from trainer.checkpoint.save import Saver
 from trainer.engine.ds_config import complete
 from trainer.engine.engine import Engine, clear_swapped, sharded_loading
+from trainer.evaluation.held_out import measured_on
 from trainer.machine import collectives
 from trainer.machine.devices import peak_flops
 from trainer.machine.log_lines import logger
@@ -40,6 +41,7 @@ from trainer.run.session import Session
 from trainer.run.step_log import StepLog
 from trainer.run.validation import ValidationSets
 from trainer.storage.hub import local_directory
+from trainer.storage.records import append_record
 from trainer.storage.run_directory import RunDirectory
 from trainer.storage.safetensors import DTYPES
 
@@ -61,6 +63,15 @@ class PhaseRunner:
             tokens=checkpoint.manifest.tokens if checkpoint else 0,
             restored_step=checkpoint.manifest.step if checkpoint else None,
             config=json.loads(self.recipe.model_dump_json()),
+            measured_on={
+                name: measured_on(
+                    store,
+                    self.recipe.seq_len,
+                    self.recipe.validation.max_tokens,
+                    self.recipe.document_mask,
+                )
+                for name, store in plan.validation.items()
+            },
         )
         self.saver = Saver(
             RunDirectory(self.recipe.directory).checkpoints,
@@ -86,9 +97,19 @@ class PhaseRunner:
             session.close()
             self.signals.agree(collectives.all_gather(self.signals.received))
             if ending == "stopped" or self.signals.stop_requested:
+                if session.out_of_budget:
+                    logger.info(self._out_of_budget(session.state.step, session.state.tokens))
                 return
             self.plan = plan_together(self.recipe, self.world)
             logger.info(self.plan.decision.render())
+
+    def _out_of_budget(self, step: int, tokens: int) -> str:
+        """The line for a run that `stop_after` ended."""
+        total = sum(self.plan.mixture.phase_samples) * self.recipe.seq_len
+        return (
+            f"stop_after {self.recipe.stop_after:,} ended the run at step {step}, "
+            f"{tokens:,} of {total:,} tokens; raise it to train on"
+        )
 
     def _open_session(self) -> Session:
         """The phase's engine with its weights, and everything else that it is trained with."""
@@ -226,8 +247,7 @@ class PhaseRunner:
             "deepspeed": self.recipe.deepspeed,
             "versions": self.versions,
         }
-        with open(directory.lineage, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_record(directory.lineage, line, logger.warning)
 
 
 def _checkpoint_at(base: str | None) -> manifest.Checkpoint | None:

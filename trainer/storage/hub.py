@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenization.disk import write_atomically
 from tokenization.errors import InfrastructureError, RewarmError, UserError, did_you_mean
+from tokenization.tokenizer.settings import template_files
 
 GENERATION = "generation_config.json"
 
@@ -26,7 +27,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "extension.json",
 )
-"""Every file that a tokenizer directory may hold."""
+"""Every file that a tokenizer directory may hold, beside its `TEMPLATE_FOLDERS`."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -153,10 +154,13 @@ def copy_tokenizer(tokenizer: str | Path, directory: str | Path) -> None:
         found = {source: "tokenizer.json" if source.suffix == ".json" else "tokenizer.model"}
     else:
         found = {source / name: name for name in TOKENIZER_FILES if (source / name).is_file()}
+        if found:
+            found |= {path: str(path.relative_to(source)) for path in template_files(source)}
     if not found:
         fix = "give a tokenizer directory or a SentencePiece .model file"
         raise UserError("does not hold a tokenizer", field="tokenizer", value=str(tokenizer), fix=fix)
     for path, name in found.items():
+        (Path(directory) / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, Path(directory) / name)
 
 

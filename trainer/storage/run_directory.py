@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from tokenization.errors import UserError
+from trainer.storage.records import Say, read_json_lines
 
 EXPORTED = "rewarm.json"
 """File in an exported model: the `RunState` at its step, for a run that has the model as its base; and
@@ -54,19 +53,6 @@ class RunDirectory:
             and not (Path(name).suffix in LOGS and (self.path / name).is_file())
         ]
 
-    def read_lineage(self) -> list[dict[str, Any]]:
-        """Read the record of each start; a last line that a kill cut short is ignored.
-
-        Raises:
-            UserError: a line is damaged.
-        """
-        if not self.lineage.exists():
-            return []
-        records = []
-        for number, line in enumerate(self.lineage.read_text(encoding="utf-8").split("\n")[:-1], start=1):
-            try:
-                records.append(dict(json.loads(line)))
-            except (ValueError, TypeError) as error:
-                place = f"{self.lineage}:{number}"
-                raise UserError("is not a record", file=place, fix="remove the line") from error
-        return records
+    def read_lineage(self, say: Say) -> list[dict[str, Any]]:
+        """Read the record of each start; `say` is told of lines that are damaged and left out."""
+        return read_json_lines(self.lineage, dict, say) if self.lineage.exists() else []

@@ -20,7 +20,7 @@ from trainer.machine.ranks import free_port
 from trainer.machine.signals import STOPS
 from trainer.plan.make import make_plan
 from trainer.recipe import load
-from trainer.report.page import runs_table, write_report
+from trainer.report.page import write_report
 from trainer.study import grids
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train.py"
@@ -96,8 +96,8 @@ def train_arms(trials: Sequence[ArmRun], recipe: str | Path, world_size: int) ->
 def conclude(name: str, trials: Sequence[ArmRun], out: Path) -> str:
     """Write the page about all arms: the question, the table, and what the papers found."""
     study, runs = grids.find_study(name), [trial.directory for trial in trials]
-    write_report(runs, out / "report.html")
-    return "\n".join([study.question, "", runs_table(runs), "", f"The papers: {study.found}."])
+    table = write_report(runs, out / "report.html")
+    return "\n".join([study.question, "", table, "", f"The papers: {study.found}."])
 
 
 def _launch(recipe: str | Path, overrides: Sequence[str], world_size: int) -> int:

@@ -27,10 +27,11 @@ class Scorer:
     """A token's loss is its own number; notes what it was shown."""
 
     def __init__(self):
-        self.targets, self.rounds = [], 0
+        self.targets, self.rounds, self.positions = [], 0, 0
 
     def score(self, micro):
         self.rounds += 1
+        self.positions += micro.input_ids.size
         counted = micro.targets >= 0
         assert (micro.targets[counted] == micro.input_ids[counted] + 1).all()
         self.targets += micro.targets[counted].tolist()
@@ -77,6 +78,35 @@ def test_a_part_of_the_tokens_counts_for_its_part_of_the_bytes():
     score = evaluate(Scorer(), Tokens(101, 400), seq_len=10, micro_batch_size=2, max_tokens=25)
     assert score.tokens == 25
     assert score.utf8_bytes == pytest.approx(100)
+
+
+@given(
+    tokens=st.integers(2, 300),
+    seq_len=st.integers(1, 5000),
+    micro_batch_size=st.integers(1, 8),
+    max_tokens=st.none() | st.integers(1, 400),
+)
+def test_a_small_set_is_not_padded_to_long_windows_or_many_rows(
+    tokens, seq_len, micro_batch_size, max_tokens
+):
+    scorer = Scorer()
+    options = {"seq_len": seq_len, "micro_batch_size": micro_batch_size, "max_tokens": max_tokens}
+    score = evaluate(scorer, Tokens(tokens), **options)
+    rows = -(-score.tokens // seq_len)
+    assert scorer.positions <= min(seq_len, score.tokens) * (rows + micro_batch_size - 1)
+    if rows <= micro_batch_size:
+        assert scorer.positions == min(seq_len, score.tokens) * rows
+
+
+def test_a_score_tells_what_it_is_measured_on():
+    score = evaluate(Scorer(), Tokens(101), seq_len=500, micro_batch_size=2, max_tokens=25)
+    assert score.measured_on == measured_on(Tokens(101), 500, 25)
+    assert score.measured_on == {
+        "fingerprint": "a",
+        "tokens": 26,
+        "seq_len": 500,
+        "document_mask": "none",
+    }
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -36,7 +37,10 @@ def test_steps_after_the_restored_one_count_as_they_were_done_again(tmp_path):
     train(tmp_path, range(1, 9), loss=lambda step: step)  # saved at 5, killed after 8
     train(tmp_path, range(6, 8), loss=lambda step: -step, restored_step=5)  # killed after 7
     assert [record["loss/train"] for record in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, -6, -7]
-    assert [(a["loss/train"], b["loss/train"]) for a, b in trained_twice(tmp_path)] == [(6, -6), (7, -7)]
+    assert [(a["loss/train"], b["loss/train"]) for a, b in trained_twice(read_attempts(tmp_path))] == [
+        (6, -6),
+        (7, -7),
+    ]
     first, second = read_attempts(tmp_path)
     assert [record["step"] for record in first.records] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert (second.number, second.restored_step) == (2, 5)
@@ -47,7 +51,7 @@ def test_a_start_afresh_in_the_same_directory_undoes_everything(tmp_path):
     train(tmp_path, [0, 1, 2])
     train(tmp_path, [0, 1], loss=lambda step: 9.0)
     assert [record["loss/train"] for record in read_metrics(tmp_path)] == [9.0, 9.0]
-    assert len(trained_twice(tmp_path)) == 2
+    assert len(trained_twice(read_attempts(tmp_path))) == 2
 
 
 @given(data=st.data())
@@ -76,15 +80,69 @@ def test_a_line_torn_by_a_kill_spoils_nothing(tmp_path, cut):
     assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3]
 
 
-def test_no_run_and_a_damaged_line_are_named(tmp_path):
+def test_no_run_is_named(tmp_path):
     with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be read .*run directory"):
         read_metrics(tmp_path)
-    train(tmp_path, [1, 2])
+
+
+DAMAGE = {
+    "cut": lambda line: line[: len(line) // 2],
+    "empty": lambda line: b"",
+    "rubbish": lambda line: b"\x00" * 40,
+    "not UTF-8": lambda line: b"\xff\xfe" + line,
+    "a list": lambda line: b"[1]",
+    "no step": lambda line: line.replace(b'"step"', b'"stop"').replace(b'"number"', b'"nummer"'),
+    "a word": lambda line: re.sub(rb'"(loss/train|restored_step)": [^,}]*', rb'"\1": "much"', line),
+    "deep": lambda line: b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("number", range(6))
+def test_a_damaged_line_costs_itself_and_no_other(tmp_path, log_lines, damage, number):
+    """Whichever line it is: of the two starts, or of the steps 0 1 | 1 2."""
+    train(tmp_path, [0, 1], loss=lambda _: 0.25)
+    run_id = read_attempts(tmp_path)[0].run_id
+    train(tmp_path, [1, 2], loss=lambda _: 0.25, restored_step=0)
     path = tmp_path / "metrics.jsonl"
-    lines = path.read_text().split("\n")
-    path.write_text("\n".join([lines[0], lines[1][:-3], *lines[2:]]))
-    with pytest.raises(UserError, match=r"metrics\.jsonl:2: is not a record"):
-        read_metrics(tmp_path)
+    lines = path.read_bytes().split(b"\n")
+    lines[number] = DAMAGE[damage](lines[number])
+    path.write_bytes(b"\n".join(lines))
+    damaged = path.read_bytes()
+
+    attempts = read_attempts(tmp_path)
+    assert [message for message in log_lines if "jsonl" in message] == [
+        f"{path}: passed over 1 damaged line(s) of 6: {number + 1}"
+    ]
+    written = [(1, 0), (1, 1), (2, 1), (2, 2)]
+    kept = [each for line, each in zip((1, 2, 4, 5), written, strict=True) if line != number]
+    assert [(each["attempt"], each["step"]) for one in attempts for each in one.records] == kept
+    assert [(one.number, one.restored_step) for one in attempts] == [(1, None), (2, 0)]
+    undone = (1, 1)
+    assert [record["step"] for record in read_metrics(tmp_path)] == [
+        step for attempt, step in kept if (attempt, step) != undone
+    ]
+
+    train(tmp_path, [3], restored_step=2)  # and the run goes on
+    assert path.read_bytes().startswith(damaged), "nothing of what is there is rewritten"
+    *_, last = read_attempts(tmp_path)
+    assert (last.number, last.restored_step) == (3, 2)
+    assert last.run_id == run_id or number == 0
+
+
+def test_a_torn_last_line_is_said_once_and_the_next_record_begins_a_line(tmp_path, log_lines):
+    train(tmp_path, [1, 2, 3])
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    read_metrics(tmp_path)
+    assert log_lines == [f"{path}: passed over its last line, which is cut short"]
+    log_lines.clear()
+    train(tmp_path, [3], restored_step=2)
+    (told,) = log_lines
+    assert told.startswith(f"{path}: removed its last line, which a kill or a power cut had cut short: '{{")
+    log_lines.clear()
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3]
+    assert log_lines == []
 
 
 def test_what_a_full_disk_does_not_take_is_written_when_there_is_room(tmp_path):

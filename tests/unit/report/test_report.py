@@ -22,14 +22,23 @@ from trainer.recipe.load import dump_recipe, load_recipe
 from trainer.recipe.schema import Logging
 from trainer.report.charts import Line, chart, spread, ticks
 from trainer.report.figures import phase_shares, rate, smoothed
-from trainer.report.page import headline, runs_table, write_report
-from trainer.report.runs import gather_runs
+from trainer.report.page import headline, write_report
+from trainer.report.runs import compare_runs, gather_runs
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "launch" / "recipes" / "quickstart.yaml"
 TOKENS = 2048  # a step of the quickstart
 
 
-def run(directory, *, upstream=(1.5, 2.5), downstream=(3.0, 2.0), steps=10, restored=None, overrides=()):
+def run(
+    directory,
+    *,
+    upstream=(1.5, 2.5),
+    downstream=(3.0, 2.0),
+    steps=10,
+    restored=None,
+    overrides=(),
+    measured_on=None,
+):
     """A run of `steps`, evaluated at its start and end; killed after step 8 if `restored` (to that step)."""
     directory.mkdir(parents=True)
     (directory / "recipe.resolved.yaml").write_text(
@@ -45,6 +54,7 @@ def run(directory, *, upstream=(1.5, 2.5), downstream=(3.0, 2.0), steps=10, rest
             name="x",
             total_tokens=steps * TOKENS,
             restored_step=restored_step,
+            measured_on=measured_on,
             stream=io.StringIO(),
         )
         for step in range(first, last + 1):
@@ -91,7 +101,7 @@ def text_of(page: str) -> str:
 
 
 def test_the_table_from_start_to_end(two):
-    assert runs_table(two).splitlines() == [
+    assert compare_runs(gather_runs(two)).splitlines() == [
         "arm        tokens  upstream         forgetting  downstream       gain",
         "---------  ------  ---------------  ----------  ---------------  -------",
         "replay-0   20,480  1.5000 → 2.5000  +1.0000     3.0000 → 2.0000  +1.0000",
@@ -100,7 +110,9 @@ def test_the_table_from_start_to_end(two):
 
 
 def test_a_run_without_evaluation_has_dashes_and_chinese_names_line_up(tmp_path):
-    lines = runs_table([run(tmp_path / "复述", upstream=None), run(tmp_path / "ab")]).splitlines()
+    lines = compare_runs(
+        gather_runs([run(tmp_path / "复述", upstream=None), run(tmp_path / "ab")])
+    ).splitlines()
     assert lines[2] == "复述  20,480  –                –           –                –"
     assert lines[3].startswith("ab    20,480  1.5000")
 
@@ -115,10 +127,21 @@ def test_bad_runs_are_named(tmp_path):
         gather_runs([])
     with pytest.raises(UserError, match=r"absent/metrics\.jsonl: cannot be read"):
         gather_runs([tmp_path / "absent"])
-    damaged = run(tmp_path / "damaged")
-    (damaged / "lineage.jsonl").write_text('{"kind": "start"}\nrubbish\n')
-    with pytest.raises(UserError, match=r"lineage\.jsonl:2: is not a record"):
-        gather_runs([damaged])
+
+
+def test_damaged_lines_cost_no_report_and_are_said_once(two, tmp_path, log_lines):
+    directory = two[1]
+    (directory / "lineage.jsonl").write_text('{"kind": "start", "reason": "whole"}\nrubbish\n{"kind": "st')
+    path = directory / "metrics.jsonl"
+    first, second, *rest = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([first, second[:40] + "\n", *rest]) + '{"attempt": 2, "st')
+    assert "start whole" in text_of(written(two, tmp_path))
+    assert log_lines == [
+        f"{path}: passed over 1 damaged line(s) of {len(rest) + 2}: 2",
+        f"{path}: passed over its last line, which is cut short",
+        f"{directory / 'lineage.jsonl'}: passed over 1 damaged line(s) of 2: 2",
+        f"{directory / 'lineage.jsonl'}: passed over its last line, which is cut short",
+    ]
 
 
 def test_a_restore_is_compared_with_what_it_did_again(two, tmp_path):
@@ -144,6 +167,133 @@ def test_a_restore_between_two_records_is_marked_at_the_one_before(tmp_path):
     (directory / "metrics.jsonl").write_text("\n".join([*rare, ""]))
     (arm,) = gather_runs([directory])
     assert arm.restored_at == [(5, 4 * TOKENS)]
+
+
+# -------------------------------------------------------------------------------------------------- unlike
+
+
+def on(stream="upstream", **changes):
+    """What a score on each set is measured on, with changes to one of them."""
+    facts = {
+        name: {"fingerprint": name, "tokens": 1025, "seq_len": 64} for name in ("upstream", "downstream")
+    }
+    return {**facts, stream: {**facts[stream], **changes}}
+
+
+@pytest.mark.parametrize("stream", ["upstream", "downstream"])
+@pytest.mark.parametrize(
+    "changed", [{"fingerprint": "b"}, {"tokens": 257}, {"seq_len": 128}, {"document_mask": True}]
+)
+def test_unlike_scores_stand_in_tables_of_their_own_with_the_reason(tmp_path, stream, changed):
+    one = run(tmp_path / "one", measured_on=on())
+    other = run(tmp_path / "other", upstream=(1.5, 1.6), measured_on=on(stream, **changed))
+    like = run(tmp_path / "like", upstream=(1.5, 1.75), measured_on=on())
+    ((name, value),) = changed.items()
+    reason = (
+        "Scores of different tables are not comparable: they are measured on unlike things. "
+        f"one and other differ in {stream} {name} {on()[stream].get(name, 'unknown')} and {value}."
+    )
+    page = written([one, other, like], tmp_path)
+    first, second, why = compare_runs(gather_runs([one, other, like])).split("\n\n")
+    assert [line.split()[0] for line in first.splitlines()[2:]] == ["one", "like"]
+    assert [line.split()[0] for line in second.splitlines()[2:]] == ["other"]
+    assert why == reason
+    assert reason in text_of(page)
+    assert page.count("<th>arm</th><th class='n'>replay</th>") == 2
+    assert "like forgot 0.250 bits per byte of upstream text, one 1.000" in text_of(page)
+    assert "other forgot" not in text_of(page)
+    assert "Curves: one, like" in page
+    assert "Curves: other" in page
+
+
+def test_like_scores_stand_in_one_table_without_a_word(tmp_path):
+    runs = [run(tmp_path / name, measured_on=on()) for name in ("a", "b")]
+    runs.append(run(tmp_path / "c", upstream=None, measured_on=on(tokens=9)))  # nothing is scored
+    page = written(runs, tmp_path)
+    assert "not comparable" not in page
+    assert page.count("<th>arm</th><th class='n'>replay</th>") == 1
+
+
+@pytest.mark.parametrize("edit", ["validation.max_tokens=256", "validation.upstream=other"])
+def test_older_runs_are_held_against_each_other_by_their_recipes(tmp_path, edit):
+    runs = [run(tmp_path / "a"), run(tmp_path / "b", overrides=[edit])]
+    assert "a and b differ in upstream" in compare_runs(gather_runs(runs))
+
+
+def test_scores_of_one_run_on_two_sets_are_not_subtracted(tmp_path):
+    """The validation set was exchanged after step 5: only what is scored on the last one is shown."""
+    directory = tmp_path / "run"
+    for first, last, facts in ((0, 5, on()), (6, 10, on(fingerprint="b"))):
+        metrics = Metrics(
+            directory, Logging(tensorboard=False), rank=0, name="x", total_tokens=1, stream=io.StringIO(),
+            restored_step=first - 1 if first else None, measured_on=facts,
+        )  # fmt: skip
+        for step in (first, last):
+            scores = {
+                "eval/upstream/bits_per_byte": 1 + step / 10,
+                "eval/downstream/bits_per_byte": 3 - step / 10,
+            }
+            metrics.log(step, step * TOKENS, scores)
+        metrics.close()
+    (arm,) = gather_runs([directory])
+    assert arm.series("eval/upstream/bits_per_byte").values == (1.6, 2.0)
+    assert arm.series("eval/downstream/bits_per_byte").values == (3.0, 2.5, 2.4, 2.0)
+
+
+# -------------------------------------------------------------------------------------------------- diverged
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan, 1e200])
+def test_a_run_that_diverged_is_tabled_as_one(tmp_path, bad):
+    good = run(tmp_path / "good", upstream=(2.0, 2.1))
+    runs = [good, run(tmp_path / "bad", upstream=(2.0, bad), downstream=(3.0, bad))]
+    row = compare_runs(gather_runs(runs)).splitlines()[3]
+    diverged = "diverged at step 10"
+    assert re.split("  +", row) == ["bad", "20,480", f"2.0000 → {diverged}", "–", "3.0000 → diverged", "–"]
+    text = text_of(written(runs, tmp_path))
+    assert "bad diverged at step 10." in text
+    assert "good forgot" not in text, "there is no other run to compare it with"
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_divergence_is_dated_from_the_first_loss_that_is_not_finite_to_the_end(tmp_path, bad):
+    directory = tmp_path / "run"
+    losses = [3.0, bad, 2.9, 2.8, bad, bad]
+    metrics = Metrics(
+        directory, Logging(tensorboard=False), rank=0, name="x", total_tokens=1, stream=io.StringIO()
+    )
+    for step, loss in enumerate(losses):
+        metrics.log(step, step * TOKENS, {"loss/train": loss, "grad_norm": loss, "lr": 1e-3})
+    metrics.close()
+    assert "diverged at step 4" in compare_runs(gather_runs([directory]))
+    written([directory], tmp_path)
+
+
+def test_a_run_whose_first_scores_are_not_finite_has_no_change_to_show(tmp_path):
+    directory = run(tmp_path / "run", upstream=(math.nan, 2.0), downstream=(math.inf, 2.0))
+    row = compare_runs(gather_runs([directory])).splitlines()[2]
+    assert re.split(r"  +", row.strip()) == ["run", "20,480", "nan → 2.0000", "–", "inf → 2.0000", "–"]
+    written([directory], tmp_path)
+
+
+NUMBERS = st.floats() | st.sampled_from([0.0, 5e-324, 1e-200, 1.0, 1.0 + 2**-52, 3e38, 1e99, -1e99, 1e308])
+
+
+@given(values=st.lists(NUMBERS, min_size=1, max_size=6))
+def test_whatever_was_recorded_there_is_a_page(tmp_path_factory, values):
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    metrics = Metrics(
+        directory, Logging(tensorboard=False), rank=0, name="x", total_tokens=1, stream=io.StringIO()
+    )
+    drawn = ("loss/train", "grad_norm", "lr", "perf/tokens_per_s")
+    scored = ("eval/upstream/bits_per_byte", "eval/downstream/bits_per_byte", "eval/upstream/forgetting")
+    for step, value in enumerate(values):
+        metrics.log(step, step * TOKENS, dict.fromkeys([*drawn, *scored], value))
+    metrics.close()
+    page = written([directory], directory.parent)
+    for picture in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
+        ElementTree.fromstring(picture)
+        assert not re.search(r'd="[^"]*(nan|inf)', picture)
 
 
 # -------------------------------------------------------------------------------------------------- page
@@ -233,7 +383,7 @@ def test_what_began_with_random_weights_has_nothing_to_forget_and_its_own_pictur
     scratch = ["model={tokenizer: t, init: {hidden_size: 96}}"]
     base = run(tmp_path / "base", upstream=(9.0, 1.5), downstream=(9.0, 3.0), overrides=scratch)
     assert (
-        runs_table([base]).splitlines()[2]
+        compare_runs(gather_runs([base])).splitlines()[2]
         == "base  20,480  9.0000 → 1.5000  –           9.0000 → 3.0000  +6.0000"
     )
     page = written([base, *two], tmp_path)

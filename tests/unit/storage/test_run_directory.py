@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from tokenization.disk import write_atomically
-from tokenization.errors import UserError
 from trainer.machine.run_lock import hold_run_lock
+from trainer.storage.records import append_record
 from trainer.storage.run_directory import RunDirectory
 
 
 def test_a_run_without_lineage_has_none(tmp_path):
-    assert RunDirectory(tmp_path).read_lineage() == []
+    assert RunDirectory(tmp_path).read_lineage(print) == []
 
 
 def test_what_a_start_leaves_when_it_is_killed_before_it_has_begun_is_known(tmp_path, monkeypatch):
@@ -33,15 +33,24 @@ def test_what_a_start_leaves_when_it_is_killed_before_it_has_begun_is_known(tmp_
     assert run.foreign() == ["run.log", "thesis.txt"]
 
 
-def test_a_last_line_that_a_kill_cut_short_is_ignored(tmp_path):
-    run = RunDirectory(tmp_path)
-    run.lineage.write_text('{"kind": "start"}\n{"kind": "restore"}\n{"kind": "rest')
-    assert [record["kind"] for record in run.read_lineage()] == ["start", "restore"]
+@pytest.mark.parametrize("torn", ['{"kind": "rest', "\0\0\0", "[" * 10])
+def test_a_last_line_that_was_cut_short_is_said_and_does_not_spoil_the_next(tmp_path, torn):
+    run, said = RunDirectory(tmp_path), []
+    run.lineage.write_text('{"kind": "start"}\n{"kind": "restore"}\n' + torn)
+    assert [record["kind"] for record in run.read_lineage(said.append)] == ["start", "restore"]
+    assert said == [f"{run.lineage}: passed over its last line, which is cut short"]
+    append_record(run.lineage, {"kind": "new_phase", "reason": "因为"}, said.append)
+    assert said[1].startswith(f"{run.lineage}: removed its last line, which a kill or a power cut")
+    assert [r["kind"] for r in run.read_lineage(said.append)] == ["start", "restore", "new_phase"]
+    assert len(said) == 2
 
 
-@pytest.mark.parametrize("line", ["rubbish", "3", '"text"'])
-def test_a_damaged_line_is_named(tmp_path, line):
-    run = RunDirectory(tmp_path)
-    run.lineage.write_text(f'{{"kind": "start"}}\n{line}\n')
-    with pytest.raises(UserError, match=r"lineage\.jsonl:2: is not a record; remove the line"):
-        run.read_lineage()
+@pytest.mark.parametrize("line", [b"rubbish", b"3", b'"text"', b"[]", b"\xff\xfe", b'{"kind": "st'])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_damaged_line_is_named_and_passed_over(tmp_path, line, place):
+    run, said = RunDirectory(tmp_path), []
+    lines = [b'{"kind": "start"}', b'{"kind": "restore"}']
+    lines.insert(place, line)
+    run.lineage.write_bytes(b"\n".join([*lines, b""]))
+    assert [record["kind"] for record in run.read_lineage(said.append)] == ["start", "restore"]
+    assert said == [f"{run.lineage}: passed over 1 damaged line(s) of 3: {place + 1}"]

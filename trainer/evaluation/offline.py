@@ -205,15 +205,6 @@ def _check_context(model: str, causal: CausalLM, seq_len: int | None) -> None:
         )
 
 
-def _check_context(model: str, causal: CausalLM, seq_len: int | None) -> None:
-    context = causal.hf.config.max_position_embeddings
-    if seq_len is not None and seq_len > context:
-        what = f"is beyond the context of {model}: its max_position_embeddings is {context}"
-        raise UserError(
-            what, field="--seq-len", value=seq_len, fix=f"give at most {context}, or leave it out"
-        )
-
-
 def _check_rows(model: str, causal: CausalLM, stores: dict[str, TokenStore]) -> None:
     rows = causal.hf.get_input_embeddings().weight.shape[0]
     problems = []

@@ -54,5 +54,5 @@ class RunDirectory:
         ]
 
     def read_lineage(self, say: Say) -> list[dict[str, Any]]:
-        """Read the record of each start; `say` is told of lines that are damaged and left out."""
+        """Read the record of each start; damaged lines are passed over and named to `say`."""
         return read_json_lines(self.lineage, dict, say) if self.lineage.exists() else []

@@ -93,7 +93,7 @@ def fetch_from_hub(model: str | Path, files: list[str], field: str | None) -> Pa
         raise InfrastructureError(what) from error
     except HfHubHTTPError as error:
         reason = " ".join(str(error).split())
-        if error.response is not None and (error.response.status_code in _BUSY):
+        if getattr(error.response, "status_code", None) in _BUSY:
             raise InfrastructureError(f"{field}: {name!r}: the hub does not answer ({reason})") from error
         what = f"is neither a directory nor a model on the hub ({reason})"
         raise UserError(what, field=field, value=name) from error

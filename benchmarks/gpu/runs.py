@@ -173,8 +173,8 @@ class Run:
 
             from trainer.cli.main import main
 
-            if "OMP_NUM_THREADS" in added:  # read when torch was imported, which was before the fork
-                torch.set_num_threads(int(added["OMP_NUM_THREADS"]))
+            if added:  # fewer threads than were read from the environment before the fork, and never more
+                torch.set_num_threads(min(torch.get_num_threads(), int(added["OMP_NUM_THREADS"])))
             status = main(["train", *words])
         finally:
             os._exit(status)

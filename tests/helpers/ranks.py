@@ -1,5 +1,6 @@
 """Ranks that are started one by one, without a launcher: each has an exit code and a log of its own."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,12 @@ def environment(**variables: str) -> dict[str, str]:
     return {**kept, **variables}
 
 
+def hear_signals() -> None:
+    """Undo what a shell does to its background jobs, and nohup to all: the tests may run below one."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Rank:
     """A process of a run; its standard error is in a file."""
 
@@ -32,7 +39,11 @@ class Rank:
         command = [sys.executable, str(runs.SCRIPT), *arguments]
         with open(log, "w") as out:
             self.process = subprocess.Popen(
-                [*program, *command], env=environment(**variables), stdout=out, stderr=stderr or out
+                [*program, *command],
+                env=environment(**variables),
+                stdout=out,
+                stderr=stderr or out,
+                preexec_fn=hear_signals,
             )
 
         Rank.started.append(self)

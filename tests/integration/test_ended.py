@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.helpers import runs
-from tests.helpers.ranks import Rank, environment, saved_steps, start_ranks, wait_until
+from tests.helpers.ranks import Rank, environment, hear_signals, saved_steps, start_ranks, wait_until
 from tokenization.shards.writer import ShardWriter
 from tokenization.tokenizer.files import open_tokenizer
 from trainer.metrics.jsonl import read_metrics
@@ -92,7 +92,9 @@ def test_sigterm_to_the_deepspeed_command_leaves_no_rank(endless, tmp_path):
     run, recipe = endless
     command = runs.command(Path(recipe), 2)
     with open(tmp_path / "log", "w") as log:
-        launcher = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
+        launcher = subprocess.Popen(
+            command, env=environment(), stdout=log, stderr=log, preexec_fn=hear_signals
+        )
     while runs.last_step(run) < 3:
         assert launcher.poll() is None, (tmp_path / "log").read_text()[-3000:]
     below = psutil.Process(launcher.pid).children(recursive=True)

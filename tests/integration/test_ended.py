@@ -55,6 +55,9 @@ def test_a_signal_saves_and_ends(endless, tmp_path, number, status):
     assert_saved(run, rank)
 
 
+GLOO = {"CXX": "no-compiler"}
+"""Environment without DeepSpeed's shared-memory collectives: they wait in C without letting go of Python's lock."""
+
 ON_TERMINAL = (
     "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(2, termios.TIOCSCTTY, 0); "
     "os.execvp(sys.argv[1], sys.argv[1:])"
@@ -109,7 +112,7 @@ def test_sigterm_to_the_deepspeed_command_leaves_no_rank(endless, tmp_path):
 
 def test_a_killed_peer_ends_the_others_with_one_line_and_a_requeue(endless, tmp_path):
     _, recipe = endless
-    ranks = start_ranks(tmp_path, 2, recipe, REWARM_STATUS=str(tmp_path / "status"))
+    ranks = start_ranks(tmp_path, 2, recipe, REWARM_STATUS=str(tmp_path / "status"), **GLOO)
     wait_until(lambda: runs.last_step(tmp_path / "run") >= 3, ranks)
     ranks[1].process.kill()
     assert ranks[0].wait(60) == 75
@@ -131,7 +134,7 @@ def test_sigterm_is_heard_while_a_rank_waits_for_one_that_never_comes(endless, t
 
 def test_sigterm_is_heard_while_a_rank_waits_for_one_that_hangs(endless, tmp_path):
     run, recipe = endless
-    ranks = start_ranks(tmp_path, 2, recipe)
+    ranks = start_ranks(tmp_path, 2, recipe, **GLOO)
     wait_until(lambda: runs.last_step(run) >= 3, ranks)
     ranks[1].process.send_signal(signal.SIGSTOP)
     try:

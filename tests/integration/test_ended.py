@@ -56,7 +56,7 @@ def test_a_signal_saves_and_ends(endless, tmp_path, number, status):
 
 
 GLOO = {"CXX": "no-compiler"}
-"""Environment without DeepSpeed's shared-memory collectives: they wait in C without letting go of Python's lock."""
+"""No shared-memory collectives of DeepSpeed: they wait in C without letting go of Python's lock."""
 
 ON_TERMINAL = (
     "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(2, termios.TIOCSCTTY, 0); "

@@ -49,9 +49,9 @@ def test_flipped_bytes_are_found_at_the_start_and_the_one_before_is_used(data, t
     flip(folder / "step-00000012" / "rank-00001.safetensors")
     assert crashes.Started(recipe, None, log).end() == [0, 0], log.read_text()
     told = log.read_text()
-    assert f"{folder / 'step-00000012' / 'rank-00001.safetensors'}: checksum" in told
+    assert f"{folder / 'step-00000012' / 'rank-00001.safetensors'}: has checksum" in told
     assert "this checkpoint is passed over" in told
-    assert "now damaged-step-00000012" in told
+    assert "renamed to damaged-step-00000012" in told
     assert crashes.starts(tmp_path / "run") == ["start", "restore"]
     assert [record["step"] for record in runs.trace(tmp_path / "run")] == list(range(19))
     assert without_scores(runs.trace(tmp_path / "run")[:13]) == without_scores(expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -22,27 +21,11 @@ ON_CPU = {
     "DS_ACCELERATOR": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
     "CXX": "no-compiler-is-needed",
-    "OMP_NUM_THREADS": "4",
 }
-"""Environment of a run that sees no card and compiles nothing; it takes few cores: several run at once."""
+"""Environment of a run that sees no card and compiles nothing."""
 
 SAME = ("loss/train", "grad_norm", "lr", "data/samples_crc32", "eval/upstream/bits_per_byte")
 """What two runs of one recipe have in common at each step."""
-
-
-def import_all() -> None:
-    """Import what a run will import, so that forked ones need not."""
-    for name in _IMPORTED:
-        importlib.import_module(name)
-
-
-_IMPORTED = (
-    "networkx",
-    "torch._dynamo",
-    "torch.utils.cpp_extension",
-    "transformers.models.llama.modeling_llama",
-    "trainer.run.start",
-)
 
 
 def make_data(folder: Path) -> Path:
@@ -134,17 +117,11 @@ class Run:
         *overrides: str,
         on_cpu: bool = False,
         launcher: bool = False,
-        forked: bool = False,
     ) -> None:
-        """Start it; `forked` spares this process's imports to a child, which a card would not bear."""
+        """Start it in a process of its own."""
         self.log = recipe.with_name(f"{recipe.stem}-{time.monotonic_ns()}.log")
         words = [str(recipe), *overrides]
         added = ON_CPU if on_cpu else {}
-        self._process: subprocess.Popen[bytes] | None = None
-        self._status: int | None = None
-        if forked:
-            self.pid = self._fork(words, added)
-            return
         script = str(ROOT / "launch" / "train.py")
         port = ["--master_port", str(free_port())]
         launch = ["-m", "deepspeed.launcher.runner", "--num_accelerators", "1", *port] if launcher else []
@@ -155,39 +132,9 @@ class Run:
             )  # fmt: skip
         self.pid = self._process.pid
 
-    def _fork(self, words: list[str], added: Mapping[str, str]) -> int:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        if pid := os.fork():
-            return pid
-        status = 1
-        try:
-            os.setsid()
-            log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            os.environ |= added
-            for name in _OF_A_LAUNCHER:
-                os.environ.pop(name, None)
-            import torch
-
-            from trainer.cli.main import main
-
-            if added:  # fewer threads than were read from the environment before the fork, and never more
-                torch.set_num_threads(min(torch.get_num_threads(), int(added["OMP_NUM_THREADS"])))
-            status = main(["train", *words])
-        finally:
-            os._exit(status)
-
     def poll(self) -> int | None:
         """Return the exit status; None while it runs."""
-        if self._process is not None:
-            return self._process.poll()
-        if self._status is None:
-            done, status = os.waitpid(self.pid, os.WNOHANG)
-            if done:
-                self._status = os.waitstatus_to_exitcode(status)
-        return self._status
+        return self._process.poll()
 
     def wait(self, timeout: float) -> int | None:
         """Return the exit status; None if it was killed since it took too long."""
@@ -218,6 +165,8 @@ _OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_POR
 def environment(added: Mapping[str, str]) -> dict[str, str]:
     """This process's, without the trace of a launcher."""
     kept = {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCHER}
+    if added:
+        kept.setdefault("OMP_NUM_THREADS", "4")  # several run at a time
     path = os.pathsep.join([str(ROOT), *filter(None, [kept.get("PYTHONPATH")])])
     return {**kept, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", **added}
 

@@ -76,9 +76,7 @@ class Bench:
 
     def start(self, recipe: Path, *overrides: str, on_cpu: bool = False, launcher: bool = False) -> runs.Run:
         """The process of a run; in the dry run all of them share this process's imports."""
-        return runs.Run(
-            recipe, *overrides, on_cpu=on_cpu, launcher=launcher and not self.cpu, forked=self.cpu
-        )
+        return runs.Run(recipe, *overrides, on_cpu=on_cpu, launcher=launcher and not self.cpu)
 
     def left(self) -> float:
         """Seconds that remain."""
@@ -90,7 +88,6 @@ def main() -> int:
     args = options()
     if args.cpu:
         os.environ |= runs.ON_CPU
-        runs.import_all()  # for all the children
     row("started", note="toy sizes on the CPU" if args.cpu else "")
     with tempfile.TemporaryDirectory(prefix="rewarm-saved-") as folder:
         data = runs.make_data(Path(folder))

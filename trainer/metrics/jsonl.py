@@ -16,7 +16,7 @@ from typing import Any
 from tokenization.errors import UserError
 from trainer.machine.log_lines import logger
 from trainer.metrics.names import current_name
-from trainer.storage.records import read_json_lines, remove_torn_line
+from trainer.storage.records import Say, read_json_lines, remove_torn_line
 from trainer.storage.run_directory import RunDirectory
 
 Record = dict[str, Any]
@@ -42,18 +42,19 @@ class Attempt:
     """Empty where an earlier rewarm wrote the start."""
 
 
-def read_attempts(run_dir: str | Path) -> list[Attempt]:
+def read_attempts(run_dir: str | Path, say: Say = logger.warning) -> list[Attempt]:
     """Read all that was ever recorded, start by start; names of older files are translated to today's.
 
-    Damaged lines are passed over, and a line of the log names them. Where the line of a start is damaged, the
-    start is made from the records that name its number: it restored the step before the first of them.
+    Damaged lines are passed over and named to `say`, by default in the log. Where the line of a start is
+    damaged, the start is made from the records that name its number: it restored the step before the first of
+    them.
 
     Raises:
         UserError: the directory holds no metrics.
     """
     path = RunDirectory(run_dir).metrics
     try:
-        lines = read_json_lines(path, _checked, logger.warning)
+        lines = read_json_lines(path, _checked, say)
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
         raise UserError(reason, file=path, fix="give a run directory, as `rewarm train` makes") from error

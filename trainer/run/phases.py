@@ -21,7 +21,7 @@ from trainer.machine.log_lines import logger
 from trainer.machine.ranks import World
 from trainer.machine.signals import Signals
 from trainer.machine.watchdog import Watchdog
-from trainer.metrics.jsonl import read_metrics
+from trainer.metrics.jsonl import history_of, read_attempts
 from trainer.metrics.log import Metrics
 from trainer.metrics.names import stream_bits_per_byte
 from trainer.metrics.throughput import Throughput
@@ -168,7 +168,9 @@ class PhaseRunner:
             return state.step == 0 and bool(self.plan.validation)
         scored = self.world.rank == 0 and any(
             record["step"] == state.step and stream_bits_per_byte(next(iter(self.plan.validation))) in record
-            for record in read_metrics(self.recipe.directory)
+            for record in history_of(
+                read_attempts(self.recipe.directory, say=lambda line: None)
+            )  # said before
         )
         return not collectives.broadcast(scored)
 

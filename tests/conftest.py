@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,14 @@ from hypothesis import settings
 
 # Last, so that a script in the working folder hides no module of the same name: the root is for `launch`.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+# nohup, and a shell with its background jobs, ignore these signals, and every process that is started inherits
+# that: tests of signals would wait for ever.
+for number in (signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A deadline measures the machine and not the code: on a busy one it fails at random.
 settings.register_profile("rewarm", deadline=None)

@@ -11,7 +11,7 @@ from hypothesis import settings
 # Last, so that a script in the working folder hides no module of the same name: the root is for `launch`.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-# nohup, and a shell with its background jobs, ignore these signals, and every process that is started inherits
+# nohup, and a shell with its background jobs, ignore these signals, and whatever is started inherits
 # that: tests of signals would wait for ever.
 for number in (signal.SIGHUP, signal.SIGQUIT):
     if signal.getsignal(number) is signal.SIG_IGN:

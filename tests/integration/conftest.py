@@ -3,6 +3,14 @@
 import pytest
 
 from tests.helpers import runs
+from tests.helpers.ranks import Rank
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """No rank outlives its test."""
+    yield
+    Rank.end_all()
 
 
 @pytest.fixture(scope="session")

@@ -21,13 +21,6 @@ from trainer.metrics.jsonl import read_metrics
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def nothing_left():
-    """No rank outlives its test."""
-    yield
-    Rank.end_all()
-
-
 @pytest.fixture
 def endless(data, tmp_path):
     """A run that does not end by itself, and saves nothing until it is ended; its folder and its recipe."""

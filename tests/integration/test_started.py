@@ -14,13 +14,6 @@ from tests.helpers.ranks import Rank, environment, start_ranks
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def nothing_left():
-    """No rank outlives its test."""
-    yield
-    Rank.end_all()
-
-
 @pytest.fixture
 def short(data, tmp_path):
     """A run of two steps: its folder and its recipe."""

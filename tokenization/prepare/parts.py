@@ -134,7 +134,7 @@ def _is_this(job: Job, counts: PartCounts, shards: Sequence[Path]) -> bool:
 
 
 def _counted(path: Path) -> PartCounts | None:
-    """Read the counts of a part; None if there is no file that can be read."""
+    """Read the counts of a part; None if its file cannot be read."""
     try:
         return PartCounts(**json.loads(path.read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):

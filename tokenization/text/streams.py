@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import io
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
@@ -101,9 +102,9 @@ class _Pieces(io.RawIOBase):
 
     _output = memoryview(b"")
 
+    @abstractmethod
     def _next(self) -> bytes | None:
         """Return the next piece, which may be empty; None at the end."""
-        raise NotImplementedError
 
     def readable(self) -> bool:
         return True

@@ -59,7 +59,7 @@ class TokenizersEngine:
         return joined([self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts])
 
     def id_of(self, token: str) -> int | None:
-        """Return the id of a piece or an added token, or None if there is no such token."""
+        """Return the id of a piece or an added token, or None for an unknown token."""
         index: int | None = self._tokenizer.token_to_id(token)
         return index
 

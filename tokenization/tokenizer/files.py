@@ -109,7 +109,7 @@ class Tokenizer:
         return {piece: index for index, piece in enumerate(self.pieces) if piece}
 
     def id_of(self, piece: str) -> int | None:
-        """Return the id of a piece or an added token, or None if there is no such token."""
+        """Return the id of a piece or an added token, or None for an unknown token."""
         return self._ids.get(piece)
 
     @property

@@ -41,7 +41,7 @@ class Settings:
     files: dict[str, bytes] = field(default_factory=dict)
     """Whole files by name."""
     post_processor: Mapping[str, Any] | None = None
-    """How `tokenizer.json` puts BOS and EOS around a text; None if there is no such file."""
+    """How `tokenizer.json` puts BOS and EOS around a text; None without such a file."""
     left_out: list[str] = field(default_factory=list)
     """A line for each setting that is not copied."""
 

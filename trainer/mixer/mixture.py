@@ -198,7 +198,7 @@ class Mixture:
         )
 
     def limit(self, name: str) -> int | None:
-        """Return how many samples of a source may be used in all; None if there is no limit."""
+        """Return how many samples of a source may be used in all; None without a limit."""
         number = self.names.index(name)
         cap = self.sources[number].max_epochs
         return None if cap is None else int(cap * self.sizes[number].samples)

@@ -230,8 +230,8 @@ def _unknown_reached(number: int) -> Refusal:
 
 def _no_optimizer() -> Refusal:
     return Refusal(
-        "phases.0.keep_optimizer is true, but there is no optimizer state to keep: the base has none, or has "
-        "another vocabulary",
+        "phases.0.keep_optimizer is true, but the optimizer state to keep is missing: the base has none, or "
+        "has another vocabulary",
         ("remove it, or start from one of our own checkpoints with the same vocabulary",),
     )
 

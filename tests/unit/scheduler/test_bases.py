@@ -94,14 +94,14 @@ BASES = [
         None,
         phase("x", keep_optimizer="true"),
         "refuse",
-        "there is no optimizer state to keep",
+        "the optimizer state to keep is missing",
     ),
     (
         "an export's optimizer",
         BaseLineage.of(saved_after(recipe(phase("one", CONSTANT)), 9), "export", optimizer=False),
         phase("x", CONSTANT, keep_optimizer="true"),
         "refuse",
-        "there is no optimizer state to keep",
+        "the optimizer state to keep is missing",
     ),
     ("new rows on the same data", base_after(100), phase("x", train="new_rows"), "start", "LR 0"),
 ]

@@ -75,6 +75,8 @@ class Setting:
     seq_len: int = 4096
     dtype: str = "bf16"
     preset: str = "zero2.json"
+    ranks: int = 1
+    compiled: bool = False
 
     @property
     def tokens_per_step(self) -> int:
@@ -93,11 +95,12 @@ class Setting:
                     "dtype": self.dtype,
                     "init": init,
                     "activation_checkpointing": "full" if self.recompute else "none",
+                    "compile": self.compiled,
                 },
                 "deepspeed": str(ROOT / "ds_configs" / self.preset),
                 "seq_len": self.seq_len,
                 "micro_batch_size": self.micro_batch_size,
-                "global_batch_size": self.micro_batch_size * self.accumulation,
+                "global_batch_size": self.ranks * self.micro_batch_size * self.accumulation,
                 "sources": {"noise": {"path": str(data / "noise"), "role": "new", "max_epochs": None}},
                 "phases": [
                     {
@@ -134,8 +137,8 @@ def loader_of(recipe: Recipe, store: TokenStore, layout: Layout) -> Loader:
         {"noise": store},
         seq_len=recipe.seq_len,
         micro_batch_size=layout.micro_batch_size,
-        rank=0,
-        world_size=1,
+        rank=collectives.rank() if layout.world_size > 1 else 0,
+        world_size=layout.world_size,
         document_mask="none",
         eos_id=store.eos_id,
     )
@@ -173,7 +176,7 @@ class Ours:
     def __init__(self, setting: Setting, folder: Path, store: TokenStore, model: Any = None) -> None:
         self.setting = setting
         recipe = setting.recipe(folder)
-        layout = Layout(1, setting.micro_batch_size, setting.accumulation)
+        layout = Layout(setting.ranks, setting.micro_batch_size, setting.accumulation)
         config = complete(
             read_preset(recipe.deepspeed), recipe, layout, setting.shape.config(setting.vocab_size)
         )

@@ -17,7 +17,7 @@ from benchmarks.gpu.models import Rows, Size, build, engine, recipe, rows, whole
 from benchmarks.gpu.rows import Options, options, row, trial
 from trainer.machine import collectives
 from trainer.machine.ranks import World
-from trainer.model import loss
+from trainer.model import cross_entropy
 from trainer.recipe.schema import Optimizer
 
 CARD = Size(hidden=256, layers=4, heads=8, vocab=2000, seq_len=256, batch=8)
@@ -300,11 +300,11 @@ def chunked(size: Size, device: torch.device, cpu: bool) -> None:
     """Compare the loss in chunks with whole logits: values and gradients."""
     vocab, length = (512, 64) if cpu else (32000, 1024)
     if cpu:
-        loss.CHUNK_LOGITS = 2**14
+        cross_entropy.CHUNK_LOGITS["cpu"] = 2**14
     size = dataclasses.replace(size, layers=1, vocab=vocab, seq_len=length)
-    assert size.batch * length > loss.CHUNK_LOGITS // vocab, "one chunk holds all of it"
+    assert size.batch * length > cross_entropy.chunk_rows(vocab, device), "one chunk holds all of it"
     batch = rows(size, 11)
-    batch.targets[:, ::7] = loss.IGNORED
+    batch.targets[:, ::7] = cross_entropy.IGNORED
     found = {}
     for kind in ("chunked", "whole"):
         causal = build(recipe(size, "fp32"), vocab).to(device)

@@ -84,6 +84,8 @@ def main(base: Path, out: Path) -> None:
         for kind, init in INIT.items():
             full = () if kind == "llama" else ("model.activation_checkpointing=full",)
             record(f"random/{kind}", lambda *over, i=init, f=full: recipe(*over, *f, **i), stage)
+        compiled = ("model.compile=true", "model.activation_checkpointing={every_n: 2}")
+        record("compiled", lambda *over, c=compiled: recipe(*over, *c), stage)
         record("base", lambda *over: from_base(base, *over), stage)
         record("bf16", lambda *over: recipe(*over), stage, "bf16")
         for dtype in ("fp32", "bf16"):

@@ -95,6 +95,13 @@ def test_the_curve_does_not_depend_on_stage_or_world_size(launched, kind):
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("ranks", [1, 2])
+def test_compiled_layers_give_the_same_curve(launched, ranks, stage):
+    expected = launched[1]["random/llama/0"]["losses"]
+    assert launched[ranks][f"compiled/{stage}"]["losses"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("key", ["new_rows/fp32", "new_rows/bf16", "tied/new_rows"])
 def test_new_rows_move_and_nothing_else_does_by_a_bit(launched, ranks, stage, key):
     found = launched[ranks][f"{key}/{stage}"]

@@ -7,7 +7,6 @@ from typing import Any
 import deepspeed
 import torch
 
-from trainer.machine import collectives
 from trainer.recipe.schema import Optimizer
 from trainer.storage.fragment import MOMENTS
 
@@ -22,17 +21,15 @@ def make_adamw(groups: list[dict[str, Any]], optimizer: Optimizer, offload: bool
     }
     if offload:
         return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
-    # By the device that computes: DS_ACCELERATOR may say cpu where there is a GPU.
-    return torch.optim.AdamW(groups, fused=collectives.device().type == "cuda", **settings)
+    return torch.optim.AdamW(groups, fused=True, **settings)
 
 
 def moments_of(adam: torch.optim.Optimizer, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return AdamW's moments of a tensor that it steps; made here if the first step has not made them."""
     state = adam.state[tensor]
     if not state:
-        # Fused AdamW counts its steps on the device, the plain one on the host, DeepSpeed's in an int.
-        device = tensor.device if adam.defaults.get("fused") else "cpu"
-        state["step"] = 0 if _on_host(adam) else torch.zeros((), dtype=torch.float32, device=device)
+        # Fused AdamW counts its steps on the device, DeepSpeed's in an int.
+        state["step"] = 0 if _on_host(adam) else torch.zeros((), dtype=torch.float32, device=tensor.device)
         for moment in MOMENTS:
             state[moment] = torch.zeros_like(tensor, dtype=torch.float32)
     return {moment: state[moment] for moment in MOMENTS}

@@ -13,6 +13,7 @@ from typing import Any
 import deepspeed
 import numpy as np
 import torch
+from deepspeed.utils import set_z3_leaf_modules
 
 from trainer.engine.adamw import applied_steps, make_adamw, set_applied_steps
 from trainer.engine.ds_config import offloads_optimizer, stage, swap_folders
@@ -106,6 +107,8 @@ class Engine:
             if "first_new_row" in group
             for parameter in group["params"]
         }
+        if self.stage == 3 and (kinds := getattr(model, "gathered_whole", None)):
+            set_z3_leaf_modules(model, kinds)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adam, config=config)
         if self.stage == 1:
             accumulate_in_fp32(self.optimizer)

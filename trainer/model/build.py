@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
+from transformers.utils import is_flash_attn_2_available
 
 from tokenization.errors import UserError
 from trainer.model.architecture import EMBEDDINGS
+from trainer.model.layers import decoder_layers, prepare_layers
 from trainer.model.loss import CausalLM
 from trainer.model.trainable import parameter_groups
-from trainer.recipe.schema import Recipe
+from trainer.recipe.schema import Model, Recipe
 from trainer.storage.safetensors import DTYPES
 
 BUFFERS = re.compile(r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attention\.(masked_)?bias)$")
@@ -55,9 +57,10 @@ def build_model(
         UserError: the base's weights cannot be read, or some are missing.
         InfrastructureError: the hub cannot be reached.
     """
-    how: dict[str, Any] = {"dtype": DTYPES[recipe.model.dtype]}
-    if recipe.model.attention != "auto":
-        how["attn_implementation"] = recipe.model.attention
+    how: dict[str, Any] = {
+        "dtype": DTYPES[recipe.model.dtype],
+        "attn_implementation": attention_of(recipe.model),
+    }
     if recipe.model.base is not None and weights:
         hf = _pretrained(recipe.model.base, {**how, "config": _hf_config(config)})
     else:
@@ -68,9 +71,19 @@ def build_model(
     if weights and recipe.model.base is None:
         _draw(hf, recipe.seed, initialize)
     hf.config.use_cache = False
-    if recipe.model.activation_checkpointing == "full":
-        hf.activation_checkpointing_enable({"use_reentrant": False})
-    return CausalLM(hf.train(), vocab_size)
+    causal = CausalLM(hf.train(), vocab_size, recipe.optimizer.z_loss)
+    prepare_layers(hf, recipe.model)
+    if recipe.model.compile:
+        causal.gathered_whole = list({type(layer) for layer in decoder_layers(hf)})
+    return causal
+
+
+def attention_of(settings: Model) -> str:
+    """Return the attention implementation that `model.attention` stands for on this machine."""
+    if settings.attention != "auto":
+        return settings.attention
+    fast = torch.cuda.is_available() and settings.dtype != "fp32" and is_flash_attn_2_available()
+    return "flash_attention_2" if fast else "sdpa"
 
 
 def check_trained(config: Mapping[str, Any], recipe: Recipe, vocab_size: int) -> list[UserError]:

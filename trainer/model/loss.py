@@ -1,20 +1,15 @@
-"""The model as it is trained: token ids in, sums of cross-entropy out; the logits are made in chunks."""
+"""The model as it is trained: token ids in, sums of cross-entropy out."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
-IGNORED = -100
-"""A target that does not count."""
-
-CHUNK_LOGITS = 2**25
-"""Logits in a chunk: 128 MiB in fp32, for any vocabulary and micro batch."""
+from trainer.model.cross_entropy import IGNORED, cross_entropy
 
 
 class CausalLM(nn.Module):
@@ -23,13 +18,19 @@ class CausalLM(nn.Module):
     Its parameters are those of `hf`, under the prefix `hf.`; `plain_name` removes it.
     """
 
-    def __init__(self, hf: Any, vocab_size: int) -> None:
+    def __init__(self, hf: Any, vocab_size: int, z_loss: float = 0.0) -> None:
         """Wrap `hf` for a tokenizer of `vocab_size` pieces; rows beyond are padding, outside the softmax."""
         super().__init__()
         self.hf = hf
         self.vocab_size = vocab_size
+        self.z_loss = z_loss
+        head = hf.get_output_embeddings()
+        # As the module's own forward pass, so that ZeRO-3 gathers the weight for it.
+        head.forward = partial(self._score, head, head.forward)
         self.one_row = hf.config._attn_implementation == "flash_attention_2"
         """Whether rows are joined end to end: these kernels separate documents only within a single row."""
+        self.gathered_whole: list[type[nn.Module]] = []
+        """Kinds of module that ZeRO-3 gathers at once; hooks inside would cut compiled code into pieces."""
         self.row_hooks: list[RemovableHandle] = []
         """Hooks that keep old embedding rows unchanged (see `trainable`)."""
 
@@ -45,12 +46,12 @@ class CausalLM(nn.Module):
                 rise by one, and attention does not look back beyond it.
 
         Returns:
-            The sum over all counted targets (to be divided by their global number, then backward),
-            the sums per row `[micro]` (detached), and the counted targets per row `[micro]`.
+            The sum over all counted targets, with z-loss (to be divided by their global number, then
+            backward), the sums per row `[micro]` (detached), and the counted targets per row `[micro]`.
         """
-        nats = self._nats(self.hidden(input_ids, positions).flatten(0, 1), targets.flatten())
-        rows = nats.view_as(targets).sum(dim=1)
-        return rows.sum(), rows.detach(), (targets != IGNORED).sum(dim=1)
+        hidden = self.hidden(input_ids, positions).flatten(0, 1)
+        total, nats = self.hf.get_output_embeddings()(hidden, targets.flatten())
+        return total, nats.view_as(targets).sum(dim=1), (targets != IGNORED).sum(dim=1)
 
     def hidden(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Compute the last hidden state `[micro, seq, hidden]`, before the output embedding.
@@ -67,21 +68,18 @@ class CausalLM(nn.Module):
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def _nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Compute the cross-entropy per token `[tokens]`.
-
-        With several chunks, the logits of each are computed again in the backward pass: a third more work
-        in the output embedding, which matters only for a small model with a large vocabulary.
-        """
-        size = max(1, CHUNK_LOGITS // self.vocab_size)
-        if len(hidden) <= size:
-            return self._chunk_nats(hidden, targets)
-        chunks = zip(hidden.split(size), targets.split(size), strict=True)
-        return torch.cat([checkpoint(self._chunk_nats, *chunk, use_reentrant=False) for chunk in chunks])
-
-    def _chunk_nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = self.hf.get_output_embeddings()(hidden)[:, : self.vocab_size].float()
-        return functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+    def _score(
+        self,
+        head: nn.Module,
+        plain: Callable[[Tensor], Tensor],
+        hidden: Tensor,
+        targets: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The output embedding's forward pass: losses if there are targets, else logits as ever."""
+        if targets is None:
+            return plain(hidden)
+        weight = cast(Tensor, head.weight)
+        return cross_entropy(hidden, weight, targets, vocab_size=self.vocab_size, z_loss=self.z_loss)
 
 
 def plain_name(name: str) -> str:

@@ -15,6 +15,13 @@ from trainer.recipe.numbers import count
 from trainer.recipe.schedule import Schedule
 
 
+class EveryN(Section):
+    """Recomputation of some layers."""
+
+    every_n: Annotated[Positive, Field(ge=2)]
+    """Each layer whose number is a multiple of it is computed again; 1 would be `full`."""
+
+
 class Model(Section):
     """Where the first weights come from, and how the model computes."""
 
@@ -26,10 +33,13 @@ class Model(Section):
     """Hugging Face config fields for random initial weights, instead of `base`."""
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of the forward and backward passes; master weights are always fp32."""
-    activation_checkpointing: Literal["none", "full"] = "none"
-    """`full` recomputes each layer in the backward pass: less memory, a third more time."""
+    activation_checkpointing: Literal["none", "full", "offload"] | EveryN = "none"
+    """What is computed again in the backward pass: `full`, each layer (less memory, a third more time);
+    `every_n: 2`, every second one; `offload`, each layer, and their inputs wait in host memory."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """The attention implementation; `auto` is transformers' choice for the device."""
+    """The implementation; `auto` is FlashAttention on a GPU where the package is installed, else SDPA."""
+    compile: bool = False
+    """Compile the decoder layers with `torch.compile`: faster steps after a first one that takes minutes."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:
@@ -52,6 +62,8 @@ class Optimizer(Section):
     """Applied to matrices only, not to norms and biases."""
     grad_clip: Rate = 1.0
     """Largest global gradient norm; 0 does not clip."""
+    z_loss: Rate = 0.0
+    """The factor of log²(Z) per token, which keeps the logits of long cool-downs small; 0 adds nothing."""
 
 
 class Source(Section):

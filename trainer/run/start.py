@@ -12,6 +12,7 @@ from trainer.engine.requirements import check_machine
 from trainer.machine import collectives
 from trainer.machine.compile_cache import clearing_stale_locks
 from trainer.machine.log_lines import logger
+from trainer.machine.memory import keep_freed_memory
 from trainer.machine.ranks import World
 from trainer.machine.run_lock import hold_run_lock
 from trainer.machine.signals import Signals
@@ -31,6 +32,7 @@ def start(plan: Plan, world: World) -> int:
         RewarmError: as `train_plan`. Other ranks may wait for this one then, so the process must end.
     """
     check_machine(plan.preset, plan.recipe.model.dtype)
+    keep_freed_memory()
     with collectives.lost_peers_named():
         with clearing_stale_locks():
             collectives.join_ranks(world)

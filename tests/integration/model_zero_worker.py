@@ -40,6 +40,7 @@ def run(make: Any, stage: int, dtype: str, train: str, scale: dict[str, float]) 
     """Builds and trains a few steps; the weights before and after, and the losses."""
     world, rank = dist.get_world_size(), dist.get_rank()
     config: dict[str, Any] = {
+        "zero_allow_untested_optimizer": True,
         "train_micro_batch_size_per_gpu": 4 // world,
         "train_batch_size": 4,
         "gradient_clipping": 1.0 if stage else 0.0,
@@ -86,6 +87,7 @@ def main(base: Path, out: Path) -> None:
             record(f"random/{kind}", lambda *over, i=init, f=full: recipe(*over, *f, **i), stage)
         compiled = ("model.compile=true", "model.activation_checkpointing={every_n: 2}")
         record("compiled", lambda *over, c=compiled: recipe(*over, *c), stage)
+        record("narrow", lambda *over: recipe(*over, "optimizer.state_dtype=bf16"), stage)
         record("base", lambda *over: from_base(base, *over), stage)
         record("bf16", lambda *over: recipe(*over), stage, "bf16")
         for dtype in ("fp32", "bf16"):

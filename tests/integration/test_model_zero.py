@@ -100,6 +100,15 @@ def test_compiled_layers_give_the_same_curve(launched, ranks, stage):
     assert launched[ranks][f"compiled/{stage}"]["losses"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_moments_in_bf16_give_one_curve_at_every_stage_and_world_size(launched):
+    exact, expected = (launched[1][f"{key}/0"]["losses"] for key in ("random/llama", "narrow"))
+    assert expected != exact
+    assert expected == pytest.approx(exact, rel=1e-3)
+    for ranks in (1, 2):
+        for stage in STAGES:
+            assert launched[ranks][f"narrow/{stage}"]["losses"] == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("key", ["new_rows/fp32", "new_rows/bf16", "tied/new_rows"])

@@ -202,6 +202,9 @@ def check_saved(preset: dict[str, Any], recipe: Recipe) -> None:
     if nvme and recipe.checkpoint.asynchronous:
         what = f"would copy the states to host memory, and {file} keeps them on NVMe because they do not fit"
         problems.append(UserError(what, field="checkpoint.asynchronous", value=True, fix="remove it"))
+    if recipe.optimizer.state_dtype == "bf16" and offloads_optimizer(preset):
+        what = f"is for moments on the GPU, and {file} keeps them in host memory, in fp32"
+        problems.append(UserError(what, field="optimizer.state_dtype", value="bf16", fix="remove it"))
     if "offload_param" in nvme:
         problems += _unlike_nvme_weights(zero, recipe)
     offload = zero.get("offload_optimizer") or {}
@@ -293,6 +296,8 @@ def complete(
         # At stage 0 our engine clips, since it must know the norm before the step anyway.
         "gradient_clipping": recipe.optimizer.grad_clip if stage(preset) else 0.0,
     }
+    if recipe.optimizer.state_dtype == "bf16":
+        config["zero_allow_untested_optimizer"] = True  # `adamw.NarrowAdamW`, which steps as torch's does
     if recipe.model.dtype != "fp32":
         config[recipe.model.dtype] = {"enabled": True}
         config |= FP32_SUMS

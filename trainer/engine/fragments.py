@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainer.engine.adamw import moments_of
+from trainer.engine.adamw import moment_bytes, moments_of
 from trainer.machine import collectives
 from trainer.storage.fragment import MOMENTS, Fragment
 
@@ -45,7 +45,7 @@ class EngineState:
         """Bytes that the fragments of all ranks take on disk."""
         return sum(
             getattr(parameter, "ds_numel", parameter.numel())
-            * (4 * (1 + len(MOMENTS)) if parameter.requires_grad else 4)
+            * (4 + moment_bytes(self.adam) * len(MOMENTS) if parameter.requires_grad else 4)
             for parameter in self.module.parameters()
         )
 

@@ -62,8 +62,19 @@ class Optimizer(Section):
     """Applied to matrices only, not to norms and biases."""
     grad_clip: Rate = 1.0
     """Largest global gradient norm; 0 does not clip."""
+    state_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Number format of AdamW's moments; bf16 saves 4 bytes per parameter, and beta2 may be 0.99 at most."""
     z_loss: Rate = 0.0
     """The factor of log²(Z) per token, which keeps the logits of long cool-downs small; 0 adds nothing."""
+
+    @model_validator(mode="after")
+    def _moments_move(self) -> Optimizer:
+        if self.state_dtype == "bf16" and self.beta2 > 0.99:
+            raise ValueError(
+                f"state_dtype bf16 with beta2 {self.beta2}: steps this small are rounded away; use fp32, "
+                "or a beta2 of at most 0.99"
+            )
+        return self
 
 
 class Source(Section):

@@ -10,11 +10,11 @@ from typing import Any
 
 from trainer.mixer.description import MixtureDescription
 from trainer.recipe.numbers import at_most
-from trainer.recipe.schema import Recipe
+from trainer.recipe.schema import Optimizer, Recipe
 from trainer.scheduler.curves import Curve
 from trainer.scheduler.decision import Difference, Refusal
 from trainer.scheduler.guards import HORIZON, REWARM, SHIFT
-from trainer.scheduler.state import PhaseRecord, RunState, settings_of
+from trainer.scheduler.state import PhaseRecord, RunState, optimizer_settings, settings_of
 
 OTHER_RUN = "start another run: give it another run_dir, and this run's checkpoint as model.base"
 
@@ -43,7 +43,9 @@ class Edits:
 def find_edits(recipe: Recipe, data: Sequence[MixtureDescription], state: RunState) -> Edits:
     """Compare the phases that have begun, and the settings; coming phases may be edited freely."""
     settings = settings_of(recipe)
-    diff = list(_differences(state.settings, settings))
+    # A run of an earlier release has the defaults of the fields that its release did not know.
+    saved = {**optimizer_settings(Optimizer()), **state.settings}
+    diff = list(_differences(saved, settings))
     refusals = list(_refuse_settings(diff))
     known = min(len(state.phases), len(recipe.phases))
     for number in range(known - (known == len(state.phases))):

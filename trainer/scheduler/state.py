@@ -11,7 +11,7 @@ from typing import Any
 from tokenization.errors import UserError
 from trainer.mixer.description import MixtureDescription, PastPhase
 from trainer.recipe.schedule import Schedule
-from trainer.recipe.schema import Recipe
+from trainer.recipe.schema import Optimizer, Recipe
 from trainer.scheduler.curves import Curve
 
 STATE_VERSION = 1
@@ -246,5 +246,10 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
         "model.base": None if base is None else PurePath(base).name,
         "model.init": recipe.model.init,
         "model.dtype": recipe.model.dtype,
-        **{f"optimizer.{name}": value for name, value in recipe.optimizer.model_dump(mode="json").items()},
+        **optimizer_settings(recipe.optimizer),
     }
+
+
+def optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
+    """Return the part of `settings_of` that is the optimizer's."""
+    return {f"optimizer.{name}": value for name, value in optimizer.model_dump(mode="json").items()}

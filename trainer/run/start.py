@@ -31,7 +31,7 @@ def start(plan: Plan, world: World) -> int:
         InfrastructureError: the ranks cannot meet, or one of them has gone.
         RewarmError: as `train_plan`. Other ranks may wait for this one then, so the process must end.
     """
-    check_machine(plan.preset, plan.recipe.model.dtype)
+    check_machine(plan.preset, plan.recipe.model.dtype, plan.recipe.model.compile)
     keep_freed_memory()
     with collectives.lost_peers_named():
         with clearing_stale_locks():

@@ -1,14 +1,21 @@
 """The log of the trainer: lines on standard error that begin with `rewarm: `, above a progress bar.
 
 Everything is logged through `logger`, Python's logger "rewarm". Rank 0 speaks for all: what other ranks
-log is shown only if it is an error or is marked with `extra=EVERY_RANK`.
+log is shown only if it is an error or is marked with `extra=EVERY_RANK`. Once a run has its run directory,
+a file there keeps what each rank logs, shown or not (`keep_log`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import socket
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
 
 logger = logging.getLogger("rewarm")
 
@@ -44,7 +51,29 @@ class LineHandler(logging.Handler):
             self.handleError(record)
 
 
+class FileHandler(logging.Handler):
+    """Appends the records of one rank to a file; a disk that refuses them is ignored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.file: TextIO | None = None
+        """Where the lines go, unbuffered; None until the run directory is known."""
+        self.formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the message, with its time and its level."""
+        self.write(self.format(record))
+
+    def write(self, text: str) -> None:
+        """Write text that is not a record, such as a traceback."""
+        with contextlib.suppress(OSError, ValueError):
+            if self.file is not None:
+                self.file.write(f"{text}\n")
+                self.file.flush()
+
+
 line_handler = LineHandler()
+file_handler = FileHandler()
 
 
 def show_log_lines(rank: int) -> None:
@@ -53,3 +82,25 @@ def show_log_lines(rank: int) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False  # a library that sets up the root logger would print each line again
     logger.addHandler(line_handler)
+    logger.addHandler(file_handler)
+
+
+def keep_log(path: Path) -> TextIO | None:
+    """Append what this rank logs from now on to `path`; return the file, or None if the disk refuses it.
+
+    A process that trains another run after this one calls this again.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if file_handler.file is not None:
+            file_handler.file.close()
+    file_handler.file = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file_handler.file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+    except OSError as error:
+        logger.warning(f"{path}: the log cannot be kept ({error.strerror})", extra=EVERY_RANK)
+        return None
+    job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    file_handler.write(f"--- {now} process {os.getpid()} on {socket.gethostname()}{job}")
+    return file_handler.file

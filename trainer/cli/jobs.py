@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 import time
@@ -77,18 +78,21 @@ def _commands() -> tuple[str, str]:
 
 def status_command(args: argparse.Namespace) -> int:
     """Show what runs are doing: in the queue, live, ended, or gone without a word."""
+    if args.watch is None:
+        _print_status(args)
+        return ExitCode.DONE
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            if not args.json:
+                print(f"{_CLEAR}{time.strftime('%H:%M:%S')}")
+            _print_status(args)
+            sys.stdout.flush()
+            time.sleep(args.watch)
+    return ExitCode.DONE
+
+
+def _print_status(args: argparse.Namespace) -> None:
     from trainer.report.status import status_table, statuses_of
 
-    directories = [Path(run) for run in args.runs]
-    while True:
-        found = statuses_of(directories)
-        if args.watch is not None and not args.json:
-            print(f"{_CLEAR}{time.strftime('%H:%M:%S')}")
-        print_answer(args, [vars(status) for status in found], status_table(found))
-        if args.watch is None:
-            return ExitCode.DONE
-        sys.stdout.flush()
-        try:
-            time.sleep(args.watch)
-        except KeyboardInterrupt:
-            return ExitCode.DONE
+    found = statuses_of([Path(run) for run in args.runs])
+    print_answer(args, [vars(status) for status in found], status_table(found))

@@ -15,7 +15,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any
+
+from trainer.machine.streams import EnduringStream
 
 logger = logging.getLogger("rewarm")
 
@@ -56,8 +58,8 @@ class FileHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.file: TextIO | None = None
-        """Where the lines go, unbuffered; None until the run directory is known."""
+        self.file: Any = None
+        """Where the lines go; None until the run directory is known."""
         self.formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -66,10 +68,9 @@ class FileHandler(logging.Handler):
 
     def write(self, text: str) -> None:
         """Write text that is not a record, such as a traceback."""
-        with contextlib.suppress(OSError, ValueError):
-            if self.file is not None:
-                self.file.write(f"{text}\n")
-                self.file.flush()
+        if self.file is not None:
+            self.file.write(f"{text}\n")
+            self.file.flush()
 
 
 line_handler = LineHandler()
@@ -85,22 +86,24 @@ def show_log_lines(rank: int) -> None:
     logger.addHandler(file_handler)
 
 
-def keep_log(path: Path) -> TextIO | None:
-    """Append what this rank logs from now on to `path`; return the file, or None if the disk refuses it.
+def keep_log(path: Path | None) -> None:
+    """Append what this rank logs from now on to `path`, or to no file; a disk that refuses it is ignored.
 
     A process that trains another run after this one calls this again.
     """
-    with contextlib.suppress(OSError, ValueError):
-        if file_handler.file is not None:
+    if file_handler.file is not None:
+        with contextlib.suppress(OSError):
             file_handler.file.close()
-    file_handler.file = None
+        file_handler.file = None
+    if path is None:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file_handler.file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        file = path.open("a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         logger.warning(f"{path}: the log cannot be kept ({error.strerror})", extra=EVERY_RANK)
-        return None
+        return
+    file_handler.file = EnduringStream(file)
     job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     file_handler.write(f"--- {now} process {os.getpid()} on {socket.gethostname()}{job}")
-    return file_handler.file

@@ -222,7 +222,7 @@ def queued_jobs(jobs: Iterable[str]) -> dict[str, QueuedJob] | None:
     if shutil.which("squeue") is None:
         return None
     try:
-        done = _call("squeue", "--noheader", "--format=%i|%T|%r|%N", f"--jobs={','.join(wanted)}")
+        done = _call("squeue", "--noheader", "--format=%A|%T|%r|%N", f"--jobs={','.join(wanted)}")
     except subprocess.TimeoutExpired:
         return None
     if done.returncode != 0:

@@ -61,9 +61,9 @@ class Saves:
         if self.saved_step == step:
             return
         self.finish_save()
-        self._step_log.flush()
         started = time.perf_counter()
         with self._throughput.paused(), self._shown():
+            self._step_log.flush()
             failure = self._open_directory(step, needed)
             if failure is None:
                 self.saved_step = step

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 import pytest
 
@@ -58,9 +59,7 @@ def kept(tmp_path, shown):
     log.show_log_lines(3)
     log.keep_log(path)
     yield lambda: path.read_text(encoding="utf-8").splitlines()
-    log.keep_log(tmp_path / "other.log")
-    log.file_handler.file.close()
-    log.file_handler.file = None
+    log.keep_log(None)
 
 
 def test_a_rank_keeps_what_it_does_not_show(kept, shown):
@@ -84,6 +83,15 @@ def test_every_start_appends(kept, shown, tmp_path):
 def test_a_log_that_the_disk_refuses_is_said_and_ends_nothing(shown, tmp_path, capsys):
     (tmp_path / "logs").write_text("a file")
     log.show_log_lines(0)
-    assert log.keep_log(tmp_path / "logs" / "rank-0000.log") is None
+    log.keep_log(tmp_path / "logs" / "rank-0000.log")
     assert "the log cannot be kept" in capsys.readouterr().err
     assert shown(0, logging.INFO, "goes on") == ["rewarm: goes on"]
+
+
+def test_a_disk_that_fills_up_later_ends_nothing(shown):
+    log.keep_log(Path("/dev/full"))
+    try:
+        assert shown(0, logging.INFO, "goes on") == ["rewarm: goes on"]
+        log.file_handler.write("and on")
+    finally:
+        log.keep_log(None)

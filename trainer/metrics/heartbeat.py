@@ -43,7 +43,7 @@ class Heartbeat:
     ) -> None:
         self._path, self._every_s, self._clock = RunDirectory(directory).status, every_s, clock
         self._silent = rank != 0
-        self._fields = _last_numbers(read_status(directory)) | _process()
+        self._fields = {**_last_numbers(read_status(directory)), **_process(), "step_time": None}
         self._position: Callable[[], tuple[int, int]] | None = None
         self._first: tuple[float, int] | None = None
         self._wake, self._done, self._lock = threading.Event(), False, threading.RLock()
@@ -71,9 +71,10 @@ class Heartbeat:
     @contextlib.contextmanager
     def following(self, position: Callable[[], tuple[int, int]], total_tokens: int) -> Iterator[None]:
         """Take the run's position from `position`, which returns (steps, tokens), whenever it is written."""
-        self._fields["step"], self._fields["tokens"] = position()
-        self._fields["total_tokens"] = total_tokens
-        self._first = (self._clock(), self._fields["tokens"])
+        step, tokens = position()
+        self._first = (self._clock(), tokens)
+        self._fields |= {"step": step, "tokens": tokens, "total_tokens": total_tokens}
+        self._fields["step_time"] = self._clock()
         self._position = position
         self._wake.set()
         try:
@@ -133,9 +134,11 @@ class Heartbeat:
     def _write(self) -> None:
         with self._lock, contextlib.suppress(OSError):
             if not self._done:
-                if (position := self._position) is not None:
-                    self._fields["step"], self._fields["tokens"] = position()
                 now = self._clock()
+                if (position := self._position) is not None:
+                    step, self._fields["tokens"] = position()
+                    if step != self._fields["step"]:
+                        self._fields |= {"step": step, "step_time": now}
                 write_status(self._path.parent, {**self._fields, "time": now, "eta_s": self._eta_s(now)})
 
     def _eta_s(self, now: float) -> float | None:
@@ -173,7 +176,7 @@ def read_status(directory: Path) -> dict[str, Any]:
 def queued_status(directory: Path) -> dict[str, Any]:
     """Return the status of a run that waits in the queue; what it had reached before stays."""
     now = time.time()
-    state = {"state": "queued", "since": now, "time": now, "message": None, "eta_s": None}
+    state = {"state": "queued", "since": now, "time": now, "message": None, "step_time": None, "eta_s": None}
     return _last_numbers(read_status(directory)) | {"host": None, "pid": None, "job": None} | state
 
 

@@ -23,6 +23,11 @@ from trainer.storage.run_directory import RunDirectory
 STALE_S = 6 * EVERY_S
 """A status that is older than this, of a run that should write one, tells that nobody writes it any more."""
 
+STILL_S = 600.0
+"""A run that takes no step for so long is told: it validates, saves, or hangs."""
+
+_NOT_A_RUN = "is not a run directory"
+
 
 @dataclass(frozen=True)
 class RunStatus:
@@ -46,9 +51,12 @@ def statuses_of(directories: Sequence[Path]) -> list[RunStatus]:
     """Find out what each run is doing; the queue is asked once for all.
 
     Raises:
-        UserError: a directory is not that of a run.
+        UserError: none of the directories is that of a run.
     """
     found = [(path, _read(path)) for path in directories]
+    if all(status["message"] == _NOT_A_RUN for _, status in found):
+        fix = "give the run_dir of a recipe"
+        raise UserError(_NOT_A_RUN, field="RUN", value=str(directories[0]), fix=fix)
     jobs = [str(status["job"]) for _, status in found if status["job"] and status["state"] != "finished"]
     queue = queued_jobs(jobs)
     now, host = time.time(), socket.gethostname()
@@ -84,7 +92,8 @@ def judge(
         return "queued", f"job {job} waits: {queued.reason}"
     silent_s = now - status["time"]
     if state in ("running", "saving") and not ended and silent_s < STALE_S:
-        return state, note
+        still_s = now - (status.get("step_time") or now)
+        return state, f"no step for {duration(still_s)}" if still_s > STILL_S else note
     if state in ("running", "saving"):
         note = f"no sign of life since {_moment(status['time'])} ({duration(silent_s)} ago)"
     if queued is not None:
@@ -144,11 +153,7 @@ def _moment(seconds: float) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read the status of a run; of one that has none, what its metrics tell.
-
-    Raises:
-        UserError: there is no run in the directory.
-    """
+    """Read the status of a run; of one that has none, what its metrics tell."""
     directory = RunDirectory(path)
     unknown = ("message", "total_tokens", "eta_s", "host", "pid", "job")
     status: dict[str, Any] = {**dict.fromkeys(unknown), "step": 0, "tokens": 0, "metrics": {}}
@@ -157,16 +162,13 @@ def _read(path: Path) -> dict[str, Any]:
         if status["job"] is None and status["state"] == "queued":
             status["job"] = directory.read_submission().get("job")
         return status
+    status |= {"state": "unknown", "time": 0.0}
     if directory.metrics.exists():
         history = read_metrics(path)
-        last = history[-1] if history else {"step": 0, "tokens": 0, "time": directory.metrics.stat().st_mtime}
-        status |= {"step": last["step"], "tokens": last["tokens"], "time": last["time"]}
         for record in history:
+            status |= {name: record[name] for name in ("step", "tokens", "time")}
             status["metrics"] |= {name: record[name] for name in names.SHOWN if name in record}
-        note = f"has no status.json; its last line is of {_moment(last['time'])}"
-        return {**status, "state": "unknown", "message": note}
-    if directory.recipe.exists() or directory.lock.exists():
-        return {**status, "state": "unknown", "time": 0.0, "message": "has not begun to train"}
-    raise UserError(
-        "is not a run directory", field="RUN", value=str(path), fix="give a `run_dir` of a recipe"
-    )
+        when = f"; its last line is of {_moment(status['time'])}" if history else ""
+        return {**status, "message": f"has no status.json{when}"}
+    begun = directory.recipe.exists() or directory.checkpoints.exists()
+    return {**status, "message": "has no status.json" if begun else _NOT_A_RUN}

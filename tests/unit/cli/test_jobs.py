@@ -50,7 +50,7 @@ def test_the_status_as_a_table_and_as_json(run, monkeypatch, capsys):
     assert "job 7: squeue cannot be asked here" in capsys.readouterr().out
     assert main(["status", run, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["state"] == "queued"
-    assert main(["status", run, f"{run}/nowhere"]) == 2
+    assert main(["status", f"{run}/nowhere"]) == 2
     assert "is not a run directory" in capsys.readouterr().err
 
 

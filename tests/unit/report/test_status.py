@@ -27,6 +27,8 @@ def says(state, *, age=0.0, job="7", message=None):
     [
         (says("running", age=STALE_S - 1), {}, False, "running", ""),
         (says("saving"), None, False, "saving", ""),
+        (says("running") | {"step_time": 100.0}, {}, False, "running", "no step for 15 min"),
+        (says("running") | {"step_time": 900.0}, {}, False, "running", ""),
         (says("running", age=STALE_S), {}, False, "gone", "no sign of life since 1970-01-01"),
         (says("running", age=7200, job=None), None, False, "gone", "(2 h 0 min ago)"),
         (says("running"), {}, True, "gone", "no sign of life since"),
@@ -101,7 +103,14 @@ def test_a_process_of_this_machine_that_has_ended_is_gone_at_once(tmp_path, queu
     assert [one.state for one in statuses_of([tmp_path / "alive", tmp_path / "ended"])] == ["running", "gone"]
 
 
-def test_a_folder_that_is_not_a_run_is_named(tmp_path, queue):
+def test_a_folder_that_is_not_a_run_is_named_and_hides_no_other(tmp_path, queue):
+    write(tmp_path / "run", "running")
+    (tmp_path / "recipe.yaml").write_text("")
+    found = statuses_of([tmp_path / "recipe.yaml", tmp_path / "run"])
+    assert [(one.state, one.note) for one in found] == [
+        ("unknown", "is not a run directory"),
+        ("running", ""),
+    ]
     with pytest.raises(UserError, match=r"is not a run directory"):
         statuses_of([tmp_path])
 

@@ -37,7 +37,7 @@ def write(data, run, every=3):
 def undisturbed(data, tmp_path_factory):
     """The run directory of a run that nothing interrupts."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = runs.launch(write(data, run, every=STEPS), 2)
+    done = runs.launch(write(data, run, every=STEPS), 2, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return run
 

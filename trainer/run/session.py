@@ -51,6 +51,10 @@ class Session:
         """Whether `stop_after` ends the run here."""
         return self.recipe.stop_after is not None and self.state.tokens >= self.recipe.stop_after
 
+    def position(self) -> tuple[int, int]:
+        """Steps and tokens of the run so far."""
+        return self.state.step, self.state.tokens
+
     def advance(self, lr: float, result: StepResult) -> None:
         """Count a step: its samples are consumed in any case; the schedule advances if it was applied."""
         self.tokens_before = self.state.tokens

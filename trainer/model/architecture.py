@@ -48,6 +48,7 @@ def check_config(
     """
     return [
         *_shape_problems(recipe, config),
+        *_sequence_problems(recipe, config),
         *_vocabulary_problems(recipe, config, vocab_size, known_pieces),
         *_not_trainable(recipe, config),
         *phase_problems(recipe, config),
@@ -194,6 +195,34 @@ def _shape_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[UserE
         if recipe.model.dtype == "fp32":
             what, fix = "computes in bf16 or fp16 only", "set model.dtype to bf16, or use sdpa"
             yield UserError(what, field=field, value=value, fix=fix)
+
+
+def _sequence_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[UserError]:
+    """Find what does not divide among the ranks that share a sample, or depends on all of its positions."""
+    parts, field = recipe.sequence_parallel_size, "sequence_parallel_size"
+    if parts == 1:
+        return
+    if recipe.seq_len % parts:
+        below = recipe.seq_len - recipe.seq_len % parts
+        fix = f"use {' or '.join(str(size) for size in (below, below + parts) if size)}"
+        yield UserError(f"does not divide into {parts} parts", field="seq_len", value=recipe.seq_len, fix=fix)
+    heads = config["num_attention_heads"]
+    groups = config.get("num_key_value_heads") or heads
+    fits = [size for size in range(1, heads + 1) if heads % size == 0 and _fit_keys(groups, size)]
+    if parts not in fits:
+        shown = f"{heads} heads" if heads == groups else f"{heads} heads and {groups} key and value heads"
+        what = f"does not divide the model's {shown} evenly"
+        yield UserError(what, field=field, value=parts, fix=f"use one of {fits}")
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind in ("dynamic", "longrope"):
+        what = f"cannot be used with RoPE of type {kind}, which depends on the longest position in a pass"
+        yield UserError(what, field=field, value=parts, fix="use 1, or a base with another RoPE")
+
+
+def _fit_keys(groups: int, parts: int) -> bool:
+    """Tell whether each of `parts` ranks gets as many key and value heads, or each head as many ranks."""
+    return groups % parts == 0 or parts % groups == 0
 
 
 def _vocabulary_problems(

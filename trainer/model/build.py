@@ -39,6 +39,7 @@ def build_model(
     *,
     weights: bool = True,
     initialize: Callable[[Any], None] = lambda hf: hf.initialize_weights(),
+    wrap: Callable[[Any, int, float], CausalLM] = CausalLM,
 ) -> CausalLM:
     """Build the recipe's model for a tokenizer of `vocab_size` pieces, on the CPU, in `model.dtype`.
 
@@ -52,6 +53,7 @@ def build_model(
         vocab_size: pieces of the tokenizer.
         weights: False if a checkpoint is loaded next; the values are arbitrary then.
         initialize: draws a model's random weights by its architecture's rule.
+        wrap: makes the model that is trained of transformers' model, the number of pieces and the z-loss.
 
     Raises:
         UserError: the base's weights cannot be read, or some are missing.
@@ -71,7 +73,7 @@ def build_model(
     if weights and recipe.model.base is None:
         _draw(hf, recipe.seed, initialize)
     hf.config.use_cache = False
-    causal = CausalLM(hf.train(), vocab_size, recipe.optimizer.z_loss)
+    causal = wrap(hf.train(), vocab_size, recipe.optimizer.z_loss)
     prepare_layers(hf, recipe.model)
     if recipe.model.compile:
         causal.gathered_whole = list({type(layer) for layer in decoder_layers(hf)})

@@ -204,7 +204,7 @@ def _memory(recipe: Recipe, inputs: Inputs, world_size: int) -> Memory:
         offload_optimizer=ds_config.offloads_optimizer(inputs.preset),
         offload_parameters=ds_config.offloads_parameters(inputs.preset),
         world_size=world_size,
-        seq_len=recipe.seq_len,
+        seq_len=-(-recipe.seq_len // recipe.sequence_parallel_size),
         dtype=recipe.model.dtype,
         recompute=recipe.model.activation_checkpointing == "full",
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenization.tables import text_table
+from trainer.engine.layout import Layout
 from trainer.machine.devices import available_bytes
 from trainer.mixer.simulate import account
 from trainer.model.size import flops_per_token, parameters
@@ -72,7 +73,7 @@ def _sizes(plan: Plan) -> list[str]:
     checkpoint = checkpoint_bytes(plan)
     return [
         f"batch    {recipe.global_batch_size:,} samples = {layout.micro_batch_size} micro_batch_size"
-        f" x {layout.gradient_accumulation_steps} gradient_accumulation_steps x {layout.world_size} ranks;"
+        f" x {layout.gradient_accumulation_steps} gradient_accumulation_steps x {_ranks(layout)};"
         f" {recipe.tokens_per_step:,} tokens per step",
         f"model    {parameters(plan.model_config):,} parameters; the run takes {_flops(plan):.3g} FLOPs",
         f"memory   about {memory.states / GIB:.2f} GiB of states, {activations / GIB:.2f} GiB of activations"
@@ -80,6 +81,13 @@ def _sizes(plan: Plan) -> list[str]:
         f"disk     {checkpoint / GIB:.2f} GiB per checkpoint,"
         f" {recipe.checkpoint.keep_last * checkpoint / GIB:.2f} GiB for all that are kept",
     ]
+
+
+def _ranks(layout: Layout) -> str:
+    """Write the ranks as the batch is divided among them."""
+    if layout.sequence_parallel_size == 1:
+        return f"{layout.world_size} ranks"
+    return f"{layout.data_parallel_size} groups of {layout.sequence_parallel_size} ranks"
 
 
 def _phases(plan: Plan) -> list[dict[str, Any]]:

@@ -214,7 +214,9 @@ class Recipe(Section):
     validation: Validation
     checkpoint: Checkpointing
     micro_batch_size: Positive | Literal["auto"] = "auto"
-    """Samples per rank and forward pass."""
+    """Samples per rank (per group of ranks with `sequence_parallel_size`) and forward pass."""
+    sequence_parallel_size: Positive = 1
+    """Ranks that share every sample: each holds a part of the sequence (Ulysses), for long `seq_len`."""
     run_dir: str | None = None
     """The run directory; default `runs/NAME`."""
     seed: Count = 0

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tokenization import disk
 from tokenization.errors import InfrastructureError
@@ -19,6 +22,7 @@ from trainer.machine import collectives
 from trainer.machine.devices import peak_flops
 from trainer.machine.log_lines import logger
 from trainer.machine.ranks import World
+from trainer.machine.sequence import sequence_group
 from trainer.machine.signals import Signals
 from trainer.machine.watchdog import Watchdog
 from trainer.metrics.jsonl import history_of, read_attempts
@@ -28,6 +32,8 @@ from trainer.metrics.throughput import Throughput
 from trainer.mixer.loader import Loader
 from trainer.model.base import check_weights, expected_weights
 from trainer.model.build import build_model
+from trainer.model.loss import CausalLM
+from trainer.model.sequence import SequencePart
 from trainer.model.size import flops_per_token
 from trainer.model.trainable import parameter_groups
 from trainer.plan.checks import baselines
@@ -117,6 +123,7 @@ class PhaseRunner:
         plan, recipe, checkpoint = self.plan, self.recipe, self.plan.checkpoint
         state = plan.decision.state
         engine = self._open_engine()
+        group, _ = plan.layout.place(self.world.rank)
         throughput = self._throughput()
         step_log = StepLog(self.metrics, recipe, plan.mixture, throughput, self.saver.last_good)
         session = Session(
@@ -129,7 +136,7 @@ class PhaseRunner:
                 plan.validation,
                 recipe,
                 plan.layout.micro_batch_size,
-                self.world,
+                World(group, self.world.local_rank, plan.layout.data_parallel_size),
                 baselines(checkpoint),
                 stop_requested=lambda: self.signals.stop_requested,
                 progress=self.watchdog.beat,
@@ -193,10 +200,13 @@ class PhaseRunner:
                 plan.vocab_size,
                 weights=weights is None,
                 initialize=initialize,
+                wrap=self._wrap(),
             )
         phase = recipe.phases[decision.state.phase]
         groups = parameter_groups(model, phase, recipe.optimizer.weight_decay)
-        engine = Engine(model, groups, config, recipe.optimizer)
+        _, part = plan.layout.place(self.world.rank)
+        parts = plan.layout.sequence_parallel_size
+        engine = Engine(model, groups, config, recipe.optimizer, part=(part, parts))
         if weights is not None:
             load_checkpoint(engine, weights, decision.keep_optimizer)
         elif recipe.model.base is not None and recipe.model.dtype != "fp32":
@@ -206,16 +216,22 @@ class PhaseRunner:
         check_finite(engine, str(weights.path) if weights else recipe.model.base)
         return engine
 
+    def _wrap(self) -> Callable[[Any, int, float], CausalLM]:
+        """What makes the model: one of whole rows, or of this rank's part of them."""
+        parts = self.plan.layout.sequence_parallel_size
+        return CausalLM if parts == 1 else partial(SequencePart, group=sequence_group(parts))
+
     def _loader(self) -> Loader:
-        """This rank's reader of the mixture."""
+        """The reader of this rank's samples of the mixture; ranks that share them read the same ones."""
         plan = self.plan
+        group, _ = plan.layout.place(self.world.rank)
         return Loader(
             plan.mixture,
             plan.stores,
             seq_len=self.recipe.seq_len,
             micro_batch_size=plan.layout.micro_batch_size,
-            rank=self.world.rank,
-            world_size=self.world.world_size,
+            rank=group,
+            world_size=plan.layout.data_parallel_size,
             document_mask=self.recipe.document_mask,
             eos_id=next(iter(plan.stores.values())).eos_id,
         )

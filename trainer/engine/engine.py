@@ -179,7 +179,7 @@ class Engine:
 
     @torch.no_grad()
     def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return nats and target tokens of each row's part on this rank, of an evaluation batch: [micro] each."""
+        """Return nats and target tokens of each row of an evaluation batch (of its part), [micro] each."""
         self.engine.eval()
         _, nats, targets = self.engine(*self._to_device(micro.cut(*self._part)))
         self.engine.train()

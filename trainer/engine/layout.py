@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from tokenization.errors import UserError
 from trainer.recipe.schema import Recipe
@@ -31,13 +32,17 @@ class Layout:
         return divmod(rank, self.sequence_parallel_size)
 
 
-def layout(recipe: Recipe, world_size: int, largest_micro_batch: int) -> Layout:
-    """Derive the accumulation steps; `micro_batch_size: auto` takes the largest divisor that fits in memory.
+def layout(recipe: Recipe, world_size: int, largest_micro_batch: int, phase: int = 0) -> Layout:
+    """Derive a phase's accumulation steps; `micro_batch_size: auto` takes the largest divisor that fits.
+
+    `largest_micro_batch` samples fit in memory. In a phase whose samples are longer or shorter than the
+    recipe's a `micro_batch_size` is understood in tokens, and is as large a divisor as they allow.
 
     Raises:
         UserError: the ranks or the global batch cannot be divided evenly; the fix names sizes that can.
     """
-    batch, parts = recipe.global_batch_size, recipe.sequence_parallel_size
+    batch, parts = recipe.batch_of(phase), recipe.sequence_parallel_size
+    length = recipe.seq_len_of(phase)
     if world_size % parts:
         sizes = [size for size in range(1, min(world_size, MOST_SHOWN) + 1) if world_size % size == 0]
         raise UserError(
@@ -49,24 +54,26 @@ def layout(recipe: Recipe, world_size: int, largest_micro_batch: int) -> Layout:
     groups = world_size // parts
     who = f"{groups} ranks" if parts == 1 else f"{groups} groups of {parts} ranks"
     if batch % groups:
-        below = batch - batch % groups
-        near = [size for size in (below, below + groups) if size]
+        step = (groups * Fraction(length, recipe.seq_len)).numerator
+        below = recipe.global_batch_size - recipe.global_batch_size % step
+        near = [size for size in (below, below + step) if size]
+        samples = "" if length == recipe.seq_len else f"makes {batch} samples of {length:,} tokens, which "
         raise UserError(
-            f"does not divide evenly among {who}",
+            f"{samples}does not divide evenly among {who}",
             field="global_batch_size",
-            value=batch,
+            value=recipe.global_batch_size,
             fix=f"use {' or '.join(map(str, near))}, or a world size that divides it",
         )
-    rows = batch // groups
-    largest = min(max(largest_micro_batch, 1), rows)
-    fitting = next(size for size in range(largest, 0, -1) if rows % size == 0)
-    micro = fitting if recipe.micro_batch_size == "auto" else recipe.micro_batch_size
-    if rows % micro:
+    rows, given = batch // groups, recipe.micro_batch_size
+    if given != "auto" and length == recipe.seq_len and rows % given:
         fits = [size for size in range(1, min(rows, MOST_SHOWN) + 1) if rows % size == 0]
         raise UserError(
             f"does not divide the {rows} samples that each of {who} has in a step",
             field="micro_batch_size",
-            value=micro,
+            value=given,
             fix=f"use one of {fits}, or auto",
         )
+    fitting = largest_micro_batch if given == "auto" else given * recipe.seq_len // length
+    largest = min(max(fitting, 1), rows)
+    micro = next(size for size in range(largest, 0, -1) if rows % size == 0)
     return Layout(world_size, micro, rows // micro, parts)

@@ -51,7 +51,7 @@ def render_plan(plan: Plan, lr_at: Sequence[int] | None = None) -> str:
     parts = [
         "\n".join([*plan.broken, *plan.notes, plan.decision.render()]),
         text_table(
-            ("phase", "tokens", "steps", "schedule", "max_lr", "trained"),
+            ("phase", "tokens", "seq_len", "steps", "schedule", "max_lr", "trained"),
             [
                 [f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row.values()]
                 for row in _phases(plan)
@@ -96,7 +96,8 @@ def _phases(plan: Plan) -> list[dict[str, Any]]:
         {
             "phase": phase.name,
             "tokens": phase.length,
-            "steps": -(-plan.mixture.phase_samples[number] // recipe.global_batch_size),
+            "seq_len": recipe.seq_len_of(number),
+            "steps": -(-plan.mixture.phase_samples[number] // recipe.batch_of(number)),
             "schedule": phase.schedule.kind,
             "max_lr": phase.schedule.max_lr,
             "trained": phase.train if isinstance(phase.train, str) else ", ".join(phase.train),
@@ -131,5 +132,8 @@ def _sources(plan: Plan) -> str:
 
 
 def _flops(plan: Plan) -> int:
-    tokens = sum(plan.mixture.phase_samples) * plan.recipe.seq_len
-    return tokens * flops_per_token(plan.model_config, plan.recipe.seq_len)
+    lengths = [plan.recipe.seq_len_of(number) for number in range(len(plan.recipe.phases))]
+    return sum(
+        samples * length * flops_per_token(plan.model_config, length)
+        for samples, length in zip(plan.mixture.phase_samples, lengths, strict=True)
+    )

@@ -65,7 +65,7 @@ class PhaseRunner:
             self.recipe.logging,
             rank=world.rank,
             name=self.recipe.name,
-            total_tokens=sum(plan.mixture.phase_samples) * self.recipe.seq_len,
+            total_tokens=plan.mixture.total_tokens,
             tokens=checkpoint.manifest.tokens if checkpoint else 0,
             restored_step=checkpoint.manifest.step if checkpoint else None,
             config=json.loads(self.recipe.model_dump_json()),
@@ -111,10 +111,9 @@ class PhaseRunner:
 
     def _out_of_budget(self, step: int, tokens: int) -> str:
         """The line for a run that `stop_after` ended."""
-        total = sum(self.plan.mixture.phase_samples) * self.recipe.seq_len
         return (
             f"stop_after {self.recipe.stop_after:,} ended the run at step {step}, "
-            f"{tokens:,} of {total:,} tokens; raise it to train on"
+            f"{tokens:,} of {self.plan.mixture.total_tokens:,} tokens; raise it to train on"
         )
 
     def _open_session(self) -> Session:
@@ -135,7 +134,7 @@ class PhaseRunner:
                 engine,
                 plan.validation,
                 recipe,
-                plan.layout.micro_batch_size,
+                self._validation_micro_batch(),
                 World(group, self.world.local_rank, plan.layout.data_parallel_size),
                 baselines(checkpoint),
                 stop_requested=lambda: self.signals.stop_requested,
@@ -162,6 +161,11 @@ class PhaseRunner:
             session.evaluate()
             step_log.write_if_due(state)
         return session
+
+    def _validation_micro_batch(self) -> int:
+        """Windows of validation text in a forward pass: no more tokens than in one of training."""
+        length = self.recipe.seq_len_of(self.plan.decision.state.phase)
+        return max(1, self.plan.layout.micro_batch_size * length // self.recipe.seq_len)
 
     def _validation_is_missing(self) -> bool:
         """Whether the position that the phase starts from is still to be scored: the same on every rank.
@@ -228,7 +232,6 @@ class PhaseRunner:
         return Loader(
             plan.mixture,
             plan.stores,
-            seq_len=self.recipe.seq_len,
             micro_batch_size=plan.layout.micro_batch_size,
             rank=group,
             world_size=plan.layout.data_parallel_size,
@@ -240,7 +243,9 @@ class PhaseRunner:
         """A meter that starts now."""
         device_peak = peak_flops(collectives.device_name(), self.recipe.model.dtype)
         return Throughput(
-            flops_per_token=flops_per_token(self.plan.model_config, self.recipe.seq_len),
+            flops_per_token=flops_per_token(
+                self.plan.model_config, self.recipe.seq_len_of(self.plan.decision.state.phase)
+            ),
             peak_flops=device_peak and device_peak * self.world.world_size,
         )
 

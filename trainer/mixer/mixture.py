@@ -286,8 +286,8 @@ class Mixture:
         for phase in range(1, at[0] + 1):
             if self.orders[phase].ends_epoch(self.orders[phase - 1], number):
                 fix += (
-                    f"; phases.{phase} reads longer samples than the source's order was made for, so it begins "
-                    "another epoch: let it take from a source of its own"
+                    f"; phases.{phase} reads longer samples than the source's order was made for, so it "
+                    "begins another epoch: let it take from a source of its own"
                 )
         return UserError(
             f"is not enough: the source's {samples:,} samples ({samples * order.lengths[number]:,} tokens) "

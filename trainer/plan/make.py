@@ -29,6 +29,7 @@ from trainer.plan.checks import (
     newest_checkpoint,
     refuse_another_run,
     unmeasured,
+    validation_windows,
 )
 from trainer.plan.data import (
     check_one_tokenizer,
@@ -121,6 +122,7 @@ def make_plan(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> P
             *inputs.remarks,
             *trained_on(recipe, inputs.stores, inputs.validation),
             *unmeasured(recipe, inputs.validation, checkpoint),
+            *validation_windows(recipe),
         ),
         generation=generation_of(recipe, checkpoint),
         data=data,

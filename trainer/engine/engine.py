@@ -139,7 +139,7 @@ class Engine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        micro_batches = [micro.cut(*self._part) for micro in micro_batches]
+        micro_batches = [self._own(micro) for micro in micro_batches]
         targets = sum(int((micro.targets >= 0).sum()) for micro in micro_batches)
         agreed = collectives.all_reduce_sum(torch.tensor([float(targets), float(stop)], dtype=torch.float64))
         scale = self.world_size / float(agreed[0])
@@ -181,9 +181,13 @@ class Engine:
     def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return nats and target tokens of each row of an evaluation batch (of its part), [micro] each."""
         self.engine.eval()
-        _, nats, targets = self.engine(*self._to_device(micro.cut(*self._part)))
+        _, nats, targets = self.engine(*self._to_device(self._own(micro)))
         self.engine.train()
         return nats.double(), targets.double()
+
+    def _own(self, micro: MicroBatch) -> MicroBatch:
+        """This rank's part of the rows, where ranks share them."""
+        return micro if self._part[1] == 1 else micro.cut(*self._part)
 
     def _to_device(self, micro: MicroBatch) -> Iterable[torch.Tensor | None]:
         for array in (micro.input_ids, micro.targets, micro.positions):

@@ -30,8 +30,6 @@ class MicroBatch:
         Each position is beside its target already, so none is lost between two parts. Rows that do not
         divide are padded at their end: padding has no target, and nothing that has one attends to it.
         """
-        if parts == 1:
-            return self
         width = -(-self.input_ids.shape[1] // parts)
         padding = ((0, 0), (0, width * parts - self.input_ids.shape[1]))
         own = slice(part * width, (part + 1) * width)

@@ -79,7 +79,7 @@ class PhaseOrder:
         return np.array(uses, np.int64)
 
     def ends_epoch(self, other: PhaseOrder, at: int) -> bool:
-        """Tell whether whole windows of a phase before are no windows of this one, for a source by number."""
+        """Tell whether a phase before read a source, by its number, in windows of another size."""
         windows = [int(one.windows[at] * one.lengths[at]) for one in (self, other)]
         return self.orders[at] != "sequential" and windows[0] != windows[1]
 

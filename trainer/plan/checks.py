@@ -135,7 +135,7 @@ def validation_windows(recipe: Recipe) -> Iterator[str]:
     lengths = {recipe.seq_len_of(phase) for phase in range(len(recipe.phases))}
     if lengths != {recipe.seq_len} and (recipe.validation.upstream or recipe.validation.downstream):
         yield (
-            f"validation: scores of every phase are of windows of seq_len {recipe.seq_len:,}, so that forgetting "
+            f"validation: every phase is scored in windows of seq_len {recipe.seq_len:,}, so that forgetting "
             "is measured on one scale; `rewarm eval --seq-len` scores longer windows"
         )
 

@@ -108,6 +108,7 @@ class SequencePart(CausalLM):
         return masks
 
 
+@torch.compiler.disable  # compiled layers stop for the exchange in any case
 def attend(
     module: Any,
     query: Tensor,

@@ -284,7 +284,9 @@ class Mixture:
         wanted = self.epochs(last, self.phase_samples[last])[name]
         fix = f"the plan uses {wanted:.4g} epochs: raise it, lower the source's weight, or train less"
         for phase in range(1, at[0] + 1):
-            if self.orders[phase].ends_epoch(self.orders[phase - 1], number):
+            before = self.orders[phase - 1]
+            inside = self._ended(phase - 1)[number] % before.samples[number]
+            if inside and self.orders[phase].ends_epoch(before, number):
                 fix += (
                     f"; phases.{phase} reads longer samples than the source's order was made for, so it "
                     "begins another epoch: let it take from a source of its own"

@@ -146,6 +146,17 @@ def test_a_longer_phase_that_was_not_planned_begins_another_epoch():
     assert {epoch for _, epoch, _ in stretches(added, 1)} == {1}
     with pytest.raises(UserErrors, match=r"sources\.a\.max_epochs: '1' .* phases\.1 reads longer samples"):
         run_with(64, before, "max_epochs: 1").check_epochs()
+    # A source that only the longer phase takes from runs out like any other.
+    with pytest.raises(UserErrors) as caught:
+        mixture_of(
+            {"a": 320, "b": 20},
+            ["a: 1", "b: 1"],
+            samples=[100, 100],
+            lengths=[16, 64],
+            options={"b": "max_epochs: 1"},
+            global_batch_size=BATCH,
+        ).check_epochs()
+    assert "longer samples" not in str(caught.value)
     # A shorter one needs nothing of the kind: its samples divide the windows.
     assert run_with(4, before).consumed(1, 0) == {"a": 400}
 

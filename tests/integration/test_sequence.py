@@ -26,7 +26,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     worker = str(Path(__file__).with_name("sequence_worker.py"))
     done = subprocess.run(
         [*runs.launcher(4), worker, str(out)],
-        env=runs.environment(), capture_output=True, text=True, timeout=500, check=False,
+        env=runs.environment(), capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return torch.load(out, weights_only=False)
@@ -98,7 +98,7 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             runs.Job(tree(data, folder / f"{before}-{now}-{ranks}", now), after=(folder / str(before), 2))
             for before, now in ways
         ]
-        done = runs.launch_several(folder, [*saved, *jobs] if ranks == 4 else jobs, ranks)
+        done = runs.launch_several(folder, [*saved, *jobs] if ranks == 4 else jobs, ranks, timeout=900)
         assert {job["status"] for job in done} == {0}
     return folder
 

@@ -164,7 +164,6 @@ def ours_read(folder: str, mask: str, batches: int) -> dict[str, float]:
     loader = Loader(
         mixture,
         stores,
-        seq_len=SEQ_LEN,
         micro_batch_size=8,
         rank=0,
         world_size=1,

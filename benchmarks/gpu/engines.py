@@ -140,7 +140,6 @@ def loader_of(recipe: Recipe, store: TokenStore, layout: Layout) -> Loader:
     return Loader(
         mixture,
         {"noise": store},
-        seq_len=recipe.seq_len,
         micro_batch_size=layout.micro_batch_size,
         rank=collectives.rank() if layout.world_size > 1 else 0,
         world_size=layout.world_size,

@@ -5,8 +5,21 @@ from trainer.mixer.mixture import Mixture, SourceSize
 from trainer.recipe import load
 
 
-def recipe_of(sources, mixtures, *, samples, seq_len=16, global_batch_size=1, seed=0, options=None, **fields):
+def recipe_of(
+    sources,
+    mixtures,
+    *,
+    samples,
+    seq_len=16,
+    global_batch_size=1,
+    seed=0,
+    options=None,
+    lengths=None,
+    **fields,
+):
     """A recipe with sources {name: role} and a mixture for each phase of so many samples.
+
+    `lengths` are the seq_len of the phases, if they have other ones; samples are counted in `seq_len` still.
 
     A mixture is written as in a recipe, without its braces: `zh: 3/4, en: 1/4`; a list of them is segments.
     `options` are further fields of a source.
@@ -36,6 +49,7 @@ def recipe_of(sources, mixtures, *, samples, seq_len=16, global_batch_size=1, se
             f"    tokens: {length * seq_len}",
             "    schedule: {kind: constant, max_lr: 1e-3}",
             f"    mixture: [{', '.join(f'{{{segment}}}' for segment in segments)}]",
+            *([f"    seq_len: {lengths[number]}"] if lengths else []),
         ]
     return load.parse_recipe("\n".join(lines))
 

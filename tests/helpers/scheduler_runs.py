@@ -53,10 +53,11 @@ def recipe(*phases, edits=(), **fields):
 def data(run, **fingerprints):
     """What the mixer says of each phase; sources' fingerprints are their names, unless told otherwise."""
     found = []
-    for phase in run.phases:
+    for number, phase in enumerate(run.phases):
+        length = run.seq_len_of(number)
         segments = tuple(
             SegmentDescription(
-                one.start // run.seq_len, {name: str(weight) for name, weight in one.weights.items()}
+                one.start // length, {name: str(weight) for name, weight in one.weights.items()}
             )
             for one in phase.mixture
         )
@@ -65,7 +66,7 @@ def data(run, **fingerprints):
             name: SourceDescription(fingerprints.get(name, name), 10**6, place, "shuffled")
             for place, name in enumerate(used)
         }
-        found.append(MixtureDescription(1, run.seed, run.seq_len, segments, sources, {}))
+        found.append(MixtureDescription(1, run.seed, length, segments, sources, {}))
     return found
 
 
@@ -78,7 +79,8 @@ def begun(run, base=None, **fingerprints):
 
 def trained(state, steps, *, skip=()):
     """The state after so many more steps of the phase, those numbered in `skip` being skipped."""
-    batch = state.settings["global_batch_size"]
+    step = state.settings["global_batch_size"] * state.settings["seq_len"]
+    batch = step // state.running.data.seq_len
     for number in range(steps):
         state = state.after_step(batch, lr=state.next_lr, trained=number not in skip)
     return state

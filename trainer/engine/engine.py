@@ -94,8 +94,13 @@ class Engine:
         groups: list[dict[str, Any]],
         config: dict[str, Any],
         optimizer: Optimizer,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
-        """Shard `model`; `groups` are those of `trainable.parameter_groups`."""
+        """Shard `model`; `groups` are those of `trainable.parameter_groups`.
+
+        `part` is which part of every sample, of how many, this rank computes.
+        """
+        self._part = part
         self.stage = stage(config)
         self._config = config
         self.clip = optimizer.grad_clip
@@ -126,7 +131,7 @@ class Engine:
     def train_step(
         self, micro_batches: Sequence[MicroBatch], lr: float, sources: int, seed: int, stop: bool
     ) -> StepResult:
-        """Make one optimizer step over the global batch; `micro_batches` are this rank's part of it.
+        """Make one optimizer step over the global batch; `micro_batches` are this rank's samples of it.
 
         Losses are divided by the global number of target tokens, so that the step is the same
         however the batch is cut among ranks and micro batches. `seed` is the step's; every micro batch of
@@ -134,6 +139,7 @@ class Engine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
+        micro_batches = [self._own(micro) for micro in micro_batches]
         targets = sum(int((micro.targets >= 0).sum()) for micro in micro_batches)
         agreed = collectives.all_reduce_sum(torch.tensor([float(targets), float(stop)], dtype=torch.float64))
         scale = self.world_size / float(agreed[0])
@@ -173,11 +179,15 @@ class Engine:
 
     @torch.no_grad()
     def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return nats and target tokens of each row of an evaluation batch, [micro] each."""
+        """Return nats and target tokens of each row of an evaluation batch (of its part), [micro] each."""
         self.engine.eval()
-        _, nats, targets = self.engine(*self._to_device(micro))
+        _, nats, targets = self.engine(*self._to_device(self._own(micro)))
         self.engine.train()
         return nats.double(), targets.double()
+
+    def _own(self, micro: MicroBatch) -> MicroBatch:
+        """This rank's part of the rows, where ranks share them."""
+        return micro if self._part[1] == 1 else micro.cut(*self._part)
 
     def _to_device(self, micro: MicroBatch) -> Iterable[torch.Tensor | None]:
         for array in (micro.input_ids, micro.targets, micro.positions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from tokenization.errors import UserError
 from trainer.recipe.schema import Recipe
@@ -13,39 +14,66 @@ MOST_SHOWN = 1024
 
 @dataclass(frozen=True)
 class Layout:
-    """`global_batch_size = micro_batch_size * gradient_accumulation_steps * world_size`."""
+    """`global_batch_size = micro_batch_size * gradient_accumulation_steps * data_parallel_size`."""
 
     world_size: int
     micro_batch_size: int
     gradient_accumulation_steps: int
+    sequence_parallel_size: int = 1
+    """Ranks that hold the parts of the same samples; they follow each other."""
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Groups of ranks, each with samples of its own."""
+        return self.world_size // self.sequence_parallel_size
+
+    def place(self, rank: int) -> tuple[int, int]:
+        """Return the group that a rank belongs to, and the part of every sample that it holds."""
+        return divmod(rank, self.sequence_parallel_size)
 
 
-def layout(recipe: Recipe, world_size: int, largest_micro_batch: int) -> Layout:
-    """Derive the accumulation steps; `micro_batch_size: auto` takes the largest divisor that fits in memory.
+def layout(recipe: Recipe, world_size: int, largest_micro_batch: int, phase: int = 0) -> Layout:
+    """Derive a phase's accumulation steps; `micro_batch_size: auto` takes the largest divisor that fits.
+
+    `largest_micro_batch` samples fit in memory. In a phase whose samples are longer or shorter than the
+    recipe's a `micro_batch_size` is understood in tokens, and is as large a divisor as they allow.
 
     Raises:
-        UserError: the global batch cannot be divided evenly; the fix names sizes that can.
+        UserError: the ranks or the global batch cannot be divided evenly; the fix names sizes that can.
     """
-    batch = recipe.global_batch_size
-    if batch % world_size:
-        below = batch - batch % world_size
-        near = [size for size in (below, below + world_size) if size]
+    batch, parts = recipe.batch_of(phase), recipe.sequence_parallel_size
+    length = recipe.seq_len_of(phase)
+    if world_size % parts:
+        sizes = [size for size in range(1, min(world_size, MOST_SHOWN) + 1) if world_size % size == 0]
         raise UserError(
-            f"does not divide evenly among {world_size} ranks",
+            f"does not divide the {world_size} ranks",
+            field="sequence_parallel_size",
+            value=parts,
+            fix=f"use one of {sizes}, or a multiple of {parts} ranks",
+        )
+    groups = world_size // parts
+    who = f"{groups} ranks" if parts == 1 else f"{groups} groups of {parts} ranks"
+    if batch % groups:
+        step = (groups * Fraction(length, recipe.seq_len)).numerator
+        below = recipe.global_batch_size - recipe.global_batch_size % step
+        near = [size for size in (below, below + step) if size]
+        samples = "" if length == recipe.seq_len else f"makes {batch} samples of {length:,} tokens, which "
+        raise UserError(
+            f"{samples}does not divide evenly among {who}",
             field="global_batch_size",
-            value=batch,
+            value=recipe.global_batch_size,
             fix=f"use {' or '.join(map(str, near))}, or a world size that divides it",
         )
-    rows = batch // world_size
-    largest = min(max(largest_micro_batch, 1), rows)
-    fitting = next(size for size in range(largest, 0, -1) if rows % size == 0)
-    micro = fitting if recipe.micro_batch_size == "auto" else recipe.micro_batch_size
-    if rows % micro:
+    rows, given = batch // groups, recipe.micro_batch_size
+    if given != "auto" and length == recipe.seq_len and rows % given:
         fits = [size for size in range(1, min(rows, MOST_SHOWN) + 1) if rows % size == 0]
         raise UserError(
-            f"does not divide the {rows} samples that each of {world_size} ranks has in a step",
+            f"does not divide the {rows} samples that each of {who} has in a step",
             field="micro_batch_size",
-            value=micro,
+            value=given,
             fix=f"use one of {fits}, or auto",
         )
-    return Layout(world_size, micro, rows // micro)
+    fitting = largest_micro_batch if given == "auto" else given * recipe.seq_len // length
+    largest = min(max(fitting, 1), rows)
+    micro = next(size for size in range(largest, 0, -1) if rows % size == 0)
+    return Layout(world_size, micro, rows // micro, parts)

@@ -24,6 +24,22 @@ class MicroBatch:
     positions: Ints | None = None
     """[micro_batch_size, seq_len]: place within the document, or since the row's start; None: no mask."""
 
+    def cut(self, part: int, parts: int) -> MicroBatch:
+        """Return the rows' part number `part` of `parts` equal ones; the positions stay those of whole rows.
+
+        Each position is beside its target already, so none is lost between two parts. Rows that do not
+        divide are padded at their end: padding has no target, and nothing that has one attends to it.
+        """
+        width = -(-self.input_ids.shape[1] // parts)
+        padding = ((0, 0), (0, width * parts - self.input_ids.shape[1]))
+        own = slice(part * width, (part + 1) * width)
+        return MicroBatch(
+            np.pad(self.input_ids, padding)[:, own],
+            np.pad(self.targets, padding, constant_values=-100)[:, own],
+            self.source,
+            None if self.positions is None else np.pad(self.positions, padding),
+        )
+
 
 def document_places(tokens: NDArray[np.integer[Any]], eos_id: int) -> Ints:
     """Return each token's place within its document, for rows of tokens: [rows, length], both.

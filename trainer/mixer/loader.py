@@ -31,7 +31,6 @@ class Loader:
         mixture: Mixture,
         stores: Mapping[str, TokenStore],
         *,
-        seq_len: int,
         micro_batch_size: int,
         rank: int,
         world_size: int,
@@ -39,7 +38,7 @@ class Loader:
         eos_id: int,
     ) -> None:
         self._mixture, self._stores = mixture, [stores.get(name) for name in mixture.names]
-        self._seq_len, self._micro_batch_size = seq_len, micro_batch_size
+        self._micro_batch_size = micro_batch_size
         self._rank, self._world_size = rank, world_size
         self._document_mask, self._eos_id = document_mask, eos_id
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewarm-loader")
@@ -72,7 +71,13 @@ class Loader:
         """Return where the next batch begins if none is skipped; None after the last."""
         if position < self._mixture.phase_samples[phase]:
             return phase, position
-        return (phase + 1, 0) if phase + 1 < len(self._mixture.phase_samples) else None
+        if phase + 1 == len(self._mixture.phase_samples) or self._length(phase + 1) != self._length(phase):
+            return None  # the next phase has batches of another size
+        return phase + 1, 0
+
+    def _length(self, phase: int) -> int:
+        """The tokens of a sample."""
+        return self._mixture.orders[phase].seq_len
 
     def _read(self, phase: int, position: int, size: int) -> tuple[list[MicroBatch], int]:
         rows, left = divmod(size, self._world_size)
@@ -86,7 +91,7 @@ class Loader:
         batch = self._mixture.batch(phase, position, size)
         checksum = zlib.crc32(batch.index.tobytes(), zlib.crc32(batch.source.tobytes()))
         source = batch.source[own]
-        tokens = self._tokens(source, batch.index[own])
+        tokens = self._tokens(source, batch.index[own], self._length(phase))
         inputs, targets = tokens[:, :-1].astype(np.int64), tokens[:, 1:].astype(np.int64)
         positions = None
         if self._document_mask == "causal_per_document":
@@ -100,9 +105,9 @@ class Loader:
         ]
         return micro_batches, checksum
 
-    def _tokens(self, source: Ints, index: Ints) -> NDArray[np.int32]:
+    def _tokens(self, source: Ints, index: Ints, seq_len: int) -> NDArray[np.int32]:
         """Read the rows' tokens: [rows, seq_len + 1]; each source once, from front to back."""
-        tokens = np.empty((len(source), self._seq_len + 1), np.int32)
+        tokens = np.empty((len(source), seq_len + 1), np.int32)
         for number in np.unique(source):
             rows = np.flatnonzero(source == number)
             rows = rows[np.argsort(index[rows])]
@@ -110,7 +115,7 @@ class Loader:
             if store is None:
                 raise UserError("is read, and its shards are gone", field=where, fix="put them back")
             try:
-                tokens[rows] = store.read_samples(index[rows], self._seq_len)
+                tokens[rows] = store.read_samples(index[rows], seq_len)
             except OSError as error:
                 raise InfrastructureError(f"{where}: cannot be read ({error})") from error
         return tokens

@@ -3,7 +3,7 @@
 `Mixture.samples(phase, i, i + 1)` gives sample i of a phase, whatever the batch size, world size or machine.
 Four steps lead to it, each in constant time and with nothing stored per sample: the segment of the phase →
 the source, and how many of its samples came before in the segment (`interleave`) → plus those that earlier
-segments and phases used → epoch, and place in the epoch's order (`permutation`).
+segments and phases used → epoch, and place in the epoch's order (`order`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from tokenization.errors import UserError, UserErrors
 from tokenization.shards.store import TokenStore
 from trainer.mixer.description import MixtureDescription, PastPhase, SegmentDescription, SourceDescription
 from trainer.mixer.interleave import Period, period
-from trainer.mixer.permutation import Ints, key_of, permute, permute_blocks, subkeys
+from trainer.mixer.order import order_problems, phase_orders
+from trainer.mixer.permutation import Ints, key_of, permute
 from trainer.mixer.weights import weights_of
 from trainer.recipe.schema import Recipe, Source
 
@@ -81,21 +82,19 @@ class Mixture:
         self.names: tuple[str, ...] = tuple(recipe.sources)
         self.sources: tuple[Source, ...] = tuple(recipe.sources.values())
         self.sizes: tuple[SourceSize, ...] = tuple(sizes[name] for name in self.names)
-        self.seed, self.seq_len = recipe.seed, recipe.seq_len
+        self.seed = recipe.seed
         self.phase_names: tuple[str, ...] = tuple(phase.name for phase in recipe.phases)
         self.spans: tuple[tuple[ResolvedSegment, ...], ...] = tuple(map(tuple, spans))
         self.phase_samples: tuple[int, ...] = tuple(_lengths(recipe, past))
         self._past = tuple(past)
-        self._samples: Ints = np.array([size.samples for size in self.sizes], np.int64)
+        self.orders = phase_orders(
+            recipe,
+            {name: size.samples for name, size in sizes.items()},
+            {name: size.tokens for name, size in sizes.items()},
+            _used_sources(spans),
+            past,
+        )
         self._keys = np.array([key_of("source", self.seed, name) for name in self.names], np.uint64)
-        self._blocks: Ints = np.array([source.block for source in self.sources], np.int64)
-        self._offsets: Ints = np.array([source.offset for source in self.sources], np.int64)
-        limits = [self.limit(name) for name in self.names]
-        self._limits: Ints = np.array([2**62 if cap is None else min(cap, 2**62) for cap in limits], np.int64)
-        self._orders = {
-            order: np.array([source.order == order for source in self.sources])
-            for order in sorted({source.order for source in self.sources})
-        }
         self._known_bases: dict[int, list[Ints]] = {}
 
     @classmethod
@@ -126,13 +125,17 @@ class Mixture:
                         "lower it, or remove the segment",
                     )
                     problems.append(UserError(what, field=f"{field}.from", value=segment.start, fix=fix))
-                start = -(-segment.start // recipe.seq_len)  # the first sample without a token before it
+                # The first sample without a token before it.
+                start = -(-segment.start // recipe.seq_len_of(number))
                 try:
                     begun_with = past[number].data.sources if number < len(past) else None
                     weights = weights_of(segment, recipe.sources, samples, field, begun_with)
                     spans[number].append(ResolvedSegment(start, weights))
                 except UserError as error:
                     problems.append(error)
+        if not problems:
+            tokens = {name: size.tokens for name, size in sizes.items()}
+            problems += order_problems(recipe, tokens, _used_sources(spans), len(past))
         if problems:
             raise UserErrors(problems)
         return cls(recipe, sizes, spans, past)
@@ -151,7 +154,7 @@ class Mixture:
                 chosen, ordinal = span.period.at(np.arange(begin, last) - span.start)
                 source[begin - start : last - start] = chosen
                 use[begin - start : last - start] = base[chosen] + ordinal
-        return self._locate(source, use)
+        return self._locate(phase, source, use)
 
     def batch(self, phase: int, position: int, size: int) -> Samples:
         """Return the rows of the global batch [position, position + size): its samples, shuffled.
@@ -179,38 +182,41 @@ class Mixture:
         return MixtureDescription(
             MIXTURE_VERSION,
             self.seed,
-            self.seq_len,
+            self.orders[phase].seq_len,
             tuple(segments),
-            {name: self._describe_source(name, place) for place, name in enumerate(used)},
+            {name: self._describe_source(phase, name, place) for place, name in enumerate(used)},
             self._began(phase),
         )
 
-    def _describe_source(self, name: str, place: int) -> SourceDescription:
-        number = self.names.index(name)
-        source, size = self.sources[number], self.sizes[number]
+    def _describe_source(self, phase: int, name: str, place: int) -> SourceDescription:
+        number, order = self.names.index(name), self.orders[phase]
+        source, window = self.sources[number], int(order.windows[number])
         return SourceDescription(
-            size.fingerprint,
-            size.samples,
+            self.sizes[number].fingerprint,
+            int(order.samples[number]),
             place,
             source.order,
-            source.block if source.order == "blocks" else None,
-            source.offset if source.order == "sequential" else None,
+            window if source.order == "blocks" or window > 1 else None,
+            int(order.offsets[number]) if source.order == "sequential" else None,
         )
 
-    def limit(self, name: str) -> int | None:
-        """Return how many samples of a source may be used in all; None without a limit."""
+    def limit(self, name: str) -> Fraction | None:
+        """Return how many samples of the recipe's `seq_len` a source may give; None without a limit."""
         number = self.names.index(name)
         cap = self.sources[number].max_epochs
-        return None if cap is None else int(cap * self.sizes[number].samples)
+        return None if cap is None else cap * self.sizes[number].samples
 
-    def find_use(self, name: str, use: int) -> tuple[int, int] | None:
+    def find_use(self, name: str, use: Fraction | int) -> tuple[int, int] | None:
         """Find the phase, and the sample within it, that is the `use`-th use (from 0) of a source.
 
-        None if the source is not used that often.
+        None if the source is not used that often. Uses are counted in samples of the recipe's `seq_len`; in a
+        phase with another one, as many are meant as are the same share of an epoch.
         """
         number = self.names.index(name)
         running = max(len(self._past) - 1, 0)  # what came before is recorded, not planned
+        epochs = Fraction(use) / self.sizes[number].samples
         for phase in range(running, len(self.phase_samples)):
+            use = int(epochs * int(self.orders[phase].samples[number]))
             if self._used(phase, self.phase_samples[phase])[number] <= use:
                 continue
             for span, base, end in self._stretches(phase):
@@ -222,7 +228,30 @@ class Mixture:
 
     def token_of(self, phase: int, i: int) -> int:
         """Return the tokens that the run has consumed before sample i of a phase, as planned."""
-        return (sum(self.phase_samples[:phase]) + i) * self.seq_len
+        lengths = [order.seq_len for order in self.orders]
+        before = zip(self.phase_samples[:phase], lengths[:phase], strict=True)
+        return sum(samples * length for samples, length in before) + i * lengths[phase]
+
+    @property
+    def total_tokens(self) -> int:
+        """The tokens of the whole run, as planned."""
+        return self.token_of(len(self.phase_samples) - 1, self.phase_samples[-1])
+
+    def drawn(self, phase: int, i: int) -> dict[str, tuple[int, int]]:
+        """Count the samples and the tokens of each source that the run has taken when i samples are done."""
+        samples, tokens = np.zeros(len(self.names), np.int64), np.zeros(len(self.names), np.int64)
+        for number in range(phase + 1):
+            # All that is recorded before the first phase counts, in its unit.
+            began = self._bases(number)[0] if number else np.zeros_like(samples)
+            part = self._ended(number) if number < phase else self._used(phase, i)
+            samples += part - began
+            tokens += (part - began) * self.orders[number].lengths
+        return dict(zip(self.names, zip(samples.tolist(), tokens.tolist(), strict=True), strict=True))
+
+    def epochs(self, phase: int, i: int) -> dict[str, float]:
+        """Count how often each source has been used up when i samples of a phase are done."""
+        used, sizes = self._used(phase, i).tolist(), self.orders[phase].samples.tolist()
+        return {name: used[at] / sizes[at] for at, name in enumerate(self.names)}
 
     def first_repeat(self) -> tuple[str, int] | None:
         """Find the first source that repeats a sample, and the token of the run at which it does."""
@@ -250,15 +279,24 @@ class Mixture:
 
     def _runs_out(self, name: str, at: tuple[int, int]) -> UserError:
         number = self.names.index(name)
-        samples = self.sizes[number].samples
-        last = len(self.phase_samples) - 1
-        wanted = self._used(last, self.phase_samples[last])[number] / samples
+        order, last = self.orders[at[0]], len(self.phase_samples) - 1
+        samples = int(order.samples[number])
+        wanted = self.epochs(last, self.phase_samples[last])[name]
+        fix = f"the plan uses {wanted:.4g} epochs: raise it, lower the source's weight, or train less"
+        for phase in range(1, at[0] + 1):
+            before = self.orders[phase - 1]
+            inside = self._ended(phase - 1)[number] % before.samples[number]
+            if inside and self.orders[phase].ends_epoch(before, number):
+                fix += (
+                    f"; phases.{phase} reads longer samples than the source's order was made for, so it "
+                    "begins another epoch: let it take from a source of its own"
+                )
         return UserError(
-            f"is not enough: the source's {samples:,} samples ({samples * self.seq_len:,} tokens) run out at "
-            f"token {self.token_of(*at):,} of the run, in phase {self.phase_names[at[0]]}",
+            f"is not enough: the source's {samples:,} samples ({samples * order.lengths[number]:,} tokens) "
+            f"run out at token {self.token_of(*at):,} of the run, in phase {self.phase_names[at[0]]}",
             field=f"sources.{name}.max_epochs",
             value=str(self.sources[number].max_epochs),
-            fix=f"the plan uses {wanted:.4g} epochs: raise it, lower the source's weight, or train less",
+            fix=fix,
         )
 
     def _stretches(self, phase: int) -> Iterator[tuple[ResolvedSegment, Ints, int | None]]:
@@ -282,13 +320,21 @@ class Mixture:
             elif phase == 0:
                 before = np.zeros(len(self.names), np.int64)
             else:
-                before = self._used(phase - 1, self.phase_samples[phase - 1])
+                ended = self._used(phase - 1, self.phase_samples[phase - 1])
+                before = self.orders[phase].after(self.orders[phase - 1], ended)
             bases = [before]
             spans = self.spans[phase]
             for span, after in pairwise(spans):
                 bases.append(bases[-1] + span.period.counts(after.start - span.start))
             self._known_bases[phase] = bases
         return self._known_bases[phase]
+
+    def _ended(self, phase: int) -> Ints:
+        """Count the uses at a phase's end, by the record of the next phase where there is one: [sources]."""
+        planned = self._used(phase, self.phase_samples[phase])
+        if phase + 1 >= len(self._past):
+            return planned
+        return np.where(self.orders[phase + 1].like(self.orders[phase]), self._bases(phase + 1)[0], planned)
 
     def _used(self, phase: int, i: int) -> Ints:
         """Count the uses of every source in the run when i samples of a phase are done: [sources]."""
@@ -299,26 +345,22 @@ class Mixture:
     def _named(self, counts: Ints) -> dict[str, int]:
         return dict(zip(self.names, counts.tolist(), strict=True))
 
-    def _locate(self, source: Ints, use: Ints) -> Samples:
+    def _locate(self, phase: int, source: Ints, use: Ints) -> Samples:
         """Find the sample and the epoch of the `use`-th use (from 0) of each source: [n] each."""
-        if (over := np.flatnonzero(use >= self._limits[source])).size:
+        order = self.orders[phase]
+        if (over := np.flatnonzero(use >= order.limits[source])).size:
             number = int(source[over[0]])
             field, value = f"sources.{self.names[number]}.max_epochs", str(self.sources[number].max_epochs)
             what, fix = "is reached: all samples of the source are used", "raise it, or end the phase earlier"
             raise UserError(what, field=field, value=value, fix=fix)
-        sizes = self._samples[source]
-        epoch, place = np.divmod(use, sizes)
-        keys = subkeys(self._keys[source], epoch)
-        index = np.empty_like(place)
-        for order, members in self._orders.items():
-            at = np.flatnonzero(members[source])
-            if order == "sequential":
-                index[at] = (place[at] + self._offsets[source[at]]) % sizes[at]
-            elif order == "blocks":
-                index[at] = permute_blocks(place[at], sizes[at], keys[at], self._blocks[source[at]])
-            else:
-                index[at] = permute(place[at], sizes[at], keys[at])
-        return Samples(source, index, epoch)
+        return Samples(source, *order.locate(source, use, self._keys))
+
+
+def _used_sources(spans: Sequence[Sequence[ResolvedSegment]]) -> list[list[bool]]:
+    """Tell for each phase which sources it takes from: [phases][sources]."""
+    return [
+        [any(weights) for weights in zip(*(span.weights for span in phase), strict=True)] for phase in spans
+    ]
 
 
 def _lengths(recipe: Recipe, past: Sequence[PastPhase]) -> Iterator[int]:

@@ -34,21 +34,22 @@ def account(mixture: Mixture) -> list[Usage]:
     """Return every source at the end of every phase, in the recipe's order."""
     rows = []
     for phase, samples in enumerate(mixture.phase_samples):
-        began = mixture.consumed(phase, 0)
         last = phase + 1 == len(mixture.phase_samples)
-        ended = mixture.consumed(phase, samples) if last else mixture.consumed(phase + 1, 0)
+        began = mixture.drawn(phase, 0)
+        ended = mixture.drawn(phase, samples) if last else mixture.drawn(phase + 1, 0)
+        epochs = mixture.epochs(phase, samples)
         targets = target_shares(mixture, phase, 0, samples)
-        for name, source, size in zip(mixture.names, mixture.sources, mixture.sizes, strict=True):
+        for name, source in zip(mixture.names, mixture.sources, strict=True):
             rows.append(
                 Usage(
                     phase=mixture.phase_names[phase],
                     source=name,
                     role=source.role,
                     share=targets[name],
-                    phase_tokens=(ended[name] - began[name]) * mixture.seq_len,
-                    tokens=ended[name] * mixture.seq_len,
-                    samples=ended[name],
-                    epochs=ended[name] / size.samples,
+                    phase_tokens=ended[name][1] - began[name][1],
+                    tokens=ended[name][1],
+                    samples=ended[name][0],
+                    epochs=epochs[name],
                     max_epochs=source.max_epochs,
                 )
             )
@@ -122,10 +123,11 @@ def source_shares(mixture: Mixture, start: int, stop: int) -> list[SourceShare]:
     """
     taken = dict.fromkeys(mixture.names, 0)
     wanted = dict.fromkeys(mixture.names, Fraction(0))
-    consumed = dict.fromkeys(mixture.names, 0)
+    epochs = dict.fromkeys(mixture.names, 0.0)
     for phase, begin, end in _windows(mixture, start, stop):
         targets = target_shares(mixture, phase, begin, end)
         before, consumed = mixture.consumed(phase, begin), mixture.consumed(phase, end)
+        epochs = mixture.epochs(phase, end)
         for name in mixture.names:
             taken[name] += consumed[name] - before[name]
             wanted[name] += targets[name] * (end - begin)
@@ -137,10 +139,10 @@ def source_shares(mixture: Mixture, start: int, stop: int) -> list[SourceShare]:
             share=taken[name] / length,
             target=wanted[name] / length,
             off_by=float(taken[name] - wanted[name]),
-            coverage=min(1.0, consumed[name] / size.samples),
-            epochs=consumed[name] / size.samples,
+            coverage=min(1.0, epochs[name]),
+            epochs=epochs[name],
         )
-        for name, size in zip(mixture.names, mixture.sizes, strict=True)
+        for name in mixture.names
     ]
 
 

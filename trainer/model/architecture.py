@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from tokenization.errors import UserError, UserErrors, did_you_mean
+from trainer.model.rope import context_problems, phase_configs, rope_type
 from trainer.model.trainable import phase_problems
-from trainer.recipe.numbers import exact
+from trainer.recipe.numbers import as_written
 from trainer.recipe.schema import Recipe
 from trainer.storage.hub import fetch_from_hub
 
@@ -39,15 +39,27 @@ are, only the base's own tokenizer can tell."""
 
 
 def check_config(
-    config: Mapping[str, Any], recipe: Recipe, vocab_size: int, known_pieces: int | None = None
+    config: Mapping[str, Any],
+    recipe: Recipe,
+    vocab_size: int,
+    known_pieces: int | None = None,
+    first: int = 0,
+    *,
+    begun: bool = False,
 ) -> list[UserError]:
-    """Find all that is wrong with a resolved config, and with what the phases train of the model.
+    """Find all that is wrong with a resolved config, and with what the phases make and train of the model.
 
     `vocab_size` is the number of the tokenizer's pieces, `known_pieces` that of the tokenizer that the base
-    was made with, if that is known.
+    was made with, if that is known. `first` and `begun` are those of `phase_configs`.
     """
+    try:
+        configs = dict(enumerate(phase_configs(recipe, config, first, begun=begun), first))
+    except UserError as problem:
+        return [problem]
     return [
         *_shape_problems(recipe, config),
+        *context_problems(recipe, configs),
+        *_sequence_problems(recipe, configs),
         *_vocabulary_problems(recipe, config, vocab_size, known_pieces),
         *_not_trainable(recipe, config),
         *phase_problems(recipe, config),
@@ -108,7 +120,7 @@ def _from_init(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
-    fields = {name: _number(value) for name, value in (recipe.model.init or {}).items()}
+    fields = {name: as_written(value) for name, value in (recipe.model.init or {}).items()}
     model_type = fields.pop("model_type", "llama")
     check_type(model_type, field="model.init.model_type")
     config_class = CONFIG_MAPPING[model_type]
@@ -152,21 +164,6 @@ def file_name(model_type: str, name: str) -> str:
     return EMBEDDINGS[model_type][1] if name == "lm_head.weight" else name
 
 
-def _number(value: Any) -> Any:
-    """Convert a number that the recipe keeps as text: to `int` if it is written whole, else to `float`."""
-    if isinstance(value, Mapping):
-        return {name: _number(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_number(inner) for inner in value]
-    if not isinstance(value, str):
-        return value
-    try:
-        number: Fraction = exact(value)
-    except ValueError:
-        return value
-    return int(number) if number.denominator == 1 and "." not in value else float(number)
-
-
 def check_type(model_type: Any, field: str, file: object = None) -> None:
     """Raise a UserError if `model_type` is not one that this trainer supports."""
     if model_type not in SUPPORTED:
@@ -177,15 +174,11 @@ def check_type(model_type: Any, field: str, file: object = None) -> None:
 def _shape_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[UserError]:
     """Find sizes that do not fit together, and an attention that cannot run here."""
     where = "model.base" if recipe.model.base else "model.init"
-    heads, context = config["num_attention_heads"], config.get("max_position_embeddings")
+    heads = config["num_attention_heads"]
     groups = config.get("num_key_value_heads") or heads
     if heads % groups:
         field, fix = f"{where}.num_key_value_heads", "choose a divisor of num_attention_heads"
         yield UserError(f"does not divide {heads} heads", field=field, value=groups, fix=fix)
-    if context and recipe.seq_len > context:
-        what = f"is above the model's max_position_embeddings {context}"
-        fix = "shorten seq_len, or extend the model's context first"
-        yield UserError(what, field="seq_len", value=recipe.seq_len, fix=fix)
     if recipe.model.attention == "flash_attention_2":
         field, value = "model.attention", "flash_attention_2"
         if importlib.util.find_spec("flash_attn") is None:
@@ -197,6 +190,38 @@ def _shape_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[UserE
     if recipe.model.loss == "liger" and importlib.util.find_spec("liger_kernel") is None:
         what, fix = "needs the package liger-kernel, which is not installed", "install it, or use auto"
         yield UserError(what, field="model.loss", value="liger", fix=fix)
+
+
+def _sequence_problems(recipe: Recipe, configs: Mapping[int, Mapping[str, Any]]) -> Iterator[UserError]:
+    """Find what does not divide among the ranks that share a sample, or depends on all of its positions."""
+    parts, field = recipe.sequence_parallel_size, "sequence_parallel_size"
+    if parts == 1:
+        return
+    for number in configs:
+        length = recipe.seq_len_of(number)
+        if length % parts and length not in [recipe.seq_len_of(before) for before in range(number)]:
+            where = "seq_len" if recipe.phases[number].seq_len is None else f"phases.{number}.seq_len"
+            near = (length - length % parts, length - length % parts + parts)
+            fix = f"use {' or '.join(str(size) for size in near if size)}"
+            yield UserError(f"does not divide into {parts} parts", field=where, value=length, fix=fix)
+    config = next(iter(configs.values()))
+    heads = config["num_attention_heads"]
+    groups = config.get("num_key_value_heads") or heads
+    fits = [size for size in range(1, heads + 1) if heads % size == 0 and _fit_keys(groups, size)]
+    if parts not in fits:
+        shown = f"{heads} heads" if heads == groups else f"{heads} heads and {groups} key and value heads"
+        what = f"does not divide the model's {shown} evenly"
+        yield UserError(what, field=field, value=parts, fix=f"use one of {fits}")
+    if kinds := {"dynamic", "longrope"} & {rope_type(one) for one in configs.values()}:
+        what = (
+            f"cannot be used with RoPE of type {min(kinds)}, which depends on the longest position in a pass"
+        )
+        yield UserError(what, field=field, value=parts, fix="use 1, or another RoPE")
+
+
+def _fit_keys(groups: int, parts: int) -> bool:
+    """Tell whether each of `parts` ranks gets as many key and value heads, or each head as many ranks."""
+    return groups % parts == 0 or parts % groups == 0
 
 
 def _vocabulary_problems(

@@ -41,6 +41,7 @@ def build_model(
     *,
     weights: bool = True,
     initialize: Callable[[Any], None] = lambda hf: hf.initialize_weights(),
+    wrap: Callable[..., CausalLM] = CausalLM,
 ) -> CausalLM:
     """Build the recipe's model for a tokenizer of `vocab_size` pieces, on the CPU, in `model.dtype`.
 
@@ -54,6 +55,7 @@ def build_model(
         vocab_size: pieces of the tokenizer.
         weights: False if a checkpoint is loaded next; the values are arbitrary then.
         initialize: draws a model's random weights by its architecture's rule.
+        wrap: `CausalLM`, or what takes the same arguments.
 
     Raises:
         UserError: the base's weights cannot be read, or some are missing.
@@ -74,7 +76,7 @@ def build_model(
         _draw(hf, recipe.seed, initialize)
     hf.config.use_cache = False
     loss = liger_cross_entropy if recipe.model.loss == "liger" else cross_entropy
-    causal = CausalLM(hf.train(), vocab_size, recipe.optimizer.z_loss, loss)
+    causal = wrap(hf.train(), vocab_size, recipe.optimizer.z_loss, loss)
     prepare_layers(hf, recipe.model)
     if recipe.model.compile:
         causal.gathered_whole = list({type(layer) for layer in decoder_layers(hf)})

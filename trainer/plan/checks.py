@@ -130,6 +130,16 @@ def unmeasured(
         yield f"{where} scored on another set ({changed}); restore that set, or start in a new run_dir"
 
 
+def validation_windows(recipe: Recipe) -> Iterator[str]:
+    """Note in which windows the validation sets are scored, if some phase has samples of another length."""
+    lengths = {recipe.seq_len_of(phase) for phase in range(len(recipe.phases))}
+    if lengths != {recipe.seq_len} and (recipe.validation.upstream or recipe.validation.downstream):
+        yield (
+            f"validation: every phase is scored in windows of seq_len {recipe.seq_len:,}, so that forgetting "
+            "is measured on one scale; `rewarm eval --seq-len` scores longer windows"
+        )
+
+
 def check_trained_patterns(config: Mapping[str, Any], recipe: Recipe, vocab_size: int) -> None:
     """Refuse patterns of `train` that match no parameter of the model."""
     if all(isinstance(phase.train, str) for phase in recipe.phases):

@@ -67,7 +67,7 @@ def sizes_of(
         for name, source in record.data.sources.items():
             if name in recipe.sources and name not in sizes:
                 tokens = source.samples * record.data.seq_len + 1
-                sizes[name] = SourceSize(source.samples, source.fingerprint, tokens)
+                sizes[name] = SourceSize((tokens - 1) // recipe.seq_len, source.fingerprint, tokens)
     return sizes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from trainer.metrics.services import check_services
 from trainer.mixer.description import MixtureDescription
 from trainer.mixer.mixture import Mixture
 from trainer.model import architecture
+from trainer.model.rope import phase_configs
 from trainer.plan.checks import (
     ErrorCollector,
     check_base_weights,
@@ -27,6 +29,7 @@ from trainer.plan.checks import (
     newest_checkpoint,
     refuse_another_run,
     unmeasured,
+    validation_windows,
 )
 from trainer.plan.data import (
     check_one_tokenizer,
@@ -37,7 +40,7 @@ from trainer.plan.data import (
     used_up,
 )
 from trainer.plan.memory import Memory, estimate
-from trainer.plan.past import changed_base, generation_of, own_config
+from trainer.plan.past import changed_base, generation_of, own_config, phase_now
 from trainer.plan.tokenizer import check_as_trained, compare_with_base, known_pieces, with_tokenizer
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.decide import decide
@@ -53,7 +56,7 @@ class Inputs:
     preset: dict[str, Any]
     """The ds_config as written: how memory is split."""
     model_config: dict[str, Any]
-    """Fields of the Hugging Face config."""
+    """Fields of the Hugging Face config, as the phase that is trained next has them."""
     vocab_size: int
     """Pieces of the tokenizer."""
     stores: dict[str, TokenStore]
@@ -119,6 +122,7 @@ def make_plan(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> P
             *inputs.remarks,
             *trained_on(recipe, inputs.stores, inputs.validation),
             *unmeasured(recipe, inputs.validation, checkpoint),
+            *validation_windows(recipe),
         ),
         generation=generation_of(recipe, checkpoint),
         data=data,
@@ -143,18 +147,24 @@ def _read_inputs(recipe: Recipe, state: RunState | None, checkpoint: manifest.Ch
     check(lambda: check_one_tokenizer(recipe, stores(), validation(), tokenizer()))
     check(lambda: check_as_trained(recipe, tokenizer(), checkpoint))
     own = check(lambda: own_config(checkpoint))
-    config = check(lambda: _model_config(recipe, tokenizer(), own()))
+    now, begun = phase_now(recipe, state)
+    config = check(lambda: _model_config(recipe, tokenizer(), own(), now, begun))
     remarks = check(
         lambda: (
             compare_with_base(recipe, config(), tokenizer())
             if own() is None
-            else list(changed_base(recipe, config()))
+            else list(changed_base(recipe, config(), state))
         )
     )
     check.raise_problems()
     return Inputs(
         preset(),
-        with_tokenizer(recipe, config(), tokenizer(), begun=own() is not None),
+        with_tokenizer(
+            recipe,
+            next(phase_configs(recipe, config(), now, begun=begun)),
+            tokenizer(),
+            begun=own() is not None,
+        ),
         tokenizer().size,
         stores(),
         validation(),
@@ -173,38 +183,52 @@ def _fit(recipe: Recipe, inputs: Inputs, world_size: int, state: RunState | None
     if state is None:
         check(lambda: check_base_weights(recipe, inputs.model_config))
     check.raise_problems()
-    memory = _memory(recipe, inputs, world_size)
+    now, _ = phase_now(recipe, state)
+    memory = _memory(recipe, inputs, world_size, recipe.seq_len_of(now))
+    largest = memory.largest_micro_batch(available_bytes(world_size))
     check(lambda: check_trained_patterns(inputs.model_config, recipe, inputs.vocab_size))
-    layout = check(
-        lambda: layout_.layout(recipe, world_size, memory.largest_micro_batch(available_bytes(world_size)))
-    )
+    layout = check(lambda: layout_.layout(recipe, world_size, largest, now))
+    for phase in range(now + 1, len(recipe.phases)):
+        if recipe.seq_len_of(phase) != recipe.seq_len_of(phase - 1):
+            check(partial(layout_.layout, recipe, world_size, largest, phase))
     check(lambda: ds_config.complete(inputs.preset, recipe, layout(), inputs.model_config))
     # The past is what the checkpoint recorded, and not what the recipe now says of it.
     sizes = sizes_of(recipe, inputs.stores, state)
     mixture = check(lambda: Mixture.from_recipe(recipe, sizes, state.past() if state else ()))
-    if state is None or state.settings["seq_len"] == recipe.seq_len:
+    if state is None or _same_lengths(recipe, state):
         check(lambda: mixture().check_epochs())  # another seq_len is refused: uses cannot be counted with it
     check.raise_problems()
     return Fit(memory, layout(), mixture())
 
 
-def _model_config(recipe: Recipe, tokenizer: Tokenizer, own: dict[str, Any] | None) -> dict[str, Any]:
-    """Check the model's config: the run's `own`, from its checkpoint, else that of the base or of `init`."""
+def _same_lengths(recipe: Recipe, state: RunState) -> bool:
+    """Tell whether the phases that have begun have the seq_len that they began with."""
+    begun = enumerate(state.phases[: len(recipe.phases)])
+    return all(record.data.seq_len == recipe.seq_len_of(number) for number, record in begun)
+
+
+def _model_config(
+    recipe: Recipe, tokenizer: Tokenizer, own: dict[str, Any] | None, now: int, begun: bool
+) -> dict[str, Any]:
+    """Check the model's config: the run's `own`, from its checkpoint, else that of the base or of `init`.
+
+    `now` and `begun` are those of `phase_now`.
+    """
     config = architecture.resolve_config(recipe, tokenizer.size) if own is None else own
     known = known_pieces(recipe, config, tokenizer)
-    if problems := architecture.check_config(config, recipe, tokenizer.size, known):
+    if problems := architecture.check_config(config, recipe, tokenizer.size, known, now, begun=begun):
         raise UserErrors(problems)
     return config
 
 
-def _memory(recipe: Recipe, inputs: Inputs, world_size: int) -> Memory:
+def _memory(recipe: Recipe, inputs: Inputs, world_size: int, seq_len: int) -> Memory:
     return estimate(
         inputs.model_config,
         stage=ds_config.stage(inputs.preset),
         offload_optimizer=ds_config.offloads_optimizer(inputs.preset),
         offload_parameters=ds_config.offloads_parameters(inputs.preset),
         world_size=world_size,
-        seq_len=recipe.seq_len,
+        seq_len=-(-seq_len // recipe.sequence_parallel_size),
         dtype=recipe.model.dtype,
         recompute=recipe.model.activation_checkpointing == "full",
     )

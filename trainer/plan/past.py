@@ -11,7 +11,9 @@ from typing import Any
 from tokenization.errors import UserError
 from trainer.checkpoint.manifest import Checkpoint
 from trainer.model import architecture, tokens
+from trainer.model.rope import CHANGED
 from trainer.recipe.schema import Recipe
+from trainer.scheduler.state import RunState
 from trainer.storage.hub import GENERATION, read_generation
 
 NOT_THE_MODEL = frozenset(
@@ -38,8 +40,20 @@ def own_config(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
     return config if config is not None and "model_type" in config else None
 
 
-def changed_base(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[str]:
+def phase_now(recipe: Recipe, state: RunState | None) -> tuple[int, bool]:
+    """Return the phase that a start trains, and whether a checkpoint holds it already."""
+    if state is None:
+        return 0, False
+    done = state.samples >= recipe.phase_samples(min(state.phase, len(recipe.phases) - 1), state.samples)
+    if done and state.phase + 1 < len(recipe.phases):
+        return state.phase + 1, False
+    return min(state.phase, len(recipe.phases) - 1), True
+
+
+def changed_base(recipe: Recipe, config: Mapping[str, Any], state: RunState | None) -> Iterator[str]:
     """Note what has changed in the base's config.json since the run began; the run goes on without it.
+
+    What a phase of the run has changed of the model is not told.
 
     A base that has gone, or whose config.json cannot be read any more, is not needed.
     """
@@ -48,7 +62,8 @@ def changed_base(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[str]:
         return
     with suppress(UserError):
         now = architecture.read_config(base)
-        names = sorted((set(now) | set(config)) - NOT_THE_MODEL)
+        own = CHANGED if state is not None and any(record.rope for record in state.phases) else frozenset()
+        names = sorted((set(now) | set(config)) - NOT_THE_MODEL - own)
         changed = [
             f"{name} {_shown(config.get(name))} → {_shown(now.get(name))}"
             for name in names

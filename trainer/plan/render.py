@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenization.tables import text_table
+from trainer.engine.layout import Layout
 from trainer.machine.devices import available_bytes
 from trainer.mixer.simulate import account
 from trainer.model.size import flops_per_token, parameters
@@ -50,7 +51,7 @@ def render_plan(plan: Plan, lr_at: Sequence[int] | None = None) -> str:
     parts = [
         "\n".join([*plan.broken, *plan.notes, plan.decision.render()]),
         text_table(
-            ("phase", "tokens", "steps", "schedule", "max_lr", "trained"),
+            ("phase", "tokens", "seq_len", "steps", "schedule", "max_lr", "trained"),
             [
                 [f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row.values()]
                 for row in _phases(plan)
@@ -72,7 +73,7 @@ def _sizes(plan: Plan) -> list[str]:
     checkpoint = checkpoint_bytes(plan)
     return [
         f"batch    {recipe.global_batch_size:,} samples = {layout.micro_batch_size} micro_batch_size"
-        f" x {layout.gradient_accumulation_steps} gradient_accumulation_steps x {layout.world_size} ranks;"
+        f" x {layout.gradient_accumulation_steps} gradient_accumulation_steps x {_ranks(layout)};"
         f" {recipe.tokens_per_step:,} tokens per step",
         f"model    {parameters(plan.model_config):,} parameters; the run takes {_flops(plan):.3g} FLOPs",
         f"memory   about {memory.states / GIB:.2f} GiB of states, {activations / GIB:.2f} GiB of activations"
@@ -82,13 +83,21 @@ def _sizes(plan: Plan) -> list[str]:
     ]
 
 
+def _ranks(layout: Layout) -> str:
+    """Write the ranks as the batch is divided among them."""
+    if layout.sequence_parallel_size == 1:
+        return f"{layout.world_size} ranks"
+    return f"{layout.data_parallel_size} groups of {layout.sequence_parallel_size} ranks"
+
+
 def _phases(plan: Plan) -> list[dict[str, Any]]:
     recipe = plan.recipe
     return [
         {
             "phase": phase.name,
             "tokens": phase.length,
-            "steps": -(-plan.mixture.phase_samples[number] // recipe.global_batch_size),
+            "seq_len": recipe.seq_len_of(number),
+            "steps": -(-plan.mixture.phase_samples[number] // recipe.batch_of(number)),
             "schedule": phase.schedule.kind,
             "max_lr": phase.schedule.max_lr,
             "trained": phase.train if isinstance(phase.train, str) else ", ".join(phase.train),
@@ -123,5 +132,8 @@ def _sources(plan: Plan) -> str:
 
 
 def _flops(plan: Plan) -> int:
-    tokens = sum(plan.mixture.phase_samples) * plan.recipe.seq_len
-    return tokens * flops_per_token(plan.model_config, plan.recipe.seq_len)
+    lengths = [plan.recipe.seq_len_of(number) for number in range(len(plan.recipe.phases))]
+    return sum(
+        samples * length * flops_per_token(plan.model_config, length)
+        for samples, length in zip(plan.mixture.phase_samples, lengths, strict=True)
+    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Context
 from fractions import Fraction
+from typing import Any
 
 LARGEST = 10**18
 """The largest count; sums of several still fit into 64 bits."""
@@ -63,6 +65,21 @@ def real(text: object) -> float:
         return float(exact(text))
     except OverflowError as error:
         raise ValueError(f"{str(text)!r} is too large") from error
+
+
+def as_written(value: Any) -> Any:
+    """Convert a number that the recipe keeps as text: to `int` if it is written whole, else to `float`."""
+    if isinstance(value, Mapping):
+        return {name: as_written(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_written(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        number: Fraction = exact(value)
+    except ValueError:
+        return value
+    return int(number) if number.denominator == 1 and "." not in value else float(number)
 
 
 def at_most(number: float) -> str:

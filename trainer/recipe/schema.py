@@ -134,6 +134,10 @@ class Phase(Section):
     """What is trained; a list holds regular expressions searched in parameter names."""
     keep_optimizer: bool = False
     """Keep the optimizer's moments from the phase before, instead of a reset."""
+    seq_len: Positive | None = None
+    """Tokens in a sample from this phase on; a phase without it keeps that of the phase before."""
+    rope: dict[str, Any] | None = None
+    """RoPE from this phase on: fields of `rope_parameters` in config.json, as `rope_theta` and `factor`."""
 
     @field_validator("mixture", mode="before")
     @classmethod
@@ -208,15 +212,17 @@ class Recipe(Section):
     deepspeed: str
     """The ds_config: how memory is sharded, and nothing else."""
     seq_len: Positive
-    """Tokens in a sample."""
+    """Tokens in a sample, and in a window of validation text."""
     global_batch_size: Positive
-    """Samples in an optimizer step; gradient accumulation is derived from it."""
+    """Samples of `seq_len` in an optimizer step; phases with another one have as many tokens in a step."""
     sources: dict[str, Source] = Field(min_length=1)
     phases: tuple[Phase, ...] = Field(min_length=1)
     validation: Validation
     checkpoint: Checkpointing
     micro_batch_size: Positive | Literal["auto"] = "auto"
-    """Samples per rank and forward pass."""
+    """Samples per rank (per group of ranks with `sequence_parallel_size`) and forward pass."""
+    sequence_parallel_size: Positive = 1
+    """Ranks that share every sample: each holds a part of the sequence (Ulysses), for long `seq_len`."""
     run_dir: str | None = None
     """The run directory; default `runs/NAME`."""
     seed: Count = 0
@@ -244,13 +250,22 @@ class Recipe(Section):
         """Tokens in an optimizer step."""
         return self.seq_len * self.global_batch_size
 
+    def seq_len_of(self, phase: int) -> int:
+        """Return the tokens in a sample of a phase."""
+        given = [one.seq_len for one in self.phases[: phase + 1] if one.seq_len is not None]
+        return given[-1] if given else self.seq_len
+
+    def batch_of(self, phase: int) -> int:
+        """Return the samples in an optimizer step of a phase: every phase has as many tokens in a step."""
+        return self.tokens_per_step // self.seq_len_of(phase)
+
     def phase_samples(self, phase: int, done: int = 0) -> int:
         """Return the samples of a phase: its length in whole global batches, counted from `done` samples on.
 
         A phase that consumed `done` samples in batches of another size ends a whole number of batches later.
         """
-        left = max(0, -(-self.phases[phase].length // self.seq_len) - done)
-        return done + -(-left // self.global_batch_size) * self.global_batch_size
+        left = max(0, -(-self.phases[phase].length // self.seq_len_of(phase)) - done)
+        return done + -(-left // self.batch_of(phase)) * self.batch_of(phase)
 
     @model_validator(mode="after")
     def _cross_field(self) -> Recipe:
@@ -273,6 +288,7 @@ class Recipe(Section):
                 problems.append(
                     f"{where}: the first segment must begin at 0 and each one after the last, not at {starts}"
                 )
+        problems += self._length_problems()
         for phase in self.phases:
             phase.schedule.fit_to_steps(
                 min(phase.length, phase.tokens // phase.schedule.cycles), self.tokens_per_step
@@ -283,3 +299,24 @@ class Recipe(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _length_problems(self) -> list[str]:
+        """Find phases whose samples do not fit into a step, or into the samples of other phases."""
+        lengths = [self.seq_len_of(number) for number in range(len(self.phases))]
+        problems = []
+        for number, length in enumerate(lengths):
+            field = f"phases.{number}.seq_len"
+            if self.phases[number].seq_len is None:
+                continue
+            if self.tokens_per_step % length:
+                problems.append(
+                    f"{field}: {length} does not divide the {self.tokens_per_step:,} tokens of a step, "
+                    f"global_batch_size {self.global_batch_size} x seq_len {self.seq_len}"
+                )
+            other = next((one for one in (self.seq_len, *lengths) if one % length and length % one), None)
+            if other is not None:
+                problems.append(
+                    f"{field}: {length} is neither a multiple nor a divisor of another seq_len, {other}: "
+                    "what one phase has read could not be left out by the other"
+                )
+        return problems

@@ -151,9 +151,12 @@ class RunHistory:
         if self.recipe is None:
             return []
         states = [RunState.from_json(entry["state"]) for entry in self.lineage[-1:] if "state" in entry]
-        begun = [record.samples for state in states for record in state.phases]
-        planned = [self.recipe.phase_samples(number) for number in range(len(begun), len(self.recipe.phases))]
-        return [samples * self.recipe.seq_len for samples in accumulate(begun + planned)]
+        begun = [record.samples * record.data.seq_len for state in states for record in state.phases]
+        planned = [
+            self.recipe.phase_samples(number) * self.recipe.seq_len_of(number)
+            for number in range(len(begun), len(self.recipe.phases))
+        ]
+        return list(accumulate(begun + planned))
 
     @property
     def restored_at(self) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ def train_phase(session: Session) -> Ending:
     recipe, engine, loader = session.recipe, session.engine, session.loader
     while not session.state.phase_done:
         state, lr = session.state, session.state.next_lr
-        batch = loader.step(state.phase, state.samples, recipe.global_batch_size)
+        batch = loader.step(state.phase, state.samples, recipe.batch_of(state.phase))
         result = engine.train_step(
             batch,
             lr,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tokenization import disk
@@ -19,6 +21,7 @@ from trainer.machine import collectives
 from trainer.machine.devices import peak_flops
 from trainer.machine.log_lines import logger
 from trainer.machine.ranks import World
+from trainer.machine.sequence import sequence_group
 from trainer.machine.signals import Signals
 from trainer.machine.watchdog import Watchdog
 from trainer.metrics.heartbeat import Heartbeat
@@ -29,6 +32,8 @@ from trainer.metrics.throughput import Throughput
 from trainer.mixer.loader import Loader
 from trainer.model.base import check_weights, expected_weights
 from trainer.model.build import build_model
+from trainer.model.loss import CausalLM
+from trainer.model.sequence import SequencePart
 from trainer.model.size import flops_per_token
 from trainer.model.trainable import parameter_groups
 from trainer.plan.checks import baselines
@@ -62,7 +67,7 @@ class PhaseRunner:
             self.recipe.logging,
             rank=world.rank,
             name=self.recipe.name,
-            total_tokens=self._total_tokens(),
+            total_tokens=plan.mixture.total_tokens,
             tokens=checkpoint.manifest.tokens if checkpoint else 0,
             restored_step=checkpoint.manifest.step if checkpoint else None,
             config=json.loads(self.recipe.model_dump_json()),
@@ -97,7 +102,7 @@ class PhaseRunner:
             self._record_start()
             session = self._open_session()
             self.signals.unsaved = True
-            with self.heartbeat.following(session.position, self._total_tokens()):
+            with self.heartbeat.following(session.position, self.plan.mixture.total_tokens):
                 ending = loop.train_phase(session)
                 session.close()
             self.signals.agree(collectives.all_gather(self.signals.received))
@@ -111,10 +116,6 @@ class PhaseRunner:
             "failed" if refused else "finished", self.plan.decision.reason if refused else None
         )
 
-    def _total_tokens(self) -> int:
-        """The tokens of all phases."""
-        return sum(self.plan.mixture.phase_samples) * self.recipe.seq_len
-
     def _note_stop(self, session: Session) -> None:
         """Say why the run ends before its end."""
         why = f"{self.signals.received.name} at step {session.state.step}" if self.signals.received else None
@@ -125,10 +126,9 @@ class PhaseRunner:
 
     def _out_of_budget(self, step: int, tokens: int) -> str:
         """The line for a run that `stop_after` ended."""
-        total = self._total_tokens()
         return (
             f"stop_after {self.recipe.stop_after:,} ended the run at step {step}, "
-            f"{tokens:,} of {total:,} tokens; raise it to train on"
+            f"{tokens:,} of {self.plan.mixture.total_tokens:,} tokens; raise it to train on"
         )
 
     def _open_session(self) -> Session:
@@ -137,6 +137,7 @@ class PhaseRunner:
         plan, recipe, checkpoint = self.plan, self.recipe, self.plan.checkpoint
         state = plan.decision.state
         engine = self._open_engine()
+        group, _ = plan.layout.place(self.world.rank)
         throughput = self._throughput()
         step_log = StepLog(self.metrics, recipe, plan.mixture, throughput, self.saver.last_good)
         session = Session(
@@ -148,8 +149,8 @@ class PhaseRunner:
                 engine,
                 plan.validation,
                 recipe,
-                plan.layout.micro_batch_size,
-                self.world,
+                self._validation_micro_batch(),
+                World(group, self.world.local_rank, plan.layout.data_parallel_size),
                 baselines(checkpoint),
                 stop_requested=lambda: self.signals.stop_requested,
                 progress=self.watchdog.beat,
@@ -176,6 +177,11 @@ class PhaseRunner:
             session.evaluate()
             step_log.write_if_due(state)
         return session
+
+    def _validation_micro_batch(self) -> int:
+        """Windows of validation text in a forward pass: no more tokens than in one of training."""
+        length = self.recipe.seq_len_of(self.plan.decision.state.phase)
+        return max(1, self.plan.layout.micro_batch_size * length // self.recipe.seq_len)
 
     def _validation_is_missing(self) -> bool:
         """Whether the position that the phase starts from is still to be scored: the same on every rank.
@@ -214,10 +220,13 @@ class PhaseRunner:
                 plan.vocab_size,
                 weights=weights is None,
                 initialize=initialize,
+                wrap=self._wrap(),
             )
         phase = recipe.phases[decision.state.phase]
         groups = parameter_groups(model, phase, recipe.optimizer.weight_decay)
-        engine = Engine(model, groups, config, recipe.optimizer)
+        _, part = plan.layout.place(self.world.rank)
+        parts = plan.layout.sequence_parallel_size
+        engine = Engine(model, groups, config, recipe.optimizer, part=(part, parts))
         if weights is not None:
             load_checkpoint(engine, weights, decision.keep_optimizer)
         elif recipe.model.base is not None and recipe.model.dtype != "fp32":
@@ -227,16 +236,21 @@ class PhaseRunner:
         check_finite(engine, str(weights.path) if weights else recipe.model.base)
         return engine
 
+    def _wrap(self) -> Callable[..., CausalLM]:
+        """What makes the model: one of whole rows, or of this rank's part of them."""
+        parts = self.plan.layout.sequence_parallel_size
+        return CausalLM if parts == 1 else partial(SequencePart, group=sequence_group(parts))
+
     def _loader(self) -> Loader:
-        """This rank's reader of the mixture."""
+        """The reader of this rank's samples of the mixture; ranks that share them read the same ones."""
         plan = self.plan
+        group, _ = plan.layout.place(self.world.rank)
         return Loader(
             plan.mixture,
             plan.stores,
-            seq_len=self.recipe.seq_len,
             micro_batch_size=plan.layout.micro_batch_size,
-            rank=self.world.rank,
-            world_size=self.world.world_size,
+            rank=group,
+            world_size=plan.layout.data_parallel_size,
             document_mask=self.recipe.document_mask,
             eos_id=next(iter(plan.stores.values())).eos_id,
         )
@@ -245,7 +259,9 @@ class PhaseRunner:
         """A meter that starts now."""
         device_peak = peak_flops(collectives.device_name(), self.recipe.model.dtype)
         return Throughput(
-            flops_per_token=flops_per_token(self.plan.model_config, self.recipe.seq_len),
+            flops_per_token=flops_per_token(
+                self.plan.model_config, self.recipe.seq_len_of(self.plan.decision.state.phase)
+            ),
             peak_flops=device_peak and device_peak * self.world.world_size,
         )
 

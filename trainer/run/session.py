@@ -58,7 +58,9 @@ class Session:
     def advance(self, lr: float, result: StepResult) -> None:
         """Count a step: its samples are consumed in any case; the schedule advances if it was applied."""
         self.tokens_before = self.state.tokens
-        self.state = self.state.after_step(self.recipe.global_batch_size, lr=lr, trained=result.applied)
+        self.state = self.state.after_step(
+            self.recipe.batch_of(self.state.phase), lr=lr, trained=result.applied
+        )
         self.throughput.step(self.state.tokens - self.tokens_before, self.loader.wait_s)
         self.step_log.add_step(self.state, result, self.loader.samples_crc32)
         self.watchdog.beat(f"step {self.state.step + 1}")

@@ -89,12 +89,13 @@ class StepLog:
     def _training_metrics(self, state: RunState, sums: torch.Tensor) -> dict[str, float]:
         """Losses and consumption since the last line, in all and of each source, and the throughput."""
         nats, targets = sums.tolist()
-        consumed = self._mixture.consumed(state.phase, state.samples)
+        drawn = self._mixture.drawn(state.phase, state.samples)
+        epochs = self._mixture.epochs(state.phase, state.samples)
         loss = sum(nats) / sum(targets)
         found = {names.LOSS: loss}
         for number, name in enumerate(self._mixture.names):
-            found[names.source_tokens(name)] = consumed[name] * self._recipe.seq_len
-            found[names.source_epochs(name)] = consumed[name] / self._mixture.sizes[number].samples
+            found[names.source_tokens(name)] = drawn[name][1]
+            found[names.source_epochs(name)] = epochs[name]
             if targets[number]:
                 found[names.source_loss(name)] = nats[number] / targets[number]
         if (height := self._spikes.update(loss)) is not None:

@@ -52,7 +52,7 @@ def decide(
         found,
         "; ".join(refusal.what for refusal in refusals),
         state,
-        _spans(edits.state, ahead, recipe.seq_len),
+        _spans(edits.state, ahead),
         diff=edits.diff,
         refusals=refusals,
         lifted=lifted,
@@ -117,7 +117,7 @@ def _start(recipe: Recipe, data: Sequence[MixtureDescription], base: BaseLineage
         f"no checkpoint in {recipe.directory}; weights from {base.name}",
         f"the run begins: phase {first.name!r}, step 0, LR {first.curve(0):.6g}",
         state,
-        _spans(state, replace(ahead, records=ahead.records[1:]), recipe.seq_len),
+        _spans(state, replace(ahead, records=ahead.records[1:])),
         lifted=lifted,
         warnings=(*(one for one in again if one.name not in recipe.allow), *ahead.warnings),
         keep_optimizer=recipe.phases[0].keep_optimizer,
@@ -153,7 +153,7 @@ def _review_coming_phases(
     for number in range(begun, len(recipe.phases)):
         phase = recipe.phases[number]
         record = PhaseRecord.from_recipe(recipe, data, number, incoming_lr or 0.0)
-        seen = _seen(record.train, state, base, records, recipe.seq_len)
+        seen = _seen(record.train, state, base, records)
         refusal = _same_data(number, record, incoming_lr, seen)
         if phase.schedule.start_lr == "reached" and incoming_lr is None:
             refusals.append(_unknown_reached(number))
@@ -184,7 +184,6 @@ def _seen(
     state: RunState | None,
     base: BaseLineage | None,
     planned: Sequence[PhaseRecord],
-    seq_len: int,
 ) -> set[str]:
     """Find the data, by fingerprint, on which the weights that a phase trains were trained before it."""
     if train == "new_rows":
@@ -196,7 +195,7 @@ def _seen(
             "all",
             train,
         ):  # a phase of embeddings alone leaves the rest of the model as it was
-            found |= guards.substantial(record.tokens_seen(record.samples, seq_len))
+            found |= guards.substantial(record.tokens_seen(record.samples))
     return found
 
 
@@ -243,13 +242,12 @@ def _lift(refusals: Sequence[Refusal], recipe: Recipe) -> tuple[tuple[Refusal, .
     return left, tuple(sorted(name for name in lifted if name is not None))
 
 
-def _spans(state: RunState, ahead: _Ahead, seq_len: int) -> tuple[PhaseSpan, ...]:
-    """Place every phase in the run; those that have begun were counted in the run's own seq_len."""
+def _spans(state: RunState, ahead: _Ahead) -> tuple[PhaseSpan, ...]:
+    """Place every phase in the run, each counted in samples of its own seq_len."""
     spans: list[PhaseSpan] = []
     start = 0
-    begun = [(record, state.settings["seq_len"]) for record in state.phases]
-    for record, length in (*begun, *((record, seq_len) for record in ahead.records)):
-        stop = start + record.samples * length
+    for record in (*state.phases, *ahead.records):
+        stop = start + record.samples * record.data.seq_len
         spans.append(PhaseSpan(record.name, start, stop, record.curve))
         start = stop
     return tuple(spans)

@@ -106,7 +106,7 @@ class Decision:
         """Return the LR after so many consumed tokens; from now on the skipped ones do not count."""
         number = max(number for number, span in enumerate(self.spans) if span.start <= token)
         span, state = self.spans[number], self.state
-        behind = state.samples * state.settings["seq_len"] - state.phase_trained_tokens
+        behind = state.samples * state.running.data.seq_len - state.phase_trained_tokens
         skipped = behind if number == self.phase and token >= state.tokens else 0
         return float(span.curve(token - span.start - skipped))
 

@@ -142,7 +142,7 @@ def _refuse_running(recipe: Recipe, state: RunState, diff: Sequence[Difference])
         )
     if parts & {"schedule", "tokens"}:
         yield from _refuse_curve(recipe, state, cut)
-    for part in sorted(parts & {"name", "train", "keep_optimizer"}):
+    for part in sorted(parts & {"name", "train", "keep_optimizer", "seq_len", "rope"}):
         yield Refusal(f"{where}, and its {part} was edited", (UNDO, cut))
 
 
@@ -250,10 +250,14 @@ def _record_differences(
     saved = state.phases[number]
     done = state.samples if number == state.phase else saved.samples
     edited = PhaseRecord.from_recipe(recipe, data, number, saved.incoming_lr, saved.horizon, done)
-    for part in ("name", "tokens", "train", "keep_optimizer", "schedule"):
+    for part in ("name", "tokens", "train", "keep_optimizer", "schedule", "rope"):
         old, new = {part: getattr(saved, part)}, {part: getattr(edited, part)}
         yield from _differences(old, new, f"phases.{number}.", part)
-    if recipe.seq_len == state.settings["seq_len"]:  # else every number of samples differs
+    lengths = saved.data.seq_len, edited.data.seq_len
+    if lengths[0] != lengths[1]:  # every number of samples differs
+        if recipe.seq_len == state.settings["seq_len"]:
+            yield Difference(f"phases.{number}.seq_len", *lengths, "seq_len")
+    else:
         shared = min(saved.samples, edited.samples)  # beyond it there is nothing to differ from
         old, new = (replace(one.data.truncated(shared), seed=0).to_json() for one in (saved, edited))
         yield from _differences(old, new, f"phases.{number}.data.", "data")

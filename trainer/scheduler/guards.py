@@ -201,7 +201,7 @@ def samples_again(
     for record in records:
         held = {source.fingerprint: name for name, source in record.data.sources.items()}
         names |= {key: name for key, name in held.items() if recipe.sources[name].role == "new"}
-        planned.update(record.tokens_seen(record.samples, recipe.seq_len))
+        planned.update(record.tokens_seen(record.samples))
     repeated = []
     for key in names.keys() & seen.keys() & planned.keys():
         again, known = (tokens // recipe.seq_len for tokens in (min(planned[key], seen[key]), seen[key]))

@@ -36,6 +36,8 @@ class PhaseRecord:
     """Budget that the phase began with; see `Curve.horizon`."""
     incoming_lr: float
     """LR that the phase before, or the base, ended with."""
+    rope: dict[str, Any] | None = None
+    """What it changed of the model's RoPE when it began."""
 
     @classmethod
     def from_recipe(
@@ -59,6 +61,7 @@ class PhaseRecord:
             data=data[number],
             horizon=phase.tokens if horizon is None else horizon,
             incoming_lr=incoming_lr,
+            rope=phase.rope,
         )
 
     @cached_property
@@ -66,11 +69,11 @@ class PhaseRecord:
         """The learning rate of the phase."""
         return Curve(Schedule.model_validate(self.schedule), self.tokens, self.incoming_lr, self.horizon)
 
-    def tokens_seen(self, samples: int, seq_len: int) -> dict[str, int]:
+    def tokens_seen(self, samples: int) -> dict[str, int]:
         """Count the tokens by source fingerprint in the first `samples` samples of the phase."""
         found: dict[str, int] = {}
         for source, share in self.data.shares(samples).items():
-            tokens = round(share * samples * seq_len)
+            tokens = round(share * samples * self.data.seq_len)
             if tokens:
                 fingerprint = self.data.sources[source].fingerprint
                 found[fingerprint] = found.get(fingerprint, 0) + tokens
@@ -81,6 +84,8 @@ class PhaseRecord:
         tree = {**vars(self), "data": self.data.to_json()}
         tree.pop("curve", None)  # cached
         tree["reached"] = tree.pop("incoming_lr")
+        if self.rope is None:
+            del tree["rope"]
         return tree
 
     @classmethod
@@ -153,7 +158,7 @@ class RunState:
         A skipped step (`trained=False`: overflow, non-finite gradients) consumes its samples, but does not
         advance the schedule.
         """
-        tokens = samples * self.settings["seq_len"]
+        tokens = samples * self.running.data.seq_len
         return replace(
             self,
             samples=self.samples + samples,
@@ -170,7 +175,7 @@ class RunState:
         for number, record in enumerate(self.phases):
             if record.train == "all":
                 samples = self.samples if number == self.phase else record.samples
-                for fingerprint, tokens in record.tokens_seen(samples, self.settings["seq_len"]).items():
+                for fingerprint, tokens in record.tokens_seen(samples).items():
                     found[fingerprint] = found.get(fingerprint, 0) + tokens
         return found
 

@@ -76,7 +76,8 @@ def test_plan_in_json(recipe, capsys):
         {"tokens": 768, "lr": 0.01},
         {"tokens": 3072, "lr": 0.0},
     ]
-    assert plan["layout"] == {"world_size": 2, "micro_batch_size": 4, "gradient_accumulation_steps": 1}
+    sizes = {"micro_batch_size": 4, "gradient_accumulation_steps": 1, "sequence_parallel_size": 1}
+    assert plan["layout"] == {"world_size": 2, **sizes}
     assert [(row["tokens"], row["steps"], row["max_lr"]) for row in plan["phases"]] == [(3072, 12, 0.01)] * 2
     ends = {(row["phase"], row["source"]): row["tokens"] for row in plan["sources"]}
     assert ends["phase-0", "zh"] == 3072 // 4

@@ -27,15 +27,20 @@ def recipe(**changes) -> Recipe:
     world_size=st.integers(1, 256),
     micro=st.just("auto") | st.integers(1, 64),
     fits=st.integers(0, 100),
+    parts=st.sampled_from([1, 1, 2, 3, 8]),
 )
-def test_the_parts_make_the_whole(batch, world_size, micro, fits):
-    asked = recipe(global_batch_size=batch, micro_batch_size=micro)
+def test_the_parts_make_the_whole(batch, world_size, micro, fits, parts):
+    asked = recipe(global_batch_size=batch, micro_batch_size=micro, sequence_parallel_size=parts)
+    groups = world_size // parts
     try:
         found = layout_.layout(asked, world_size, fits)
     except UserError:
-        assert batch % world_size or (micro != "auto" and (batch // world_size) % micro)
+        assert world_size % parts or batch % groups or (micro != "auto" and (batch // groups) % micro)
         return
-    assert found.micro_batch_size * found.gradient_accumulation_steps * found.world_size == batch
+    assert found.data_parallel_size == groups
+    assert found.micro_batch_size * found.gradient_accumulation_steps * groups == batch
+    places = [found.place(rank) for rank in range(world_size)]
+    assert places == sorted((group, part) for group in range(groups) for part in range(parts))
     if micro == "auto":
         assert found.micro_batch_size <= max(fits, 1)
     else:
@@ -54,6 +59,50 @@ def test_the_parts_make_the_whole(batch, world_size, micro, fits):
 def test_auto_by_hand(batch, world_size, fits, expected):
     found = layout_.layout(recipe(global_batch_size=batch), world_size, fits)
     assert (found.micro_batch_size, found.gradient_accumulation_steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("parts", "world_size", "batch", "line"),
+    [
+        (3, 8, 8, "sequence_parallel_size: 3 does not divide the 8 ranks; use one of [1, 2, 4, 8], or a mul"),
+        (2, 12, 8, "global_batch_size: 8 does not divide evenly among 6 groups of 2 ranks; use 6 or 12"),
+    ],
+)
+def test_ranks_that_cannot_share_samples_evenly(parts, world_size, batch, line):
+    with pytest.raises(UserError) as caught:
+        layout_.layout(recipe(sequence_parallel_size=parts, global_batch_size=batch), world_size, 4)
+    assert line in str(caught.value)
+
+
+def longer(seq_len, **changes):
+    """A recipe of samples of 32, with one of `seq_len` in its second phase."""
+    tree = runs.tree(Path("data"), Path("run"), "ds_configs/zero2.json", phases=2, **changes)
+    tree["phases"][1]["seq_len"] = seq_len
+    return Recipe.model_validate(tree)
+
+
+@pytest.mark.parametrize(
+    ("seq_len", "micro", "fits", "expected"),
+    [
+        (64, 4, 9, (2, 8)),  # 32 samples of 64 for two ranks, and as many tokens at a time as 4 samples of 32
+        (64, 1, 9, (1, 16)),  # a sample at least
+        (256, 4, 9, (1, 4)),
+        (8, 4, 9, (16, 8)),
+        (64, "auto", 3, (2, 8)),  # the estimate is for samples of the phase
+    ],
+)
+def test_longer_samples_keep_the_tokens_of_a_step_and_of_a_forward_pass(seq_len, micro, fits, expected):
+    asked = longer(seq_len, global_batch_size=64, micro_batch_size=micro)
+    found = layout_.layout(asked, 2, fits, phase=1)
+    assert (found.micro_batch_size, found.gradient_accumulation_steps) == expected
+    assert 2 * expected[0] * expected[1] * seq_len == asked.tokens_per_step
+
+
+def test_longer_samples_of_which_ranks_cannot_have_as_many():
+    with pytest.raises(UserError) as caught:
+        layout_.layout(longer(64, global_batch_size=12), 4, 9, phase=1)
+    line = "12 makes 6 samples of 64 tokens, which does not divide evenly among 4 ranks; use 8 or 16"
+    assert line in str(caught.value)
 
 
 def test_every_field_of_the_recipe_is_refused_in_a_preset(tmp_path):

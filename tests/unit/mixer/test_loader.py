@@ -32,7 +32,6 @@ def loader_of(mixture, *, micro_batch_size=1, rank=0, world_size=1, document_mas
     return Loader(
         mixture,
         stores,
-        seq_len=SEQ_LEN,
         micro_batch_size=micro_batch_size,
         rank=rank,
         world_size=world_size,

@@ -56,6 +56,33 @@ def test_each_mistake_in_init_is_told_in_one_line(init, words):
     assert "\n" not in str(problems[0])
 
 
+@pytest.mark.parametrize(
+    ("parts", "init", "words"),
+    [
+        (3, {}, ["seq_len: 16 does not divide into 3 parts; use 15 or 18", "use one of [1, 2, 4]"]),
+        (8, {}, ["sequence_parallel_size: 8 does not divide the model's 4 heads and 2 key and value heads"]),
+        (
+            2,
+            {"num_attention_heads": 6, "hidden_size": 36, "num_key_value_heads": 3},
+            ["6 heads and 3 key and value heads evenly; use one of [1, 3, 6]"],
+        ),
+        (2, {"rope_scaling": "{rope_type: dynamic, factor: 2.0}"}, ["cannot be used with RoPE of type dyn"]),
+    ],
+)
+def test_what_cannot_be_cut_among_ranks_is_told(parts, init, words):
+    shape = {**INIT["llama"], **init}
+    problems = config_problems(recipe(f"sequence_parallel_size={parts}", **shape), 90)
+    assert len(problems) == len(words)
+    for word, problem in zip(words, problems, strict=True):
+        assert word in str(problem)
+
+
+@pytest.mark.parametrize(("parts", "groups"), [(2, 2), (4, 2), (4, 1), (2, 4)])
+def test_what_can_be_cut_among_ranks_passes(parts, groups):
+    shape = {**INIT["llama"], "num_key_value_heads": groups}
+    assert config_problems(recipe(f"sequence_parallel_size={parts}", **shape), 90) == []
+
+
 def test_all_mistakes_are_told_at_once():
     problems = config_problems(recipe(hiden_size=1, num_hidden_layers=0, hidden_act="x"), 90)
     assert len(problems) == 3

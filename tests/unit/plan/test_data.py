@@ -40,7 +40,6 @@ def test_a_rank_reads_the_stream_of_tokens_and_its_documents(recipe):
     loader = Loader(
         mixture,
         stores,
-        seq_len=SEQ_LEN,
         micro_batch_size=8,
         rank=0,
         world_size=1,

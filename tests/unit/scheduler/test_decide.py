@@ -35,13 +35,13 @@ WARM = "{kind: cosine, max_lr: 2e-4, start_lr: reached, warmup: 5%, cycles: 2}"
 SIZES = {name: SourceSize(100_000, name, 1_000_001) for name in ("zh", "en", "law")}
 
 
-def run_of(schedules, **fields):
-    """Phases of so many steps each, every other one on other data."""
+def run_of(schedules, lengths=(10, 10, 10), **fields):
+    """Phases of so many steps each, every other one on other data, with samples of so many tokens."""
     mixtures = ["{zh: 3/4, en: 1/4}", LAW]
     return recipe(
         *(
-            phase(f"p{number}", one, tokens=STEPS * STEP, mixture=mixtures[number % 2])
-            for number, one in enumerate(schedules)
+            phase(f"p{number}", one, tokens=STEPS * STEP, mixture=mixtures[number % 2], seq_len=length)
+            for number, (one, length) in enumerate(zip(schedules, lengths, strict=False))
         ),
         allow="[rewarm_on_same_data]",
         **fields,
@@ -58,14 +58,14 @@ class Machine:
 
     def train(self, stop_at=None, every=1, skip=(), world_size=1):
         """Starts on so many ranks, and trains until all is done or until a crash before step `stop_at`."""
-        cut = layout(self.run, world_size, largest_micro_batch=2)
-        batch = cut.micro_batch_size * cut.gradient_accumulation_steps * cut.world_size
         saved = RunState.from_json(json.loads(self.saved)) if self.saved else None
         mixture = Mixture.from_recipe(self.run, SIZES, saved.past() if saved else ())
         told = [mixture.describe(number) for number in range(len(self.run.phases))]
         decision = decide(self.run, told, saved)
         while decision.kind in ("start", "restore", "new_phase"):
             state = decision.state
+            cut = layout(self.run, world_size, 2, state.phase)
+            batch = cut.micro_batch_size * cut.gradient_accumulation_steps * cut.world_size
             while not state.phase_done:
                 if state.step == stop_at:
                     return decision.kind
@@ -87,17 +87,18 @@ class Machine:
     worlds=st.lists(st.sampled_from([1, 2, 5, 10]), min_size=7, max_size=7),
     every=st.integers(1, 20),
     skip=st.sets(st.integers(0, 3 * STEPS), max_size=8),
+    lengths=st.just([10, 10, 10]) | st.lists(st.sampled_from([1, 5, 10]), min_size=3, max_size=3),
 )
 def test_any_interrupted_run_has_the_trace_of_the_uninterrupted_one(
-    first, later, crashes, worlds, every, skip
+    first, later, crashes, worlds, every, skip, lengths
 ):
-    """LR, phase and sample ids of every step, to the bit, for any crashes, checkpoints, skipped steps and
-    world sizes."""
+    """LR, phase and sample ids of every step, to the bit, for any crashes, checkpoints, skipped steps, world
+    sizes, and samples that are longer or shorter in a later phase."""
     schedules = [first, *later]
-    whole = Machine(run_of(schedules))
+    whole = Machine(run_of(schedules, lengths))
     assert whole.train(skip=skip) == "finished"
     assert list(whole.trace) == list(range(STEPS * len(schedules)))
-    pieces = Machine(run_of(schedules))
+    pieces = Machine(run_of(schedules, lengths))
     for crash, world_size in zip(sorted(crashes), worlds, strict=False):
         pieces.train(stop_at=crash, every=every, skip=skip, world_size=world_size)
     assert pieces.train(every=every, skip=skip, world_size=worlds[-1]) == "finished"

@@ -24,6 +24,9 @@ def one(schedule, **fields):
     return (phase("one", schedule, **fields),)
 
 
+LONG = (phase("one"), phase("two", COSINE, mixture=LAW, seq_len=50, rope="{rope_theta: 1e6}"))
+"""The second phase has samples five times as long, and a batch of two of them."""
+
 ANNEAL = "{{from_tokens: {}, tokens: 1000, end_lr: 0}}"
 LINEAR = "{kind: linear, max_lr: 3e-4}"
 CLAMPED = "{kind: cosine_clamped, max_lr: 3e-4}"
@@ -67,6 +70,9 @@ GOES_ON = [
         0,
     ),
     ("per cent written as tokens", TWO, 50, ["phases.0.schedule.warmup=100"], "restore", 0),
+    ("a later phase's seq_len", TWO, 50, ["phases.1.seq_len=50"], "restore", 0),
+    ("a later phase's RoPE", TWO, 50, ["phases.1.rope={rope_theta: 1e6}"], "restore", 0),
+    ("seq_len written out", TWO, 50, ["phases.0.seq_len=10"], "restore", 0),
     # a budget extended while the LR has not decayed
     ("constant, longer", one(CONSTANT), 50, ["phases.0.tokens=30_000"], "restore", 0),
     (
@@ -152,6 +158,10 @@ GOES_ON = [
     ("the next phase", TWO, 100, [], "new_phase", 1),
     ("the next phase, edited in time", TWO, 100, ["phases.1.schedule.max_lr=1e-4"], "new_phase", 1),
     ("an anneal ends the phase", (*one(ANNEALED), phase("two", LOW, mixture=LAW)), 70, [], "new_phase", 1),
+    ("into longer samples", LONG, 100, [], "new_phase", 1),
+    ("among longer samples", LONG, 150, [], "restore", 1),
+    ("among longer samples, a larger batch", LONG, 150, ["global_batch_size=15"], "restore", 1),
+    ("longer samples done", LONG, 200, [], "finished", 1),
     ("all phases done", TWO, 200, [], "finished", 1),
     ("an anneal ends the run", one(ANNEALED), 70, [], "finished", 0),
     ("stop_after ahead", TWO, 50, ["stop_after=5_001"], "restore", 0),
@@ -256,6 +266,10 @@ REFUSED = [
         "its keep_optimizer was edited",
         None,
     ),
+    ("the phase's seq_len", TWO, 50, ["phases.0.seq_len=50"], "its seq_len was edited", None),
+    ("the phase's RoPE", LONG, 150, ["phases.1.rope={rope_theta: 2e6}"], "its rope was edited", None),
+    ("an earlier phase's seq_len", LONG, 150, ["phases.0.seq_len=5"], "'one' (phases.0) was edited", None),
+    ("an earlier phase's RoPE", LONG, 150, ["phases.0.rope={rope_theta: 2}"], "(phases.0) was edited", None),
     ("seq_len", TWO, 50, ["seq_len=20"], "seq_len was changed", None),
     ("seed", TWO, 50, ["seed=1"], "seed was changed", None),
     ("document_mask", TWO, 50, ["document_mask=causal_per_document"], "document_mask was changed", None),

@@ -11,9 +11,11 @@ import deepspeed
 import numpy as np
 import torch
 
+from trainer.engine.defaults import with_defaults
 from trainer.engine.ds_config import complete
 from trainer.engine.engine import Engine, sharded_loading
 from trainer.engine.layout import Layout
+from trainer.mixer.batch import MicroBatch
 from trainer.model.architecture import resolve_config
 from trainer.model.build import build_model
 from trainer.model.loss import CausalLM
@@ -64,14 +66,9 @@ def recipe(size: Size, dtype: str, *overrides: str) -> Recipe:
     return parse_recipe(RECIPE, [*own, f"global_batch_size={size.batch}", *overrides])
 
 
-@dataclass
-class Rows:
-    """A micro batch as the loader gives it."""
-
-    input_ids: np.ndarray
-    targets: np.ndarray
-    source: np.ndarray
-    positions: np.ndarray | None = None
+@dataclass(frozen=True)
+class Rows(MicroBatch):
+    """A global batch, which can be cut."""
 
     def cut(self, micro: int) -> list[Rows]:
         """Return the same rows in micro batches of `micro`."""
@@ -111,7 +108,7 @@ def engine(
     """
     layout = Layout(1, micro, size.batch // micro)
     fields = {**size.init, "vocab_size": size.vocab}
-    config = complete({"zero_optimization": zero}, made, layout, fields)
+    config = with_defaults(complete({"zero_optimization": zero}, made, layout, fields))
     with sharded_loading(config) as initialize:
         causal = build(made, size.vocab, initialize=initialize)
     phase = made.phases[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from benchmarks.gpu.models import Rows, Size, build, engine, recipe, rows, whole
 from benchmarks.gpu.rows import Options, options, row, trial
+from trainer.engine.plain import PlainRun, plain_loss, train_plainly
 from trainer.machine import collectives
 from trainer.machine.ranks import World
 from trainer.model import cross_entropy
-from trainer.recipe.schema import Optimizer
 
 CARD = Size(hidden=256, layers=4, heads=8, vocab=2000, seq_len=256, batch=8)
 TOY = Size(hidden=32, layers=2, heads=4, vocab=90, seq_len=32, batch=8)
@@ -38,47 +38,13 @@ def small(cpu: bool) -> Size:
 # -- a plain loop ------------------------------------------------------------------------------
 
 
-def plain_groups(named: Iterable[tuple[str, Tensor]], weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, and vectors do not."""
-    trained = [value for _, value in named if value.requires_grad]
-    return [
-        {"params": [one for one in trained if one.ndim > 1], "weight_decay": weight_decay},
-        {"params": [one for one in trained if one.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-def plain_loss(hf: Any, batch: Rows, device: torch.device) -> Tensor:
-    """The mean cross-entropy, from whole logits."""
-    ids, targets = (torch.as_tensor(each).to(device) for each in (batch.input_ids, batch.targets))
-    logits = hf(ids, use_cache=False).logits.float()
-    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
-def plain_loop(size: Size, device: torch.device, frozen: tuple[str, ...] = ()) -> dict[str, Any]:
+def plain_loop(size: Size, device: torch.device, frozen: tuple[str, ...] = ()) -> PlainRun:
     """Train six steps with nothing of ours but the first weights: losses, norms and end weights."""
     made = recipe(size, "fp32", WELL_CONDITIONED)
-    hf = build(made, size.vocab).hf.to(device)
-    for name, parameter in hf.named_parameters():
+    causal = build(made, size.vocab).to(device)
+    for name, parameter in causal.named_parameters():
         parameter.requires_grad_(not any(part in name for part in frozen))
-    chosen: Optimizer = made.optimizer
-    adam = torch.optim.AdamW(
-        plain_groups(hf.named_parameters(), chosen.weight_decay),
-        lr=LR,
-        betas=(chosen.beta1, chosen.beta2),
-        eps=chosen.eps,
-        foreach=False,
-    )
-    losses, norms = [], []
-    for step in range(STEPS):
-        adam.zero_grad()
-        mean = plain_loss(hf, rows(size, step), device)
-        mean.backward()
-        trained = [one for one in hf.parameters() if one.requires_grad]
-        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, chosen.grad_clip)))
-        adam.step()
-        losses.append(mean.item())
-    weights = {f"hf.{name}": value.detach().cpu() for name, value in hf.named_parameters()}
-    return {"losses": losses, "norms": norms, "weights": weights}
+    return train_plainly(causal, [rows(size, step) for step in range(STEPS)], made.optimizer, LR)
 
 
 def our_loop(size: Size, zero: dict[str, Any], *overrides: str) -> dict[str, Any]:
@@ -95,15 +61,15 @@ def our_loop(size: Size, zero: dict[str, Any], *overrides: str) -> dict[str, Any
         return {"losses": losses, "norms": norms, "weights": whole(causal), "before": before}
 
 
-def compare(name: str, ours: dict[str, Any], plain: dict[str, Any]) -> None:
+def compare(name: str, ours: dict[str, Any], plain: PlainRun) -> None:
     """Write the largest differences of losses, norms (relative) and end weights (absolute)."""
 
     def relative(kind: str) -> float:
-        pairs = zip(ours[kind], plain[kind], strict=True)
+        pairs = zip(ours[kind], getattr(plain, kind), strict=True)
         return max(abs(one - other) / abs(other) for one, other in pairs)
 
-    assert ours["weights"].keys() == plain["weights"].keys()
-    apart = max(float((ours["weights"][key] - value).abs().max()) for key, value in plain["weights"].items())
+    assert ours["weights"].keys() == plain.weights.keys()
+    apart = max(float((ours["weights"][key] - value).abs().max()) for key, value in plain.weights.items())
     found = {"losses": relative("losses"), "norms": relative("norms"), "weights": apart}
     note = ", ".join(f"{kind} {value:.1e}" for kind, value in found.items())
     row(name, ok=max(found.values()) < TOLERANCE, value=max(found.values()), note=f"{note}; {STEPS} steps")
@@ -219,7 +185,7 @@ def by_hand(
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in causal.named_parameters()}
     for one in batch.cut(1 if dtype == torch.bfloat16 else 16):
         causal.zero_grad()
-        mean = plain_loss(causal.hf, one, device)
+        mean = plain_loss(causal.hf, one)
         (mean * (one.targets.size / batch.targets.size)).backward()
         for name, value in causal.named_parameters():
             assert value.grad is not None

@@ -158,6 +158,16 @@ def test_sigterm_cuts_a_validation_short_and_the_next_start_makes_up_for_it(data
     (saved,) = saved_steps(run)
     assert saved == runs.last_step(run) <= 2
 
-    assert [rank.wait() for rank in start_ranks(tmp_path, 2, recipe)] == [0, 0]
+    # At the last step, too: the run is finished then, and its text may have gone.
+    ranks = start_ranks(tmp_path, 2, recipe, "micro_batch_size=1")
+    wait_until(lambda: runs.last_step(run) >= 3, ranks)
+    ranks[0].process.send_signal(signal.SIGTERM)
+    assert [rank.wait() for rank in ranks] == [75, 75]
+    (*_, saved) = saved_steps(run)
+    assert saved == runs.last_step(run)
+
+    ranks = start_ranks(tmp_path, 2, recipe)
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    assert ("is made up for now" in ranks[0].said()) == (saved == 4)
     scored = [record["step"] for record in read_metrics(run) if "eval/downstream/bits_per_byte" in record]
     assert scored == [0, 2, 4]

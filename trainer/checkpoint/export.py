@@ -28,6 +28,7 @@ from trainer.model.loss import plain_name
 from trainer.model.rope import with_both_forms
 from trainer.model.tokenizer import write_tokenizer
 from trainer.model.tokens import TOKENIZER, own_tokenizer, with_special
+from trainer.model.trainable import BASE_ROWS
 from trainer.recipe.load import parse_recipe
 from trainer.recipe.schema import Recipe
 from trainer.storage.hub import read_generation
@@ -108,7 +109,8 @@ def _write_config(
     generation: Mapping[str, Any] | None,
 ) -> list[str]:
     """Write config.json and generation_config.json for use of the model, not for its training."""
-    fields, lines = with_special(config.to_dict(), tokenizer, "config.json")
+    base_rows = getattr(config, BASE_ROWS, None)
+    fields, lines = with_special(config.to_dict(), tokenizer, "config.json", base_rows)
     fields |= {"vocab_size": vocab_size, "use_cache": True, TOKENIZER: tokenizer.fingerprint}
     told = type(config).from_dict(fields)
     told.dtype = DTYPES[dtype]
@@ -120,7 +122,7 @@ def _write_config(
     if generation is None:
         GenerationConfig.from_model_config(told).save_pretrained(draft)
         return lines
-    settings, more = with_special(generation, tokenizer, "generation_config.json")
+    settings, more = with_special(generation, tokenizer, "generation_config.json", base_rows)
     text = json.dumps(settings, indent=2, ensure_ascii=False)
     (draft / "generation_config.json").write_text(f"{text}\n", encoding="utf-8")
     return [*lines, *more]

@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokenization.errors import InfrastructureError, UserError
-from trainer.checkpoint.manifest import MARKER, Checkpoint, read_checkpoint, verify_checkpoint
+from trainer.checkpoint.manifest import (
+    MARKER,
+    Checkpoint,
+    Unreadable,
+    line_of,
+    read_checkpoint,
+    verify_checkpoint,
+)
 from trainer.storage.run_directory import RunDirectory
 
 _NAME = re.compile(r"step-(\d{8,})")
@@ -32,22 +39,28 @@ def list_checkpoints(directory: Path) -> list[Path]:
     """List everything in `directory` that has the name of a checkpoint, oldest first.
 
     Raises:
-        InfrastructureError: `directory` exists and cannot be read, so that it may hold checkpoints.
+        UserError: `directory` is a file, or may not be read.
+        InfrastructureError: it exists and cannot be read, so that it may hold checkpoints: a disk may not
+            be mounted yet.
     """
     try:
         names = os.listdir(directory)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not directory.is_symlink():
             return []
-        raise InfrastructureError(f"{directory}: cannot be read ({error.strerror})") from error
+        line = f"{directory}: cannot be read ({error.strerror})"
+        lasting = isinstance(error, (NotADirectoryError, PermissionError))
+        raise (UserError if lasting else InfrastructureError)(line) from error
     return sorted((directory / name for name in names if _NAME.fullmatch(name)), key=step_of)
 
 
 def scan_checkpoints(directory: Path) -> tuple[list[Checkpoint], list[str]]:
     """Return all good checkpoints, oldest first, and a line for each that is not good.
 
+    The line is an `Unreadable` if the disk or the network failed.
+
     Raises:
-        InfrastructureError: `directory` cannot be read.
+        UserError, InfrastructureError: as `list_checkpoints`.
     """
     good, broken = [], []
     paths = list_checkpoints(directory)
@@ -55,12 +68,10 @@ def scan_checkpoints(directory: Path) -> tuple[list[Checkpoint], list[str]]:
         try:
             checkpoint = read_checkpoint(path)
             if path != directory / name_of(checkpoint.manifest.step):
-                raise InfrastructureError(
-                    f"{path}: holds step {checkpoint.manifest.step}, so its name is wrong"
-                )
+                raise UserError(f"{path}: holds step {checkpoint.manifest.step}, so its name is wrong")
             good.append(checkpoint)
-        except InfrastructureError as error:
-            broken.append(str(error))
+        except (UserError, InfrastructureError) as error:
+            broken.append(line_of(error))
     last = last_committed(directory)
     if last is not None and directory / name_of(last) not in paths:
         broken.append(f"{directory / name_of(last)}: was committed and is missing")
@@ -137,8 +148,8 @@ def find_checkpoint(path: Path) -> Checkpoint:
     The folder `checkpoints` of a run may be given, too, wherever it was copied to.
 
     Raises:
-        UserError: there is none.
-        InfrastructureError: it is damaged.
+        UserError: there is none, or it is damaged.
+        InfrastructureError: the disk or the network failed.
     """
     if (path / MARKER).exists():
         checkpoint = read_checkpoint(path)
@@ -150,7 +161,23 @@ def find_checkpoint(path: Path) -> Checkpoint:
             fix = "give a run directory or a checkpoint"
             raise UserError(f"does not hold a committed checkpoint{found}", file=path, fix=fix)
         checkpoint = good[-1]
-    damaged = verify_checkpoint(checkpoint)
-    if damaged:
-        raise InfrastructureError("; ".join(damaged))
+    raise_damage(verify_checkpoint(checkpoint))
     return checkpoint
+
+
+def raise_damage(lines: Sequence[str], about: str = "", fix: str | None = None) -> None:
+    """Raise what is wrong with checkpoints, if anything is: damage does not go away, a failing disk may.
+
+    `about` precedes the lines, in brackets then.
+
+    Raises:
+        UserError: all of it is damage, or files that are missing.
+        InfrastructureError: the disk or the network failed on one.
+    """
+    if not lines:
+        return
+    what = "; ".join(lines)
+    error = UserError(f"{about} ({what})" if about else what, fix=fix)
+    if any(isinstance(line, Unreadable) for line in lines):
+        raise InfrastructureError(str(error))
+    raise error

@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 from tokenization import disk
-from tokenization.errors import InfrastructureError
+from tokenization.errors import InfrastructureError, UserError
 from trainer.storage.run_directory import RunDirectory
 
 MANIFEST_VERSION = 1
@@ -62,6 +62,10 @@ class Manifest(Position):
     """Parameter to `rank_files.position_checksum`."""
 
 
+class Unreadable(str):
+    """Why a file could not be read: the disk or the network failed, which may go away. Damage does not."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A committed checkpoint on disk."""
@@ -79,23 +83,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a committed checkpoint, and check that its files have the recorded sizes.
 
     Raises:
-        InfrastructureError: it was not committed, its manifest is damaged, or a file is missing or has
-            another size.
+        UserError: it was not committed, its manifest is damaged, or a file is missing or has another size.
+        InfrastructureError: the disk or the network failed.
     """
     try:
         marker = (path / MARKER).read_bytes()
     except FileNotFoundError as error:
-        raise InfrastructureError(f"{path}: was never committed (no {MARKER})") from error
+        raise UserError(f"{path}: was never committed (no {MARKER})") from error
     except OSError as error:
-        raise InfrastructureError(f"{path / MARKER}: cannot be read ({error.strerror})") from error
+        raise _not_read(path / MARKER, error) from error
     manifest = _read_manifest(path / MANIFEST, marker)
     for name, (size, _) in manifest.files.items():
         try:
             found = (path / name).stat().st_size
         except OSError as error:
-            raise InfrastructureError(f"{path / name}: cannot be read ({error.strerror})") from error
+            raise _not_read(path / name, error) from error
         if found != size:
-            raise InfrastructureError(f"{path / name}: has {found} bytes, but was saved with {size}")
+            raise UserError(f"{path / name}: has {found} bytes, but was saved with {size}")
     return Checkpoint(path, manifest)
 
 
@@ -104,20 +108,23 @@ def _read_manifest(file: Path, marker: bytes) -> Manifest:
     try:
         text = file.read_bytes()
     except OSError as error:
-        raise InfrastructureError(f"{file}: cannot be read ({error.strerror})") from error
+        raise _not_read(file, error) from error
     found = xxhash.xxh3_128_hexdigest(text)
     if found.encode() != marker:
         expected = marker.decode("ascii", "replace")
-        raise InfrastructureError(
-            f"{file}: has checksum {found}, but was committed ({MARKER}) with {expected}"
-        )
+        raise UserError(f"{file}: has checksum {found}, but was committed ({MARKER}) with {expected}")
     tree = json.loads(text)
     if tree["version"] != MANIFEST_VERSION:
-        raise InfrastructureError(
-            f"{file}: has version {tree['version']}, but this code reads {MANIFEST_VERSION}"
-        )
+        raise UserError(f"{file}: has version {tree['version']}, but this code reads {MANIFEST_VERSION}")
     tree["files"] = {name: (int(size), str(checksum)) for name, (size, checksum) in tree["files"].items()}
     return Manifest(**tree)
+
+
+def _not_read(file: Path, error: OSError) -> UserError | InfrastructureError:
+    """Make the error of a file that cannot be read: what is missing or forbidden does not come by itself."""
+    line = f"{file}: cannot be read ({error.strerror})"
+    lasting = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError))
+    return UserError(line) if lasting else InfrastructureError(line)
 
 
 def commit_checkpoint(path: Path, manifest: Manifest) -> None:
@@ -138,8 +145,16 @@ def commit_checkpoint(path: Path, manifest: Manifest) -> None:
     disk.write_atomically(last_committed, json.dumps({"step": manifest.step}))
 
 
+def line_of(error: UserError | InfrastructureError) -> str:
+    """Return the line of an error about a checkpoint; an `Unreadable` if it may go away."""
+    return Unreadable(error) if isinstance(error, InfrastructureError) else str(error)
+
+
 def verify_checkpoint(checkpoint: Checkpoint, part: int = 0, parts: int = 1) -> list[str]:
-    """Check the checksums of this rank's `part` of the files; return a line for each damaged one."""
+    """Check the checksums of this rank's `part` of the files; return a line for each damaged one.
+
+    The line is an `Unreadable` if the disk or the network failed.
+    """
     damaged = []
     for number, (name, (_, expected)) in enumerate(sorted(checkpoint.manifest.files.items())):
         if number % parts != part:
@@ -148,7 +163,7 @@ def verify_checkpoint(checkpoint: Checkpoint, part: int = 0, parts: int = 1) -> 
         try:
             found = disk.checksum(path)
         except OSError as error:
-            damaged.append(f"{path}: cannot be read ({error.strerror})")
+            damaged.append(line_of(_not_read(path, error)))
             continue
         if found != expected:
             damaged.append(f"{path}: has checksum {found}, but was saved with {expected}")

@@ -14,6 +14,7 @@ from trainer.cli.data import add_data
 from trainer.cli.jobs import add_jobs
 from trainer.cli.model import add_model
 from trainer.cli.runs import add_runs
+from trainer.cli.selftest import add_selftest
 from trainer.cli.study import add_study
 from trainer.cli.vocab import add_vocab
 from trainer.machine.log_lines import file_handler, logger, show_log_lines
@@ -84,6 +85,6 @@ def build_parser() -> argparse.ArgumentParser:
         prog="rewarm", description="Continued pretraining of LLaMA-style models that does not forget."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_vocab, add_data, add_model, add_runs, add_jobs, add_study):
+    for add in (add_vocab, add_data, add_model, add_selftest, add_runs, add_jobs, add_study):
         add(commands)
     return parser

@@ -22,7 +22,7 @@ def check_machine(preset: dict[str, Any], dtype: str, compiled: bool = False) ->
     """
     device = get_accelerator().device_name()
     problems = []
-    if dtype == "fp16" and not get_accelerator().is_fp16_supported():
+    if dtype == "fp16" and not supports_fp16():
         what, fix = f"is not supported by DeepSpeed on {device}", "use bf16 or fp32"
         problems.append(UserError(what, field="model.dtype", value=dtype, fix=fix))
     for name in ("zero_quantized_weights", "zero_quantized_gradients"):
@@ -41,6 +41,11 @@ def check_machine(preset: dict[str, Any], dtype: str, compiled: bool = False) ->
     problems += _missing_for_nvme(preset)
     if problems:
         raise UserErrors(problems)
+
+
+def supports_fp16() -> bool:
+    """Tell whether DeepSpeed trains in fp16 on this machine."""
+    return bool(get_accelerator().is_fp16_supported())
 
 
 def _missing_for_nvme(preset: dict[str, Any]) -> list[UserError]:

@@ -103,13 +103,13 @@ def extend_model(
             elif not (tied and final == output_name):
                 writer.add(Weight(final, shape, dtype, partial(weights.__getitem__, name)))
         writer.close()
-        told, lines = with_special(with_both_forms(config), opened, "config.json")
+        told, lines = with_special(with_both_forms(config), opened, "config.json", extension.base_pieces)
         rows = {"vocab_size": extension.rows, BASE_ROWS: extension.base_pieces}
         told |= {**rows, TOKENIZER: opened.fingerprint}
         lines += padding(told, opened, "--base", str(base))
         (draft / "config.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
         if (generation := read_generation(base)) is not None:
-            settings, more = with_special(generation, opened, GENERATION)
+            settings, more = with_special(generation, opened, GENERATION, extension.base_pieces)
             (draft / GENERATION).write_text(
                 json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8"
             )

@@ -104,28 +104,31 @@ def padding(
 
 
 def with_special(
-    config: Mapping[str, Any], tokenizer: Tokenizer, file: str
+    config: Mapping[str, Any], tokenizer: Tokenizer, file: str, base_rows: int | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """A `config.json` or `generation_config.json` with EOS, BOS and pad ids that are the tokenizer's.
 
-    What it says and can be right is kept: more EOS ids than one, a pad id that is not text. Also return
-    notes on what is not kept.
+    What it says and can be right is kept: more EOS ids than one, a pad id that is not text. Of several EOS
+    ids one may be text at which generation stops, such as a line feed, if it was a piece of the base: one of
+    its `base_rows`, or of all rows where none were appended. Also return notes on what is not kept.
     """
     changed, lines = dict(config), []
     for name in NAMES:
         field = f"{name}_token_id"
         was, own = config.get(field), tokenizer.special_id(name)
-        now = _eos(was, own, tokenizer) if name == "eos" else _other(was, own, tokenizer)
+        now = _eos(was, own, tokenizer, base_rows) if name == "eos" else _other(was, own, tokenizer)
         if now != was:
             changed[field] = now
             lines.append(f"{file}: {field} {was} is {now} now, as the tokenizer has it")
     return changed, lines
 
 
-def _eos(was: Any, own: int | None, tokenizer: Tokenizer) -> Any:
-    """The EOS ids: those named that are special, the tokenizer's own among them."""
+def _eos(was: Any, own: int | None, tokenizer: Tokenizer, base_rows: int | None) -> Any:
+    """The EOS ids, the tokenizer's among them: those that are special, or text of the base beside EOS."""
     ids = was if isinstance(was, list) else [] if was is None else [was]
-    kept = [index for index in ids if _possible(index, tokenizer)]
+    text = range(tokenizer.size if base_rows is None else min(base_rows, tokenizer.size))
+    stops = own in ids
+    kept = [index for index in ids if _possible(index, tokenizer) or (stops and index in text)]
     if own is None or own in kept:
         return was if kept == ids else kept
     return [own, *kept] if isinstance(was, list) and kept else own

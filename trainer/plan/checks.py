@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-from tokenization.errors import InfrastructureError, UserError, UserErrors
+from tokenization.errors import UserError, UserErrors
 from tokenization.shards.store import TokenStore
 from trainer.checkpoint import history, manifest
 from trainer.evaluation.held_out import Baseline, measured_on
@@ -92,16 +92,23 @@ def _name_of(run: RunDirectory) -> str | None:
     return str(tree.get("name")) if isinstance(tree, dict) else None
 
 
-def newest_checkpoint(recipe: Recipe, skip: Collection[Path]) -> tuple[manifest.Checkpoint | None, list[str]]:
-    """Find the newest good checkpoint, and write a line for each damaged one."""
+def newest_checkpoint(
+    recipe: Recipe, skip: Mapping[Path, str]
+) -> tuple[manifest.Checkpoint | None, list[str]]:
+    """Find the newest good checkpoint, and write a line for each damaged one.
+
+    Raises:
+        UserError: there are some, and none is good; starting again would not change that.
+        InfrastructureError: none is good, and one of them could not be read.
+    """
     directory = RunDirectory(recipe.directory).checkpoints
     good, broken = history.scan_checkpoints(directory)
     good = [checkpoint for checkpoint in good if checkpoint.path not in skip]
     if not good and (skip or history.has_committed(directory)):
-        listed = "; ".join([*broken, *(f"{path}: damaged" for path in skip)])
-        raise InfrastructureError(
-            f"{directory}: no checkpoint is good ({listed}); restore one, or choose another "
-            "run_dir to start again from the base"
+        history.raise_damage(
+            [*broken, *skip.values()] or [f"{directory}: is empty"],
+            about=f"{directory}: no checkpoint is good",
+            fix="restore one, or choose another run_dir to start again from the base",
         )
     return (good[-1] if good else None), broken
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tokenization.errors import UserErrors
@@ -16,6 +17,7 @@ from trainer.checkpoint import manifest
 from trainer.engine import ds_config
 from trainer.engine import layout as layout_
 from trainer.engine.layout import Layout
+from trainer.engine.versions import check_version
 from trainer.machine.devices import available_bytes
 from trainer.metrics.services import check_services
 from trainer.mixer.description import MixtureDescription
@@ -94,17 +96,18 @@ class Plan(Inputs, Fit):
     decision: Decision
 
 
-def make_plan(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> Plan:
+def make_plan(recipe: Recipe, world_size: int, skip: Mapping[Path, str] = MappingProxyType({})) -> Plan:
     """Check everything and decide what starting this recipe means; change nothing.
 
     Args:
         recipe: the whole run.
         world_size: number of ranks.
-        skip: checkpoints that turned out to be damaged.
+        skip: checkpoints that turned out to be damaged, and what is wrong with each.
 
     Raises:
         UserErrors: all that is wrong, at once.
-        InfrastructureError: there are checkpoints and none of them is good.
+        UserError: there are checkpoints and none of them is good.
+        InfrastructureError: a disk failed.
     """
     refuse_another_run(recipe)
     checkpoint, broken = newest_checkpoint(recipe, skip)
@@ -191,6 +194,8 @@ def _fit(recipe: Recipe, inputs: Inputs, world_size: int, state: RunState | None
     for phase in range(now + 1, len(recipe.phases)):
         if recipe.seq_len_of(phase) != recipe.seq_len_of(phase - 1):
             check(partial(layout_.layout, recipe, world_size, largest, phase))
+    steps = check(lambda: layout().gradient_accumulation_steps)
+    check(lambda: check_version(inputs.preset, recipe.model.dtype, steps()))
     check(lambda: ds_config.complete(inputs.preset, recipe, layout(), inputs.model_config))
     # The past is what the checkpoint recorded, and not what the recipe now says of it.
     sizes = sizes_of(recipe, inputs.stores, state)

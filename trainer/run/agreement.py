@@ -7,8 +7,9 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tokenization.errors import ExitCode, InfrastructureError, RewarmError, UserError
 from trainer.machine import collectives
@@ -25,7 +26,7 @@ _MOST_FIELDS = 4
 """Fields that an error names, of all in which ranks differ."""
 
 
-def plan_together(recipe: Recipe, world: World, skip: Collection[Path] = ()) -> Plan:
+def plan_together(recipe: Recipe, world: World, skip: Mapping[Path, str] = MappingProxyType({})) -> Plan:
     """Make the plan on every rank; where one fails, all raise its error instead of waiting for it.
 
     Raises:

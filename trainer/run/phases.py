@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tokenization import disk
-from tokenization.errors import InfrastructureError
 from trainer.checkpoint import manifest
 from trainer.checkpoint.base import load_exact_base
+from trainer.checkpoint.history import raise_damage
 from trainer.checkpoint.load import check_finite, find_damage, load_checkpoint
 from trainer.checkpoint.save import Saver
+from trainer.engine.defaults import with_defaults
 from trainer.engine.ds_config import complete
 from trainer.engine.engine import Engine, clear_swapped, sharded_loading
 from trainer.evaluation.held_out import measured_on
@@ -25,9 +27,7 @@ from trainer.machine.sequence import sequence_group
 from trainer.machine.signals import Signals
 from trainer.machine.watchdog import Watchdog
 from trainer.metrics.heartbeat import Heartbeat
-from trainer.metrics.jsonl import history_of, read_attempts
 from trainer.metrics.log import Metrics
-from trainer.metrics.names import stream_bits_per_byte
 from trainer.metrics.throughput import Throughput
 from trainer.mixer.loader import Loader
 from trainer.model.base import check_weights, expected_weights
@@ -45,7 +45,7 @@ from trainer.run.identity import changes_since_start, identity_of, package_versi
 from trainer.run.saving import Saves
 from trainer.run.session import Session
 from trainer.run.step_log import StepLog
-from trainer.run.validation import ValidationSets
+from trainer.run.validation import ValidationSets, validation_is_missing
 from trainer.storage.hub import local_directory
 from trainer.storage.records import append_record
 from trainer.storage.run_directory import RunDirectory
@@ -96,7 +96,12 @@ class PhaseRunner:
         """Train phase after phase, from where the run stands; after each one the plan is made again.
 
         A signal ends the process at once while a phase is opened: all that was trained is committed then.
+        A run that is finished is scored at its end if that validation gave way to a stop.
         """
+        if self.plan.decision.kind == "finished":
+            self._open_session().close()
+            self.heartbeat.end("finished")
+            return
         while self.plan.decision.kind in ("start", "restore", "new_phase"):
             self.signals.unsaved = False
             self._record_start()
@@ -173,7 +178,7 @@ class PhaseRunner:
             tokens_before=state.tokens,
         )
         logger.info(f"ready to train after {time.perf_counter() - started:.1f} s")
-        if self._validation_is_missing():
+        if validation_is_missing(plan, self.world):
             session.evaluate()
             step_log.write_if_due(state)
         return session
@@ -183,31 +188,13 @@ class PhaseRunner:
         length = self.recipe.seq_len_of(self.plan.decision.state.phase)
         return max(1, self.plan.layout.micro_batch_size * length // self.recipe.seq_len)
 
-    def _validation_is_missing(self) -> bool:
-        """Whether the position that the phase starts from is still to be scored: the same on every rank.
-
-        That of the first start always is, and one whose validation gave way to a stop.
-        """
-        state, every = self.plan.decision.state, self.recipe.validation.every_tokens
-        before = state.tokens - self.recipe.tokens_per_step
-        due = before // every < state.tokens // every or self.plan.decision.kind == "new_phase"
-        if state.step == 0 or not (self.plan.validation and due):
-            return state.step == 0 and bool(self.plan.validation)
-        scored = self.world.rank == 0 and any(
-            record["step"] == state.step and stream_bits_per_byte(next(iter(self.plan.validation))) in record
-            for record in history_of(
-                read_attempts(self.recipe.directory, say=lambda line: None)
-            )  # said before
-        )
-        return not collectives.broadcast(scored)
-
     def _open_engine(self) -> Engine:
         """The engine, with the weights of the checkpoint, of the base, or new ones."""
         plan, recipe, decision = self.plan, self.recipe, self.plan.decision
-        config = complete(plan.preset, recipe, plan.layout, plan.model_config)
+        config = self._ds_config()
         own_base = None if plan.checkpoint else _checkpoint_at(recipe.model.base)
-        if own_base is not None and (found := find_damage(own_base)):
-            raise InfrastructureError("; ".join(found))
+        if own_base is not None:
+            raise_damage(find_damage(own_base), fix="copy it again, or take another model.base")
         weights = plan.checkpoint or own_base
         if weights is None and recipe.model.base is not None and not Path(recipe.model.base).is_dir():
             fetched = local_directory(recipe.model.base, "model.base")
@@ -241,6 +228,11 @@ class PhaseRunner:
         parts = self.plan.layout.sequence_parallel_size
         return CausalLM if parts == 1 else partial(SequencePart, group=sequence_group(parts))
 
+    def _ds_config(self) -> dict[str, Any]:
+        """The whole DeepSpeed configuration, with every default that changes numbers."""
+        plan = self.plan
+        return with_defaults(complete(plan.preset, self.recipe, plan.layout, plan.model_config))
+
     def _loader(self) -> Loader:
         """The reader of this rank's samples of the mixture; ranks that share them read the same ones."""
         plan = self.plan
@@ -252,7 +244,8 @@ class PhaseRunner:
             rank=group,
             world_size=plan.layout.data_parallel_size,
             document_mask=self.recipe.document_mask,
-            eos_id=next(iter(plan.stores.values())).eos_id,
+            # The sources of a finished run may have gone, and nothing is read of them.
+            eos_id=next(iter({**plan.stores, **plan.validation}.values())).eos_id,
         )
 
     def _throughput(self) -> Throughput:
@@ -284,6 +277,7 @@ class PhaseRunner:
             "passed_over": list(self.plan.broken),
             "world_size": self.world.world_size,
             "deepspeed": self.recipe.deepspeed,
+            "deepspeed_config": self._ds_config(),
             "versions": self.versions,
         }
         append_record(directory.lineage, line, logger.warning)

@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenization.errors import ExitCode, InfrastructureError
 from trainer.checkpoint import history
 from trainer.checkpoint.load import find_damage
+from trainer.checkpoint.manifest import Unreadable
 from trainer.engine.requirements import check_machine
 from trainer.machine import collectives
 from trainer.machine.compile_cache import clearing_stale_locks
@@ -22,6 +23,7 @@ from trainer.plan.make import Plan
 from trainer.run.agreement import check_shared, plan_together
 from trainer.run.phases import PhaseRunner
 from trainer.run.preflight import check_machines
+from trainer.run.validation import validation_is_missing
 from trainer.storage.run_directory import RunDirectory
 
 
@@ -91,9 +93,10 @@ def _verified(plan: Plan, world: World) -> Plan:
     """A plan whose checkpoint's files all have their checksums; every rank reads its share of them.
 
     Raises:
-        InfrastructureError: no checkpoint is good.
+        UserError: no checkpoint is good.
+        InfrastructureError: a disk failed.
     """
-    bad: set[Path] = set()
+    bad: dict[Path, str] = {}
     while True:
         if plan.checkpoint is None:
             return plan
@@ -102,7 +105,7 @@ def _verified(plan: Plan, world: World) -> Plan:
             return plan
         for line in found:
             logger.warning(f"{line}; this checkpoint is passed over")
-        bad.add(plan.checkpoint.path)
+        bad[plan.checkpoint.path] = next((line for line in found if isinstance(line, Unreadable)), found[0])
         plan = plan_together(plan.recipe, world, skip=bad)
         logger.info(plan.decision.render())
 
@@ -110,8 +113,10 @@ def _verified(plan: Plan, world: World) -> Plan:
 def _train_verified(plan: Plan, world: World, heartbeat: Heartbeat) -> int:
     """Train a plan whose checkpoint is verified; returns the exit status."""
     if plan.decision.kind == "finished":
-        heartbeat.end("finished")
-        return ExitCode.DONE
+        if not validation_is_missing(plan, world):
+            heartbeat.end("finished")
+            return ExitCode.DONE
+        logger.info("the validation of its last step was cut short by a stop, and is made up for now")
     if plan.decision.kind == "refuse":
         heartbeat.end("failed", plan.decision.reason)
         return ExitCode.USER

@@ -12,11 +12,34 @@ from trainer.evaluation.held_out import Baseline, Scorer, evaluate, measured_on
 from trainer.machine import collectives
 from trainer.machine.ranks import World
 from trainer.metrics import names
+from trainer.metrics.jsonl import history_of, read_attempts
 from trainer.mixer.batch import MicroBatch
+from trainer.plan.make import Plan
 from trainer.recipe.schema import Recipe
 
 STOP_EVERY = 4
 """Batches between two looks whether a rank was asked to stop, which cost a small all-reduce."""
+
+
+def validation_is_missing(plan: Plan, world: World) -> bool:
+    """Tell whether the position that a start goes on from is still to be scored: the same on every rank.
+
+    That of the first start always is, and one whose validation gave way to a stop: where one was due, and at
+    the end of a phase.
+    """
+    state, every = plan.decision.state, plan.recipe.validation.every_tokens
+    before = state.tokens - plan.recipe.tokens_per_step
+    at_an_end = plan.decision.kind == "new_phase" or state.phase_done
+    if state.step == 0 or not (plan.validation and (at_an_end or before // every < state.tokens // every)):
+        return state.step == 0 and bool(plan.validation)
+    name = names.stream_bits_per_byte(next(iter(plan.validation)))
+    scored = world.rank == 0 and any(
+        record["step"] == state.step and name in record
+        for record in history_of(
+            read_attempts(plan.recipe.directory, say=lambda line: None)  # its torn lines have been named
+        )
+    )
+    return not collectives.broadcast(scored)
 
 
 class _Stopped(Exception):

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from tokenization import disk
-from tokenization.errors import ExitCode, UserError, UserErrors
-from trainer.machine.launcher import signal_ranks
+from tokenization.errors import UserError, UserErrors
+from trainer.machine.local_ranks import run_ranks
 from trainer.machine.log_lines import logger
-from trainer.machine.ranks import free_port
-from trainer.machine.signals import STOPS
 from trainer.plan.make import make_plan
 from trainer.recipe import load
 from trainer.report.page import write_report
@@ -87,7 +79,7 @@ def train_arms(trials: Sequence[ArmRun], recipe: str | Path, world_size: int) ->
             logger.info(f"{where}: is finished")
             continue
         logger.info(f"{where}: {' '.join(trial.overrides)}")
-        if status := _launch(recipe, trial.overrides, world_size):
+        if status := run_ranks([str(SCRIPT), str(recipe), *trial.overrides], world_size):
             logger.warning(f"{where}: ended with status {status}; the same command goes on from there")
             return status
     return 0
@@ -98,30 +90,3 @@ def conclude(name: str, trials: Sequence[ArmRun], out: Path) -> str:
     study, runs = grids.find_study(name), [trial.directory for trial in trials]
     table = write_report(runs, out / "report.html")
     return "\n".join([study.question, "", table, "", f"The papers: {study.found}."])
-
-
-def _launch(recipe: str | Path, overrides: Sequence[str], world_size: int) -> int:
-    """Run one arm under the launcher of this Python environment."""
-    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(world_size)]
-    process = subprocess.Popen(
-        [*launcher, "--master_port", str(free_port()), str(SCRIPT), str(recipe), *overrides],
-        env={"OMP_NUM_THREADS": "1", **os.environ},
-        stdout=sys.stderr,  # standard output is for the study's answer
-    )
-    forwarded = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-    before = {number: signal.signal(number, partial(_forward, process.pid)) for number in forwarded}
-    try:
-        while True:
-            try:
-                status = process.wait()
-                return status if status >= 0 else STOPS.get(signal.Signals(-status), ExitCode.FAILED)
-            except KeyboardInterrupt:
-                continue  # the terminal has sent it to the arm as well, which saves before it ends
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _forward(launcher: int, number: int, frame: FrameType | None) -> None:
-    """Let the arm save; its launcher ends when its ranks have."""
-    signal_ranks(launcher, number)

@@ -1,5 +1,6 @@
 """What a start makes of damaged checkpoints: the newest good one, named reasons, never the base unasked."""
 
+import errno
 import os
 
 import pytest
@@ -7,8 +8,8 @@ import yaml
 
 from tests.helpers import runs
 from tests.helpers.checkpoints import fragments, position, savers
-from tokenization.errors import InfrastructureError
-from trainer.checkpoint import history
+from tokenization.errors import ExitCode, InfrastructureError, UserError
+from trainer.checkpoint import history, manifest
 from trainer.checkpoint.manifest import MANIFEST, MARKER
 from trainer.cli.main import main
 from trainer.plan.make import make_plan
@@ -75,7 +76,7 @@ def test_with_no_good_one_left_the_run_stops_with_the_reasons(recipe, damage, tm
         DAMAGES[damage](folder / history.name_of(step))
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
         monkeypatch.setenv(name, value)
-    assert main(["train", str(tmp_path / "recipe.yaml")]) == InfrastructureError.exit_code
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == ExitCode.USER, "a requeue would never end"
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "no checkpoint is good" in line
     assert "step-00000004" in line
@@ -85,19 +86,37 @@ def test_with_no_good_one_left_the_run_stops_with_the_reasons(recipe, damage, tm
 
 def test_those_that_turned_out_to_be_damaged_are_not_tried_again(recipe):
     folder = RunDirectory(recipe.directory).checkpoints
-    plan = make_plan(recipe, 1, skip={folder / "step-00000008"})
+    newer, older = folder / "step-00000008", folder / "step-00000004"
+    plan = make_plan(recipe, 1, skip={newer: "flipped"})
     assert plan.decision.state.step == 4
-    with pytest.raises(InfrastructureError, match="no checkpoint is good"):
-        make_plan(recipe, 1, skip={folder / "step-00000008", folder / "step-00000004"})
+    with pytest.raises(UserError, match=r"no checkpoint is good \(flipped; torn\)"):
+        make_plan(recipe, 1, skip={newer: "flipped", older: "torn"})
 
 
-@pytest.mark.parametrize("loss", ["gone", "not mounted", "a file"])
-def test_checkpoints_that_are_lost_together_are_not_taken_for_a_fresh_start(recipe, loss):
+def test_a_disk_that_fails_may_come_back(recipe, monkeypatch):
+    folder = RunDirectory(recipe.directory).checkpoints
+    DAMAGES["marker flipped"](folder / "step-00000004")
+    read = manifest.Path.read_bytes
+
+    def failing(path):
+        if "step-00000008" in str(path):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path)
+
+    monkeypatch.setattr(manifest.Path, "read_bytes", failing)
+    with pytest.raises(InfrastructureError, match=r"no checkpoint is good .*Input/output error.*restore one"):
+        make_plan(recipe, 1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "error"), [("gone", UserError), ("not mounted", InfrastructureError), ("a file", UserError)]
+)
+def test_checkpoints_that_are_lost_together_are_not_taken_for_a_fresh_start(recipe, loss, error):
     folder = RunDirectory(recipe.directory).checkpoints
     folder.rename(folder.with_name("elsewhere"))
     if loss == "not mounted":
         folder.symlink_to(folder.with_name("nowhere"))
     elif loss == "a file":
         folder.write_text("")
-    with pytest.raises(InfrastructureError, match=r"checkpoints: (no checkpoint is good|cannot be read)"):
+    with pytest.raises(error, match=r"checkpoints: (no checkpoint is good|cannot be read)"):
         make_plan(recipe, 1)

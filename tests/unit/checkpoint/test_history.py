@@ -8,7 +8,7 @@ import pytest
 import xxhash
 
 from tests.helpers.checkpoints import manifest, save
-from tokenization.errors import InfrastructureError
+from tokenization.errors import InfrastructureError, UserError
 from trainer.checkpoint import history
 from trainer.checkpoint import manifest as commit
 from trainer.checkpoint.manifest import (
@@ -109,7 +109,7 @@ def test_no_directory_holds_nothing_and_one_that_cannot_be_read_is_not_taken_for
         history.scan_checkpoints(folder)
     folder.unlink()
     folder.write_text("x")
-    with pytest.raises(InfrastructureError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         history.scan_checkpoints(folder)
 
 

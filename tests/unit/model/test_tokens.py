@@ -216,6 +216,9 @@ def test_a_pad_id_that_is_a_piece_of_text_is_refused(tmp_path):
         ({"eos_token_id": 259, "bos_token_id": 1}, {"eos_token_id": 2}),  # a piece of text
         ({"eos_token_id": [2, 0]}, {}),  # more than one may end a text
         ({"eos_token_id": [0, 9999]}, {"eos_token_id": [2, 0]}),
+        ({"eos_token_id": [2, 259]}, {}),  # generation may stop at a piece of text as well
+        ({"eos_token_id": [2, 260]}, {"eos_token_id": [2]}),  # appended: the base did not mean this piece
+        ({"eos_token_id": [259]}, {"eos_token_id": 2}),
         ({"eos_token_id": 2, "bos_token_id": 260}, {"bos_token_id": 1}),
         ({"eos_token_id": 2, "pad_token_id": 32000}, {"pad_token_id": None}),  # beyond the rows
         ({"eos_token_id": 2, "pad_token_id": 260}, {"pad_token_id": None}),
@@ -225,7 +228,7 @@ def test_a_pad_id_that_is_a_piece_of_text_is_refused(tmp_path):
 )
 def test_special_ids_are_those_of_the_tokenizer(tmp_path, config, wanted):
     tokenizer = open_tokenizer(raw(tmp_path / "tok"))
-    told, lines = with_special(config, tokenizer, "config.json")
+    told, lines = with_special(config, tokenizer, "config.json", base_rows=260)
     assert told == {**config, **wanted}
     assert len(lines) == len(wanted)
     assert all(line.startswith("config.json: ") for line in lines)

@@ -1,9 +1,11 @@
 """What forgetting is measured against: the base's score on the same text, from before the first step."""
 
+import io
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,10 @@ from tests.helpers import scheduler_runs
 from trainer.evaluation.held_out import Baseline
 from trainer.machine.ranks import World
 from trainer.metrics import names
-from trainer.run.validation import ValidationSets
+from trainer.metrics.log import Metrics
+from trainer.recipe.schema import Logging
+from trainer.run import validation
+from trainer.run.validation import ValidationSets, validation_is_missing
 
 
 @dataclass
@@ -107,3 +112,39 @@ def test_a_signal_cuts_a_validation_short_on_all_ranks_after_the_same_batch(aske
         found = list(both.map(measure_on, (0, 1)))
     assert [scores is None for scores in found] == [asked_at is not None] * 2
     assert scored == [batches, batches]
+
+
+STEP = scheduler_runs.STEP
+DUE, NOT_DUE, LAST = 20, 21, 100
+"""Steps: a validation is due every ten, and a phase has 100."""
+
+
+@pytest.mark.parametrize(
+    ("step", "scored", "missing"),
+    [
+        (DUE, True, False),
+        (DUE, False, True),  # a signal cut it short
+        (NOT_DUE, False, False),
+        (LAST, True, False),
+        (LAST, False, True),  # the run is finished, and nothing else would score it
+    ],
+)
+@pytest.mark.parametrize("every", [10 * STEP, 7000 * STEP], ids=["every ten steps", "at ends alone"])
+def test_a_validation_that_gave_way_to_a_stop_is_missing(monkeypatch, tmp_path, every, step, scored, missing):
+    monkeypatch.setattr(validation.collectives, "broadcast", lambda value: value)
+    recipe = scheduler_runs.recipe(edits=[f"validation.every_tokens={every}", f"run_dir={tmp_path}"])
+    state = scheduler_runs.trained(scheduler_runs.begun(recipe), step)
+    metrics = Metrics(
+        tmp_path, Logging(tensorboard=False), rank=0, name="a", total_tokens=1, stream=io.StringIO()
+    )
+    metrics.log(step, state.tokens, {names.LOSS: 1.0, **({names.UPSTREAM: 1.0} if scored else {})})
+    metrics.close()
+    kind = "finished" if state.phase_done else "restore"
+    plan = SimpleNamespace(
+        decision=SimpleNamespace(state=state, kind=kind), recipe=recipe, validation={"upstream": None}
+    )
+    if every > LAST * STEP and step == DUE:
+        missing = False
+    assert validation_is_missing(plan, World()) == missing
+    plan.validation = {}
+    assert not validation_is_missing(plan, World())

@@ -47,6 +47,10 @@ one gradient: each addend is small beside the sum, and most of its digits are ro
 OFFLOADED = ("offload_optimizer", "offload_param")
 """Sections of zero_optimization that keep something outside the GPU."""
 
+SUB_GROUP = 100_000_000
+"""Elements per rank that ZeRO-3 steps at a time. Each time it copies their fp32 gradients, 4 bytes each; by
+default DeepSpeed takes 1e9, which is a copy of all gradients of a 7B model on 7 ranks."""
+
 NVME_WEIGHTS = {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0}
 """DeepSpeed 0.19 trains with weights on NVMe only with these values."""
 
@@ -280,6 +284,8 @@ def complete(
     if stage(preset) == 3:
         zero.setdefault("stage3_prefetch_bucket_size", int(0.9 * bucket))
         zero.setdefault("stage3_param_persistence_threshold", 10 * hidden_size)
+        if all(nvme_path(preset, what) is None for what in OFFLOADED):  # NVMe reads a sub-group at a time
+            zero.setdefault("sub_group_size", SUB_GROUP)
     for what in OFFLOADED:
         if (path := nvme_path(preset, what)) is not None:
             # DeepSpeed names its files by rank alone: two runs on one node would share them.

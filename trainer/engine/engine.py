@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -25,6 +26,10 @@ from trainer.mixer.batch import MicroBatch
 from trainer.mixer.permutation import key_of
 from trainer.recipe.schema import Optimizer
 from trainer.storage.fragment import Fragment
+
+WHOLE_BUCKET = 2**24
+"""Gradients that ZeRO stage 0 copies into one buffer to add them over all ranks; DeepSpeed's default are 500
+million, which is a second copy of all gradients of the models that stage 0 is for."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,10 @@ class Engine:
         if self.stage == 3 and (kinds := getattr(model, "gathered_whole", None)):
             set_z3_leaf_modules(model, kinds)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adam, config=config)
+        if self.stage == 0:
+            self.engine.allreduce_gradients = partial(
+                self.engine.allreduce_gradients, bucket_size=WHOLE_BUCKET
+            )
         if self.stage == 1:
             accumulate_in_fp32(self.optimizer)
         self.world_size = self.engine.world_size

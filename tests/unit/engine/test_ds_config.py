@@ -146,6 +146,21 @@ def test_bucket_sizes_follow_the_hidden_size_unless_given():
     assert given_ == {"zero_optimization": {"stage": 2, "reduce_bucket_size": 123}}  # left as it was
 
 
+@pytest.mark.parametrize(
+    ("zero", "expected"),
+    [
+        ({"stage": 3}, 100_000_000),  # a copy of 0.4 GB in place of one of all gradients
+        ({"stage": 3, "offload_optimizer": {"device": "cpu"}}, 100_000_000),
+        ({"stage": 3, "sub_group_size": 7}, 7),
+        ({"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/local"}}, None),
+        ({"stage": 2}, None),
+    ],
+)
+def test_zero_3_steps_a_part_of_its_weights_at_a_time(zero, expected):
+    completed = ds_config.complete({"zero_optimization": zero}, recipe(), Layout(2, 4, 1), MODEL)
+    assert completed["zero_optimization"].get("sub_group_size") == expected
+
+
 def test_sixteen_bits_without_sharded_master_weights_are_refused():
     half = recipe(model={"tokenizer": "t", "dtype": "bf16", "init": {"hidden_size": 8}})
     with pytest.raises(UserError, match=r"model\.dtype: 'bf16' .*zero1\.json"):

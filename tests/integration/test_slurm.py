@@ -44,7 +44,7 @@ def undisturbed(data, tmp_path_factory):
 
 def rewarm(slurm, *words):
     return subprocess.run(
-        [REWARM, *words], env=slurm.environment, cwd=runs.ROOT, capture_output=True, text=True, timeout=120
+        [REWARM, *words], env=slurm.environment, cwd=runs.ROOT, capture_output=True, text=True, timeout=400
     )
 
 

@@ -45,7 +45,7 @@ def folder(data, tmp_path_factory):
     jobs = [runs.Job(tree(data, folder / "whole"))]
     for name, (step, parts) in RESUMED.items():
         jobs.append(runs.Job(tree(data, folder / name, parts), after=(folder / "whole", step)))
-    assert {job["status"] for job in runs.launch_several(folder, jobs, 2)} == {0}
+    assert {job["status"] for job in runs.launch_several(folder, jobs, 2, timeout=900)} == {0}
     return folder
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenization.errors import UserError
 from trainer.engine import ds_config
-from trainer.plan.memory import Memory, Settings, Shape, estimate
+from trainer.plan.memory import WIDTHS, Memory, Settings, Shape, estimate
 from trainer.recipe.schema import EveryN, Recipe
 
 SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -55,6 +55,7 @@ def memory_settings(
         document_mask=recipe.document_mask != "none",
         attention=recipe.model.attention,
         device="cuda" if cuda else "cpu",
+        state_width=WIDTHS[recipe.optimizer.state_dtype],
         bucket=int(zero.get("reduce_bucket_size", ds_config.default_bucket(hidden))),
         overlap=bool(zero.get("overlap_comm")),
         node_copy=int(zero.get("zero_hpz_partition_size", 0)),
@@ -91,6 +92,8 @@ def _fit(
     chosen = path == Path(recipe.deepspeed)
     if ds_config.stage(preset) == 0 and recipe.model.dtype != "fp32":
         return PresetFit(path.stem, chosen, None, 0, "needs fp32")
+    if ds_config.offloads_optimizer(preset) and recipe.optimizer.state_dtype != "fp32":
+        return PresetFit(path.stem, chosen, None, 0, "needs state_dtype fp32")
     settings = memory_settings(recipe, preset, int(config["hidden_size"]), world_size, cuda=cuda)
     memory = estimate(Shape.of(config), settings)
     return PresetFit(path.stem, chosen, memory, memory.largest_micro_batch(available))

@@ -97,7 +97,7 @@ def render_plan(plan: Plan, found: Outlook | None = None, lr_at: Sequence[int] |
         "\n".join([_batch(plan), *(_needs(plan, found) if found is not None else ())]),
     ]
     if found is not None:
-        parts += [_presets(plan, found), "\n".join(f"model.{line}" for line in switch_lines(plan, found))]
+        parts += [_presets(plan, found), "\n".join(switch_lines(plan, found))]
     if lr_at is not None:
         rows = [[f"{row['tokens']:,}", f"{row['lr']:.9g}"] for row in plan.decision.lr_at(lr_at)]
         parts.append(text_table(("tokens", "lr"), rows))

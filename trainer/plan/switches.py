@@ -23,25 +23,30 @@ def switch_lines(plan: Plan, found: Outlook) -> Iterator[str]:
     loss = loss_bytes(shape, settings).total(micro)
     whole = micro * recipe.seq_len * shape.vocab * (4 + 2 * settings.width)
     yield (
-        f"loss: fused, {loss / GIB:.2f} GiB with its gradients; all logits at once would take "
-        f"{whole / GIB:.2f} GiB"
+        f"model.loss: {recipe.model.loss}, {loss / GIB:.2f} GiB with its gradients; all logits at once would "
+        f"take {whole / GIB:.2f} GiB"
     )
     how = recipe.model.activation_checkpointing
     now = f"every_n: {how.every_n}" if isinstance(how, EveryN) else how
     peaks = ", ".join(f"{name} {memory.peak(micro) / GIB:.1f}" for name, memory in found.modes.items())
     yield (
-        f"activation_checkpointing: {now}; peak in GiB with micro_batch_size {micro}: {peaks}; "
+        f"model.activation_checkpointing: {now}; peak in GiB with micro_batch_size {micro}: {peaks}; "
         "full and offload take about a third more time, every_n: 2 a sixth"
     )
     compiled = "true" if recipe.model.compile else "false"
     yield (
-        f"compile: {compiled}; true makes steps faster and the first one minutes slower "
+        f"model.compile: {compiled}; true makes steps faster and the first one minutes slower "
         "(measure it: python benchmarks/step.py)"
     )
     scores = micro * settings.seq_len**2 * shape.heads * (4 + settings.width) / GIB
     yield (
-        f"attention: {recipe.model.attention}; sdpa and flash_attention_2 keep no scores, eager would keep "
-        f"{scores:.1f} GiB of them per layer"
+        f"model.attention: {recipe.model.attention}; sdpa and flash_attention_2 keep no scores, eager would "
+        f"keep {scores:.1f} GiB of them per layer"
+    )
+    saved = 4 * shape.parameters // (plan.layout.world_size if settings.stage else 1) / GIB
+    yield (
+        f"optimizer.state_dtype: {recipe.optimizer.state_dtype}; bf16 spares {saved:.2f} GiB per rank "
+        "and cannot be offloaded"
     )
     if recipe.document_mask != "none":
         mask = micro * settings.seq_len**2 * settings.width / GIB

@@ -53,7 +53,7 @@ def read_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         UserError: there are no weights, a file of the index is missing, or one is damaged.
     """
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_paths(directory):
         with open_weights(path, "np") as opened:
             shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118

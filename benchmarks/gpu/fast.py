@@ -239,7 +239,7 @@ def largest(bench: Bench, like: Setting, cpu: bool) -> None:
 
     from benchmarks.gpu import engines
     from trainer.model.size import parameters
-    from trainer.plan.memory import estimate
+    from trainer.plan.memory import Settings, Shape, estimate
 
     for shape in (engines.SMALLER_TOY,) if cpu else (engines.EIGHT_B, engines.SEVEN_B, engines.THREE_B):
         setting = replace(
@@ -252,17 +252,15 @@ def largest(bench: Bench, like: Setting, cpu: bool) -> None:
             state_dtype="bf16",
         )
         config = shape.config(setting.vocab_size)
-        memory = estimate(
-            config,
+        settings = Settings(
             stage=2,
-            offload_optimizer=False,
-            offload_parameters=False,
             world_size=1,
             seq_len=setting.seq_len,
             dtype=setting.dtype,
-            recompute=True,
+            recompute="full",
+            state_width=2,
         )
-        needs = memory.states - 4 * parameters(config) + memory.per_sample  # moments of 2 bytes, not 4
+        needs = estimate(Shape.of(config), settings).peak(1)
         name, billions = f"largest: {shape.name}", parameters(config) / 1e9
         expected = f"{billions:.2f}e9 parameters, estimated {needs / 2**30:.1f} GiB"
         if not cpu and needs > 1.05 * torch.cuda.get_device_properties(0).total_memory:

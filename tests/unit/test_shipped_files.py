@@ -264,7 +264,7 @@ def test_a_run_is_requeued_when_that_helps(cluster, status, restarts, requeued):
     )
     assert code == status
     assert calls == [
-        "rewarm plan recipe.yaml seed=1 --world-size 16",
+        "rewarm plan recipe.yaml seed=1 --gpus 16 --strict",
         "srun --kill-on-bad-exit=1 .venv/bin/python launch/train.py recipe.yaml seed=1",
         *(["scontrol requeue 7"] if requeued else []),
     ]
@@ -310,7 +310,7 @@ def test_an_array_task_trains_its_arm(cluster, tmp_path):
     code, calls = cluster("study.sbatch", "r.yaml", "arms.txt", **slurm, SLURM_ARRAY_TASK_ID="2")
     assert code == 75
     assert calls == [
-        "rewarm plan r.yaml name=b seed=2 --world-size 16",
+        "rewarm plan r.yaml name=b seed=2 --gpus 16 --strict",
         "srun --kill-on-bad-exit=1 .venv/bin/python launch/train.py r.yaml name=b seed=2",
         "scontrol requeue 9_2",
     ]

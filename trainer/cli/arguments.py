@@ -104,6 +104,20 @@ def positive_number(text: str) -> int:
     return number
 
 
+def gibibytes(text: str) -> float:
+    """Parse the memory of a GPU in GiB, as makers write it: `80`."""
+    if not 1 <= (size := float(fraction(text))) <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the memory of a GPU in GiB, such as 80")
+    return size
+
+
+def utilization(text: str) -> float:
+    """Parse a share of a GPU's peak FLOP/s: `40%` or `0.4`."""
+    if not 0 < (share := float(fraction(text))) <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share of the peak above 0 and up to 100%")
+    return share
+
+
 def part_of(text: str) -> tuple[int, int]:
     """Parse I/N, the I-th of N parts."""
     number, slash, parts = text.partition("/")

@@ -12,10 +12,13 @@ from trainer.cli.arguments import (
     add_command,
     add_overwrite,
     add_recipe,
+    gibibytes,
     path_text,
     positive_number,
+    utilization,
     whole_numbers,
 )
+from trainer.machine.devices import known_gpu, usable_bytes
 from trainer.machine.launcher import stop_with_launcher
 from trainer.machine.log_lines import logger
 from trainer.machine.ranks import World, current_world, note_status
@@ -26,12 +29,7 @@ from trainer.recipe import load
 
 def add_runs(commands: Any) -> None:
     """Add the commands about runs."""
-    plan = add_command(commands, "plan", plan_command, "recipe.yaml --lr-at 0,1e9")
-    add_recipe(plan)
-    lr_at = "show the learning rate after these tokens of the run"
-    plan.add_argument("--lr-at", type=whole_numbers, metavar="T,…", help=lr_at)
-    ranks = "number of ranks to plan for (default: 1)"
-    plan.add_argument("--world-size", type=positive_number, default=1, help=ranks)
+    _add_plan(commands)
 
     add_recipe(add_command(commands, "train", train_command, "launch/recipes/llama2-7b-zh.yaml"))
 
@@ -58,14 +56,51 @@ def add_runs(commands: Any) -> None:
     report.add_argument("--out", type=path_text, required=True, metavar="FILE.html")
 
 
+def _add_plan(commands: Any) -> None:
+    plan = add_command(commands, "plan", plan_command, "recipe.yaml --gpus 64 --gpu h100 --shape llama2-7b")
+    add_recipe(plan)
+    lr_at = "show the learning rate after these tokens of the run"
+    plan.add_argument("--lr-at", type=whole_numbers, metavar="T,…", help=lr_at)
+    ranks = "number of ranks to plan for, one per GPU (default: 1)"
+    plan.add_argument(
+        "--gpus", "--world-size", dest="world_size", type=positive_number, default=1, help=ranks
+    )
+    plan.add_argument(
+        "--gpu", metavar="NAME", help="the GPU to plan for, such as h100 (default: this machine)"
+    )
+    memory = "memory of a GPU in GiB, such as 80 (default: that of --gpu)"
+    plan.add_argument("--gpu-memory", type=gibibytes, metavar="GIB", help=memory)
+    mfu = "model FLOP/s utilization that you expect, such as 40%%"
+    plan.add_argument("--mfu", type=utilization, metavar="SHARE", help=mfu)
+    shape = "sizes of the base while it is not there, such as llama2-7b (default: what its name says)"
+    plan.add_argument("--shape", metavar="NAME", help=shape)
+    pieces = "pieces of the tokenizer while it is not there, such as 55296"
+    plan.add_argument("--vocab-size", type=positive_number, metavar="N", help=pieces)
+    strict = "refuse what is not there yet, as training does"
+    plan.add_argument("--strict", action="store_true", help=strict)
+    plot = "draw the learning rate and the mixture over the run"
+    plan.add_argument("--plot", type=path_text, metavar="FILE.svg", help=plot)
+
+
 def plan_command(args: argparse.Namespace) -> int:
     """Show what a recipe will do, before it does it."""
-    recipe = load.load_recipe(args.recipe, args.overrides)  # before the import of torch, which takes seconds
-    from trainer.plan import render
+    recipe = load.load_recipe(args.recipe, args.overrides)
+    name, memory = known_gpu(args.gpu) if args.gpu else (None, None)
+    memory = args.gpu_memory or memory
+    from trainer.plan.ahead import Ahead
     from trainer.plan.make import make_plan
+    from trainer.plan.outlook import outlook
+    from trainer.plan.render import plan_to_json, render_plan
 
-    plan = make_plan(recipe, args.world_size)
-    print_answer(args, render.plan_to_json(plan, args.lr_at), render.render_plan(plan, args.lr_at))
+    available = None if memory is None else usable_bytes(memory * 2**30)
+    ahead = Ahead(args.shape, args.vocab_size, available, args.strict)
+    plan = make_plan(recipe, args.world_size, ahead=ahead)
+    found = outlook(plan, name, args.mfu)
+    if args.plot:
+        from trainer.report.planned import write_picture
+
+        write_picture(plan, Path(args.plot))
+    print_answer(args, plan_to_json(plan, found, args.lr_at), render_plan(plan, found, args.lr_at))
     return ExitCode.USER if plan.decision.kind == "refuse" else ExitCode.DONE
 
 

@@ -114,11 +114,13 @@ def read_preset(path: str | Path) -> dict[str, Any]:
 def check_known(preset: dict[str, Any], path: str | Path) -> None:
     """Check every field of zero_optimization as DeepSpeed will: its name, its type and its value.
 
-    DeepSpeed itself is imported for it, which takes seconds: everything else is checked before.
+    DeepSpeed itself is imported for it, which takes seconds, unless all is as in the presets that ship.
 
     Raises:
         UserErrors: one for each field.
     """
+    if _is_plain(preset["zero_optimization"], _PLAIN):
+        return
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import BaseModel, ValidationError
 
@@ -141,6 +143,42 @@ def check_known(preset: dict[str, Any], path: str | Path) -> None:
         raise UserErrors(problems) from error
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(str(error), file=path, field="zero_optimization") from error
+
+
+_OFFLOAD: Mapping[str, Any] = {"device": ("none", "cpu", "nvme"), "nvme_path": str, "pin_memory": bool}
+
+_PLAIN: Mapping[str, Any] = {
+    "stage": (0, 1, 2, 3),
+    "overlap_comm": bool,
+    "contiguous_gradients": bool,
+    "offload_optimizer": {**_OFFLOAD, "buffer_count": int},
+    "offload_param": _OFFLOAD,
+    "reduce_bucket_size": int,
+    "allgather_bucket_size": int,
+    "stage3_prefetch_bucket_size": int,
+    "stage3_param_persistence_threshold": int,
+    "zero_quantized_weights": bool,
+    "zero_hpz_partition_size": int,
+    "zero_quantized_gradients": bool,
+}
+"""Fields of zero_optimization that are surely right, with their type or their values."""
+
+
+def _is_plain(section: Any, plain: Mapping[str, Any]) -> bool:
+    """Tell whether a section is surely one that DeepSpeed takes."""
+    if not isinstance(section, dict) or not section.keys() <= plain.keys():
+        return False
+    for name, value in section.items():
+        wanted = plain[name]
+        if isinstance(wanted, Mapping):
+            fits = _is_plain(value, wanted)
+        elif isinstance(wanted, tuple):
+            fits = type(value) is type(wanted[0]) and value in wanted
+        else:
+            fits = type(value) is wanted and (wanted is not int or value >= 1)
+        if not fits:
+            return False
+    return True
 
 
 def _section(model: Any, name: str) -> Any:
@@ -277,7 +315,7 @@ def complete(
             fix="use ds_configs/zero1.json, or dtype: fp32",
         )
     hidden_size = int(model["hidden_size"])
-    bucket = max(hidden_size * hidden_size, 2**20)
+    bucket = default_bucket(hidden_size)
     zero.setdefault("reduce_bucket_size", bucket)
     if stage(preset) in (1, 2):
         zero.setdefault("allgather_bucket_size", 4 * bucket)
@@ -311,6 +349,11 @@ def complete(
             # DeepSpeed would take another optimizer; see `engine.accumulate_in_fp32`.
             config["data_types"] = {}
     return config
+
+
+def default_bucket(hidden_size: int) -> int:
+    """Return the gradients that are reduced together where the preset does not say: a matrix of the model."""
+    return max(hidden_size * hidden_size, 2**20)
 
 
 def _key(directory: Path) -> str:

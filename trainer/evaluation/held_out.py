@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
 from tokenization.shards.store import TokenStore
 from trainer.mixer.batch import MicroBatch, document_places
+
+if TYPE_CHECKING:  # a plan reads what a run has measured, without torch
+    import torch
 
 
 class Scorer(Protocol):
@@ -101,6 +103,8 @@ def evaluate(
     Ranks take windows in turn, and all make the same number of forward passes, as sharded weights require.
     `total` sums over the ranks.
     """
+    import torch
+
     tokens = _tokens(store, max_tokens)
     width = max(1, min(seq_len, tokens - 1))
     windows = -(-(tokens - 1) // width)

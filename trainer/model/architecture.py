@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenization.errors import UserError, UserErrors, did_you_mean
 from trainer.model.rope import context_problems, phase_configs, rope_type
-from trainer.model.trainable import phase_problems
+from trainer.model.trained import phase_problems
 from trainer.recipe.numbers import as_written
 from trainer.recipe.schema import Recipe
 from trainer.storage.hub import fetch_from_hub
@@ -26,6 +27,9 @@ EMBEDDINGS = {
 SUPPORTED = tuple(EMBEDDINGS)
 """`model_type`s whose logits are the plain product of last hidden state and output embedding, as our
 chunked loss computes them."""
+
+BUFFERS = re.compile(r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attention\.(masked_)?bias)$")
+"""Tensors in the files of some older models that are not weights: they are computed from config.json."""
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 """Config fields that every supported `model_type` has."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from tokenization.errors import UserError, UserErrors
-from trainer.model.architecture import EMBEDDINGS, file_name
-from trainer.model.build import BUFFERS, make_empty
-from trainer.storage.safetensors import INDEX_FILE, SINGLE_FILE, WeightsReader
+from trainer.model.architecture import BUFFERS, EMBEDDINGS, file_name
+from trainer.model.weights import is_plain, weight_shapes
+from trainer.storage.weight_files import INDEX_FILE, SINGLE_FILE, read_shapes
+
+if TYPE_CHECKING:  # a plan checks a plain base without torch, whose import takes seconds
+    import torch
 
 _MOST_NAMES = 3
 
@@ -34,6 +35,12 @@ def expected_weights(config: Mapping[str, Any], where: str = "model.base", value
     Raises:
         UserError: it describes none: an unknown activation or RoPE type, a field of a wrong type, ….
     """
+    if is_plain(config):
+        return Expected(weight_shapes(config), bool(config.get("tie_word_embeddings")), "model.")
+    import torch
+
+    from trainer.model.build import make_empty
+
     try:
         with torch.device("meta"):
             hf = make_empty(config, {"dtype": torch.bfloat16})
@@ -78,12 +85,12 @@ def check_weights(directory: Path, config: Mapping[str, Any], expected: Expected
     """
     if not any((directory / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
         return
-    with WeightsReader(directory) as reader:
-        names = {_expected_name(name, config, expected): name for name in reader.names}
-        found = {name: tuple(reader.shape(inner)) for name, inner in names.items()}
-        problems = list(_differences(found, expected, config["model_type"], str(directory)))
-        if not problems and expected.tied:
-            problems += _two_matrices(reader, names, config["model_type"], str(directory))
+    held = read_shapes(directory)
+    names = {_expected_name(name, config, expected): name for name in held}
+    found = {name: held[inner] for name, inner in names.items()}
+    problems = list(_differences(found, expected, config["model_type"], str(directory)))
+    if not problems and expected.tied:
+        problems += _two_matrices(directory, names, config["model_type"])
     if problems:
         raise UserErrors(problems)
 
@@ -125,20 +132,25 @@ def _differences(
         yield UserError(what, field="model.base", value=where, fix=fix)
 
 
-def _two_matrices(
-    reader: WeightsReader, names: Mapping[str, str], model_type: str, where: str
-) -> Iterator[UserError]:
+def _two_matrices(directory: Path, names: Mapping[str, str], model_type: str) -> Iterator[UserError]:
     """Find an output embedding that is not the input embedding, in the files of a model that ties them."""
     first, second = EMBEDDINGS[model_type]
-    if second not in names or _same(reader[names[first]], reader[names[second]]):
+    if second not in names:
         return
+    from trainer.storage.safetensors import WeightsReader
+
+    with WeightsReader(directory) as reader:
+        if _same(reader[names[first]], reader[names[second]]):
+            return
     what = f"ties its embeddings (tie_word_embeddings) and holds {first} and {second}, which differ"
     fix = f"set tie_word_embeddings to false to train both, or remove {second} from the files"
-    yield UserError(what, field="model.base", value=where, fix=fix)
+    yield UserError(what, field="model.base", value=str(directory), fix=fix)
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Tell whether two matrices hold the same numbers, a part at a time; NaN is itself here."""
+    import torch
+
     if one.shape != other.shape:
         return False
     parts = zip(one.split(4096), other.split(4096), strict=True)

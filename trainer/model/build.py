@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import is_flash_attn_2_available
 
 from tokenization.errors import UserError
-from trainer.model.architecture import EMBEDDINGS
+from trainer.model.architecture import BUFFERS, EMBEDDINGS
 from trainer.model.cross_entropy import cross_entropy
 from trainer.model.layers import decoder_layers, prepare_layers
 from trainer.model.liger import liger_cross_entropy
@@ -25,9 +24,6 @@ from trainer.model.loss import CausalLM
 from trainer.model.trainable import parameter_groups
 from trainer.recipe.schema import Model, Recipe
 from trainer.storage.safetensors import DTYPES
-
-BUFFERS = re.compile(r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attention\.(masked_)?bias)$")
-"""Tensors in the files of some older models that are not weights: they are computed from config.json."""
 
 OUTPUTS = frozenset({"lm_head.weight", *(output for _, output in EMBEDDINGS.values())})
 

@@ -27,7 +27,7 @@ from trainer.model.architecture import EMBEDDINGS, check_sizes, check_type, file
 from trainer.model.rope import with_both_forms
 from trainer.model.tokenizer import write_tokenizer
 from trainer.model.tokens import TOKENIZER, padding, with_special
-from trainer.model.trainable import BASE_ROWS
+from trainer.model.trained import BASE_ROWS
 from trainer.storage.hub import GENERATION, local_directory, read_generation
 from trainer.storage.run_directory import EXPORTED
 from trainer.storage.safetensors import Weight, WeightsReader, WeightsWriter

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from tokenization.errors import UserError
 from trainer.model.loss import CausalLM
-from trainer.recipe.schema import Phase, Recipe
-
-BASE_ROWS = "base_vocab_size"
-"""The config field with the number of rows before the appended ones; `rewarm model extend` writes it."""
+from trainer.model.trained import BASE_ROWS, not_extended, trained_names
+from trainer.recipe.schema import Phase
 
 
 def parameter_groups(model: CausalLM, phase: Phase, weight_decay: float) -> list[dict[str, Any]]:
@@ -35,7 +30,8 @@ def parameter_groups(model: CausalLM, phase: Phase, weight_decay: float) -> list
             parameters that the phase does not train.
     """
     embeddings = {id(parameter) for parameter in _embeddings(model)}
-    trained = _trained(model, phase, embeddings)
+    named = {name: id(parameter) in embeddings for name, parameter in model.named_parameters()}
+    trained = trained_names(named, phase)
     scales = phase.schedule.lr_scale
     _freeze_old_rows(model, base_rows(model) if phase.train == "new_rows" else 0)
     groups: dict[tuple[str, float], dict[str, Any]] = {}
@@ -52,9 +48,6 @@ def parameter_groups(model: CausalLM, phase: Phase, weight_decay: float) -> list
         groups.setdefault((kind, decay), empty)["params"].append(parameter)
     made = list(groups.values())
     holders = [group for group in made if group["name"] != "body"]
-    if scales and not holders:
-        field, fix = f"phases.{phase.name}.schedule.lr_scale", "remove it, or train them"
-        raise UserError("scales the LR of embeddings that the phase does not train", field=field, fix=fix)
     if "new_rows" in scales and phase.train != "new_rows":
         for group in holders:
             group["first_new_row"] = base_rows(model)
@@ -70,54 +63,8 @@ def base_rows(model: CausalLM) -> int:
     """
     rows = getattr(model.hf.config, BASE_ROWS, None)
     if rows is None:
-        raise _not_extended("phases")
+        raise not_extended("phases")
     return int(rows)
-
-
-def phase_problems(recipe: Recipe, config: Mapping[str, Any]) -> list[UserError]:
-    """Find what is wrong with the phases' `train` and `lr_scale`, as far as config.json shows it."""
-    problems = []
-    for number, phase in enumerate(recipe.phases):
-        where = f"phases.{number}"
-        if config.get(BASE_ROWS) is None:
-            if "new_rows" in phase.schedule.lr_scale:
-                problems.append(_not_extended(f"{where}.schedule.lr_scale", "embeddings"))
-            if phase.train == "new_rows":
-                problems.append(_not_extended(f"{where}.train"))
-        if phase.train == "new_rows" and phase.keep_optimizer:
-            what = "would update old embedding rows with the previous phase's optimizer moments"
-            fix = "remove it; new_rows must leave the old rows unchanged"
-            problems.append(UserError(what, field=f"{where}.keep_optimizer", fix=fix))
-        if isinstance(phase.train, tuple):
-            problems += [found for pattern in phase.train if (found := _pattern_problem(pattern, where))]
-    return problems
-
-
-def _not_extended(field: str, instead: str = "train: embeddings") -> UserError:
-    what = "needs appended rows, but the model was not extended with `rewarm model extend`"
-    return UserError(what, field=field, value="new_rows", fix=f"extend it, or use {instead}")
-
-
-def _pattern_problem(pattern: str, where: str) -> UserError | None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        return UserError(f"is not a regular expression ({error})", field=f"{where}.train", value=pattern)
-    return None
-
-
-def _trained(model: CausalLM, phase: Phase, embeddings: set[int]) -> set[str]:
-    """Return the names of the parameters that `phase` trains."""
-    named = dict(model.named_parameters())
-    if phase.train == "all":
-        return set(named)
-    if isinstance(phase.train, str):
-        return {name for name, parameter in named.items() if id(parameter) in embeddings}
-    for pattern in phase.train:
-        if not any(re.search(pattern, name) for name in named):
-            field, fix = f"phases.{phase.name}.train", f"names are like {', '.join(list(named)[:3])}, …"
-            raise UserError("matches no parameter", field=field, value=pattern, fix=fix)
-    return {name for name in named if any(re.search(pattern, name) for pattern in phase.train)}
 
 
 def _embeddings(model: CausalLM) -> list[nn.Parameter]:

@@ -12,6 +12,10 @@ from tokenization.errors import UserError, UserErrors
 from tokenization.shards.store import TokenStore
 from trainer.checkpoint import history, manifest
 from trainer.evaluation.held_out import Baseline, measured_on
+from trainer.model.architecture import EMBEDDINGS
+from trainer.model.base import check_weights, expected_weights
+from trainer.model.trained import trained_names
+from trainer.model.weights import is_plain, weight_shapes
 from trainer.recipe.schema import Recipe
 from trainer.storage.run_directory import RunDirectory
 
@@ -150,11 +154,28 @@ def validation_windows(recipe: Recipe) -> Iterator[str]:
 def check_trained_patterns(config: Mapping[str, Any], recipe: Recipe, vocab_size: int) -> None:
     """Refuse patterns of `train` that match no parameter of the model."""
     if all(isinstance(phase.train, str) for phase in recipe.phases):
-        return  # no patterns: the import of transformers, which takes seconds, is not needed
-    from trainer.model.build import check_trained
+        return
+    if is_plain(config):
+        problems = _patterns_of_plain(config, recipe)
+    else:
+        from trainer.model.build import check_trained
 
-    if problems := check_trained(config, recipe, vocab_size):
+        problems = check_trained(config, recipe, vocab_size)
+    if problems:
         raise UserErrors(problems)
+
+
+def _patterns_of_plain(config: Mapping[str, Any], recipe: Recipe) -> list[UserError]:
+    """Check the patterns against the names of a model that transformers need not build for it."""
+    embeddings = EMBEDDINGS[config["model_type"]]
+    named = {f"hf.{name}": name in embeddings for name in weight_shapes(config)}
+    problems = []
+    for phase in recipe.phases:
+        try:
+            trained_names(named, phase)
+        except UserError as problem:
+            problems.append(problem)
+    return problems
 
 
 def check_base_weights(recipe: Recipe, config: Mapping[str, Any]) -> None:
@@ -165,8 +186,6 @@ def check_base_weights(recipe: Recipe, config: Mapping[str, Any]) -> None:
     Raises:
         UserErrors: all that is wrong.
     """
-    from trainer.model.base import check_weights, expected_weights
-
     base = recipe.model.base
     expected = expected_weights(config, "model.init" if base is None else "model.base", base)
     if base is not None and Path(base).is_dir() and not (Path(base) / manifest.MARKER).is_file():

@@ -71,14 +71,14 @@ def sizes_of(
     return sizes
 
 
-def open_validation(recipe: Recipe) -> dict[str, TokenStore]:
-    """Open the validation sets that the recipe names: `upstream`, `downstream`.
+def open_validation(recipe: Recipe, missing: Collection[str] = ()) -> dict[str, TokenStore]:
+    """Open the validation sets that the recipe names, but for those `missing`: `upstream`, `downstream`.
 
     Raises:
         UserErrors: a set is missing, damaged or too short.
     """
     sets = {"upstream": recipe.validation.upstream, "downstream": recipe.validation.downstream}
-    named = {name: prefix for name, prefix in sets.items() if prefix is not None}
+    named = {name: prefix for name, prefix in sets.items() if prefix is not None and name not in missing}
     stores, problems = _open_all({f"validation.{name}": prefix for name, prefix in named.items()})
     for field, store in stores.items():
         if store.tokens < 2:

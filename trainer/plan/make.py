@@ -18,12 +18,21 @@ from trainer.engine import ds_config
 from trainer.engine import layout as layout_
 from trainer.engine.layout import Layout
 from trainer.engine.versions import check_version
-from trainer.machine.devices import available_bytes
+from trainer.machine.devices import available_bytes, has_cuda
 from trainer.metrics.services import check_services
 from trainer.mixer.description import MixtureDescription
 from trainer.mixer.mixture import Mixture
 from trainer.model import architecture
 from trainer.model.rope import phase_configs
+from trainer.plan.ahead import (
+    Ahead,
+    Missing,
+    check_needed,
+    complain_of_split,
+    config_ahead,
+    find_missing,
+    stand_in_sizes,
+)
 from trainer.plan.checks import (
     ErrorCollector,
     check_base_weights,
@@ -41,8 +50,9 @@ from trainer.plan.data import (
     trained_on,
     used_up,
 )
-from trainer.plan.memory import Memory, estimate
+from trainer.plan.memory import Memory, Shape, estimate
 from trainer.plan.past import changed_base, generation_of, own_config, phase_now
+from trainer.plan.presets import memory_settings
 from trainer.plan.tokenizer import check_as_trained, compare_with_base, known_pieces, with_tokenizer
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.decide import decide
@@ -58,7 +68,10 @@ class Inputs:
     preset: dict[str, Any]
     """The ds_config as written: how memory is split."""
     model_config: dict[str, Any]
-    """Fields of the Hugging Face config, as the phase that is trained next has them."""
+    """Fields of the Hugging Face config, as the phase that is trained next has them.
+
+    Empty if a plan ahead of the base does not know its sizes.
+    """
     vocab_size: int
     """Pieces of the tokenizer."""
     stores: dict[str, TokenStore]
@@ -66,14 +79,21 @@ class Inputs:
     validation: dict[str, TokenStore]
     """`upstream`, `downstream`."""
     remarks: list[str]
-    """A line for each difference between the base and the tokenizer."""
+    """A line for each difference between the base and the tokenizer, and for each input that is missing."""
+    missing: Missing
+    """What is not there yet; nothing when the run starts."""
 
 
 @dataclass(frozen=True)
 class Fit:
     """The inputs, fitted to the ranks and to the run's past."""
 
-    memory: Memory
+    memory: Memory | None
+    """None if the model's sizes are not known."""
+    available: int
+    """Bytes that a rank may use."""
+    cuda: bool
+    """Whether it computes on a GPU."""
     layout: Layout
     mixture: Mixture
 
@@ -96,13 +116,19 @@ class Plan(Inputs, Fit):
     decision: Decision
 
 
-def make_plan(recipe: Recipe, world_size: int, skip: Mapping[Path, str] = MappingProxyType({})) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    world_size: int,
+    skip: Mapping[Path, str] = MappingProxyType({}),
+    ahead: Ahead | None = None,
+) -> Plan:
     """Check everything and decide what starting this recipe means; change nothing.
 
     Args:
         recipe: the whole run.
         world_size: number of ranks.
         skip: checkpoints that turned out to be damaged, and what is wrong with each.
+        ahead: what may be assumed; None if the run starts now, and everything must be there.
 
     Raises:
         UserErrors: all that is wrong, at once.
@@ -112,8 +138,8 @@ def make_plan(recipe: Recipe, world_size: int, skip: Mapping[Path, str] = Mappin
     refuse_another_run(recipe)
     checkpoint, broken = newest_checkpoint(recipe, skip)
     state = RunState.from_json(checkpoint.manifest.state) if checkpoint else None
-    inputs = _read_inputs(recipe, state, checkpoint)
-    fit = _fit(recipe, inputs, world_size, state)
+    inputs = _read_inputs(recipe, state, checkpoint, ahead)
+    fit = _fit(recipe, inputs, world_size, state, ahead)
     data = [fit.mixture.describe(phase) for phase in range(len(recipe.phases))]
     return Plan(
         **vars(inputs),
@@ -133,77 +159,111 @@ def make_plan(recipe: Recipe, world_size: int, skip: Mapping[Path, str] = Mappin
     )
 
 
-def _read_inputs(recipe: Recipe, state: RunState | None, checkpoint: manifest.Checkpoint | None) -> Inputs:
+def _read_inputs(
+    recipe: Recipe, state: RunState | None, checkpoint: manifest.Checkpoint | None, ahead: Ahead | None
+) -> Inputs:
     """Read what the recipe names, and check each input and that they belong together.
 
     Raises:
         UserErrors: all that is wrong with them.
     """
     check = ErrorCollector()
+    # What a run has begun with must be there, whoever asks.
+    missing = find_missing(recipe) if ahead and not ahead.strict and checkpoint is None else Missing()
     preset = check(lambda: ds_config.read_preset(recipe.deepspeed))
-    tokenizer = check(lambda: open_tokenizer(recipe.model.tokenizer))
+    tokenizer = check(lambda: None if missing.tokenizer else open_tokenizer(recipe.model.tokenizer))
     known = state.fingerprints() if state else {}
-    stores = check(lambda: open_sources(recipe, known, used_up(recipe, state)))
-    validation = check(lambda: open_validation(recipe))
+    stores = check(lambda: open_sources(recipe, known, used_up(recipe, state) | missing.sources))
+    validation = check(lambda: open_validation(recipe, missing.validation))
     check(lambda: ds_config.check_saved(preset(), recipe))
     check(lambda: check_services(recipe.logging))
-    check(lambda: check_one_tokenizer(recipe, stores(), validation(), tokenizer()))
-    check(lambda: check_as_trained(recipe, tokenizer(), checkpoint))
+    check(lambda: check_needed(ahead or Ahead(), recipe, missing, _pieces(tokenizer())))
     own = check(lambda: own_config(checkpoint))
     now, begun = phase_now(recipe, state)
-    config = check(lambda: _model_config(recipe, tokenizer(), own(), now, begun))
+    config = check(lambda: _model_config(recipe, tokenizer(), own(), ahead, missing, now, begun))
     remarks = check(
-        lambda: (
-            compare_with_base(recipe, config(), tokenizer())
-            if own() is None
-            else list(changed_base(recipe, config(), state))
-        )
+        lambda: _remarks(recipe, config(), tokenizer(), state, begun=own() is not None or missing.base)
     )
+    check(lambda: _check_tokenizer(recipe, stores(), validation(), tokenizer(), checkpoint))
     check.raise_problems()
-    return Inputs(
-        preset(),
-        with_tokenizer(
-            recipe,
-            next(phase_configs(recipe, config(), now, begun=begun)),
-            tokenizer(),
-            begun=own() is not None,
-        ),
-        tokenizer().size,
-        stores(),
-        validation(),
-        remarks(),
-    )
+    read, whole = tokenizer(), config()
+    if whole:
+        whole = next(phase_configs(recipe, whole, now, begun=begun))
+    if read is not None:
+        whole = with_tokenizer(recipe, whole, read, begun=own() is not None) if whole else whole
+    size = read.size if read is not None else int(config().get("vocab_size", 0))
+    notes = [*missing.notes, *complain_of_split(recipe, missing), *remarks()]
+    return Inputs(preset(), whole, size, stores(), validation(), notes, missing)
 
 
-def _fit(recipe: Recipe, inputs: Inputs, world_size: int, state: RunState | None) -> Fit:
+def _pieces(tokenizer: Tokenizer | None) -> int | None:
+    return None if tokenizer is None else tokenizer.size
+
+
+def _check_tokenizer(
+    recipe: Recipe,
+    stores: Mapping[str, TokenStore],
+    validation: Mapping[str, TokenStore],
+    tokenizer: Tokenizer | None,
+    checkpoint: manifest.Checkpoint | None,
+) -> None:
+    """Check that the shards and the run's past are of this tokenizer, if it is there."""
+    check = ErrorCollector()
+    if tokenizer is not None:
+        check(lambda: check_one_tokenizer(recipe, stores, validation, tokenizer))
+        check(lambda: check_as_trained(recipe, tokenizer, checkpoint))
+    check.raise_problems()
+
+
+def _remarks(
+    recipe: Recipe,
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer | None,
+    state: RunState | None,
+    *,
+    begun: bool,
+) -> list[str]:
+    """Compare the base with the tokenizer, or with what a run has begun with."""
+    if begun:
+        return list(changed_base(recipe, config, state))
+    return [] if tokenizer is None else compare_with_base(recipe, config, tokenizer)
+
+
+def _fit(recipe: Recipe, inputs: Inputs, world_size: int, state: RunState | None, ahead: Ahead | None) -> Fit:
     """Fit the model, the batch and the mixture to the inputs and to the ranks.
 
     Raises:
         UserErrors: all that does not fit.
     """
     check = ErrorCollector()
+    config, missing = inputs.model_config, inputs.missing
     check(lambda: ds_config.check_known(inputs.preset, recipe.deepspeed))
-    if state is None:
-        check(lambda: check_base_weights(recipe, inputs.model_config))
+    if state is None and not missing.base:
+        check(lambda: check_base_weights(recipe, config))
     check.raise_problems()
+    given = ahead.available if ahead else None
+    available = given or available_bytes(world_size)
+    cuda = given is not None or has_cuda()
     now, _ = phase_now(recipe, state)
-    memory = _memory(recipe, inputs, world_size, recipe.seq_len_of(now))
-    largest = memory.largest_micro_batch(available_bytes(world_size))
-    check(lambda: check_trained_patterns(inputs.model_config, recipe, inputs.vocab_size))
+    memory = _memory(recipe, inputs, world_size, cuda, now) if config else None
+    largest = memory.largest_micro_batch(available) if memory else 1
+    if config:
+        check(lambda: check_trained_patterns(config, recipe, inputs.vocab_size))
     layout = check(lambda: layout_.layout(recipe, world_size, largest, now))
     for phase in range(now + 1, len(recipe.phases)):
         if recipe.seq_len_of(phase) != recipe.seq_len_of(phase - 1):
             check(partial(layout_.layout, recipe, world_size, largest, phase))
     steps = check(lambda: layout().gradient_accumulation_steps)
     check(lambda: check_version(inputs.preset, recipe.model.dtype, steps()))
-    check(lambda: ds_config.complete(inputs.preset, recipe, layout(), inputs.model_config))
+    if config:
+        check(lambda: ds_config.complete(inputs.preset, recipe, layout(), config))
     # The past is what the checkpoint recorded, and not what the recipe now says of it.
-    sizes = sizes_of(recipe, inputs.stores, state)
+    sizes = sizes_of(recipe, inputs.stores, state) | dict(stand_in_sizes(recipe, missing))
     mixture = check(lambda: Mixture.from_recipe(recipe, sizes, state.past() if state else ()))
     if state is None or _same_lengths(recipe, state):
         check(lambda: mixture().check_epochs())  # another seq_len is refused: uses cannot be counted with it
     check.raise_problems()
-    return Fit(memory, layout(), mixture())
+    return Fit(memory, available, cuda, layout(), mixture())
 
 
 def _same_lengths(recipe: Recipe, state: RunState) -> bool:
@@ -213,30 +273,38 @@ def _same_lengths(recipe: Recipe, state: RunState) -> bool:
 
 
 def _model_config(
-    recipe: Recipe, tokenizer: Tokenizer, own: dict[str, Any] | None, now: int, begun: bool
+    recipe: Recipe,
+    tokenizer: Tokenizer | None,
+    own: dict[str, Any] | None,
+    ahead: Ahead | None,
+    missing: Missing,
+    now: int,
+    begun: bool,
 ) -> dict[str, Any]:
     """Check the model's config: the run's `own`, from its checkpoint, else that of the base or of `init`.
 
     `now` and `begun` are those of `phase_now`.
     """
-    config = architecture.resolve_config(recipe, tokenizer.size) if own is None else own
-    known = known_pieces(recipe, config, tokenizer)
-    if problems := architecture.check_config(config, recipe, tokenizer.size, known, now, begun=begun):
+    if own is not None:
+        config = own
+    elif ahead is not None:
+        config = config_ahead(recipe, ahead, missing, _pieces(tokenizer))
+    else:
+        assert tokenizer is not None
+        config = architecture.resolve_config(recipe, tokenizer.size)
+    if not config:
+        return config
+    known = known_pieces(recipe, config, tokenizer) if tokenizer is not None and not missing.base else None
+    pieces = tokenizer.size if tokenizer is not None else int(config["vocab_size"])
+    if problems := architecture.check_config(config, recipe, pieces, known, now, begun=begun):
         raise UserErrors(problems)
     return config
 
 
-def _memory(recipe: Recipe, inputs: Inputs, world_size: int, seq_len: int) -> Memory:
-    return estimate(
-        inputs.model_config,
-        stage=ds_config.stage(inputs.preset),
-        offload_optimizer=ds_config.offloads_optimizer(inputs.preset),
-        offload_parameters=ds_config.offloads_parameters(inputs.preset),
-        world_size=world_size,
-        seq_len=-(-seq_len // recipe.sequence_parallel_size),
-        dtype=recipe.model.dtype,
-        recompute=recipe.model.activation_checkpointing == "full",
-    )
+def _memory(recipe: Recipe, inputs: Inputs, world_size: int, cuda: bool, now: int) -> Memory:
+    config, hidden = inputs.model_config, int(inputs.model_config["hidden_size"])
+    settings = memory_settings(recipe, inputs.preset, hidden, world_size, cuda=cuda, phase=now)
+    return estimate(Shape.of(config), settings)
 
 
 def base_lineage(recipe: Recipe, config: Mapping[str, Any]) -> BaseLineage | None:
@@ -250,6 +318,6 @@ def base_lineage(recipe: Recipe, config: Mapping[str, Any]) -> BaseLineage | Non
         exported = json.loads((Path(base) / EXPORTED).read_text(encoding="utf-8"))
         new_rows = exported.pop("new_rows", 0)
         return BaseLineage.of(RunState.from_json(exported), base, new_rows, optimizer=False)
-    rows = int(config.get("base_vocab_size") or config["vocab_size"])
-    new_rows = int(config["vocab_size"]) - rows
+    rows = int(config.get("base_vocab_size") or config.get("vocab_size", 0))
+    new_rows = int(config.get("vocab_size", 0)) - rows
     return BaseLineage(base, new_rows=new_rows)

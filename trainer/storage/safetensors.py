@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from tokenization.errors import UserError
 from trainer.storage import disk
+from trainer.storage.weight_files import INDEX_FILE, SINGLE_FILE, open_weights, weight_paths
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Number formats by the names that recipes and commands use."""
-
-SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
 MAX_SHARD_BYTES = 2 * 2**30
 
@@ -79,27 +77,13 @@ class WeightsReader:
         self.directory = Path(directory)
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
-        for path in self._paths():
+        for path in weight_paths(self.directory):
             try:
-                opened = self._stack.enter_context(safe_open(path, framework="pt"))
-            except Exception as error:  # safetensors raises its own type, OSError and others
+                opened = self._stack.enter_context(open_weights(path, "pt"))
+            except UserError:
                 self._stack.close()
-                raise UserError(f"cannot be read ({error})", file=path, fix="copy the model again") from error
+                raise
             self._files.update(dict.fromkeys(opened.keys(), opened))
-
-    def _paths(self) -> list[Path]:
-        index = self.directory / INDEX_FILE
-        if not index.is_file():
-            if not (self.directory / SINGLE_FILE).is_file():
-                what = f"has neither {SINGLE_FILE} nor {INDEX_FILE}"
-                fix = "convert its weights: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)"
-                raise UserError(what, file=self.directory, fix=fix)
-            return [self.directory / SINGLE_FILE]
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise UserError(f"cannot be read ({error})", file=index, fix="copy the model again") from error
-        return [self.directory / name for name in names]
 
     @property
     def names(self) -> list[str]:

@@ -24,6 +24,11 @@ class MicroBatch:
     positions: Ints | None = None
     """[micro_batch_size, seq_len]: place within the document, or since the row's start; None: no mask."""
 
+    @property
+    def has_boundaries(self) -> bool:
+        """Whether a document begins within a row, as the positions tell."""
+        return self.positions is not None and bool((np.diff(self.positions) != 1).any())
+
 
 def document_places(tokens: NDArray[np.integer[Any]], eos_id: int) -> Ints:
     """Return each token's place within its document, for rows of tokens: [rows, length], both.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,13 @@ from trainer.plan.data import (
     used_up,
 )
 from trainer.plan.memory import Memory, estimate
-from trainer.plan.past import changed_base, generation_of, own_config
+from trainer.plan.past import changed_base, generation_of, own_config, read_left_out, windows
 from trainer.plan.tokenizer import check_as_trained, compare_with_base, known_pieces, with_tokenizer
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.decide import decide
 from trainer.scheduler.decision import Decision
 from trainer.scheduler.state import BaseLineage, RunState
-from trainer.storage.run_directory import EXPORTED
+from trainer.storage.run_directory import EXPORTED, RunDirectory
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ def make_plan(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> P
     inputs = _read_inputs(recipe, state, checkpoint)
     fit = _fit(recipe, inputs, world_size, state)
     data = [fit.mixture.describe(phase) for phase in range(len(recipe.phases))]
+    decision = decide(recipe, data, state, None if state else base_lineage(recipe, inputs.model_config))
+    left_out = windows(read_left_out(RunDirectory(recipe.directory)))
     return Plan(
         **vars(inputs),
         **vars(fit),
@@ -122,7 +124,7 @@ def make_plan(recipe: Recipe, world_size: int, skip: Collection[Path] = ()) -> P
         ),
         generation=generation_of(recipe, checkpoint),
         data=data,
-        decision=decide(recipe, data, state, None if state else base_lineage(recipe, inputs.model_config)),
+        decision=replace(decision, state=decision.state.with_left_out(left_out)),
     )
 
 

@@ -35,7 +35,9 @@ from trainer.plan.make import Plan
 from trainer.recipe.load import dump_recipe
 from trainer.run import loop
 from trainer.run.agreement import plan_together
+from trainer.run.health import Spike
 from trainer.run.identity import changes_since_start, identity_of, package_versions, write_first
+from trainer.run.left_out import record_left_out
 from trainer.run.saving import Saves
 from trainer.run.session import Session
 from trainer.run.step_log import StepLog
@@ -52,12 +54,25 @@ class PhaseRunner:
     def __init__(self, plan: Plan, world: World, signals: Signals, watchdog: Watchdog) -> None:
         self.plan, self.recipe, self.world = plan, plan.recipe, world
         self.signals, self.watchdog = signals, watchdog
-        checkpoint = plan.checkpoint
         self.versions = package_versions()
-        self.metrics = Metrics(
+        self.metrics = self._open_metrics()
+        self.saver = Saver(
+            RunDirectory(self.recipe.directory).checkpoints,
+            rank=world.rank,
+            world_size=world.world_size,
+            gather=collectives.background_gather(),
+            keep_last=self.recipe.checkpoint.keep_last,
+            keep_every=self.recipe.checkpoint.keep_every,
+            asynchronous=self.recipe.checkpoint.asynchronous,
+        )
+
+    def _open_metrics(self) -> Metrics:
+        """The run's record, from the checkpoint on."""
+        plan, checkpoint = self.plan, self.plan.checkpoint
+        return Metrics(
             self.recipe.directory,
             self.recipe.logging,
-            rank=world.rank,
+            rank=self.world.rank,
             name=self.recipe.name,
             total_tokens=sum(plan.mixture.phase_samples) * self.recipe.seq_len,
             tokens=checkpoint.manifest.tokens if checkpoint else 0,
@@ -73,15 +88,6 @@ class PhaseRunner:
                 for name, store in plan.validation.items()
             },
         )
-        self.saver = Saver(
-            RunDirectory(self.recipe.directory).checkpoints,
-            rank=world.rank,
-            world_size=world.world_size,
-            gather=collectives.background_gather(),
-            keep_last=self.recipe.checkpoint.keep_last,
-            keep_every=self.recipe.checkpoint.keep_every,
-            asynchronous=self.recipe.checkpoint.asynchronous,
-        )
 
     def train_phases(self) -> None:
         """Train phase after phase, from where the run stands; after each one the plan is made again.
@@ -94,6 +100,9 @@ class PhaseRunner:
             session = self._open_session()
             self.signals.unsaved = True
             ending = loop.train_phase(session)
+            if session.spike is not None:
+                self._roll_back(session, session.spike)
+                continue
             session.close()
             self.signals.agree(collectives.all_gather(self.signals.received))
             if ending == "stopped" or self.signals.stop_requested:
@@ -102,6 +111,25 @@ class PhaseRunner:
                 return
             self.plan = plan_together(self.recipe, self.world)
             logger.info(self.plan.decision.render())
+
+    def _roll_back(self, session: Session, spike: Spike) -> None:
+        """Go back to the last checkpoint, and leave out what made the spike from now on."""
+        session.abandon()
+        self.metrics.close()
+        lines: list[str] = []
+        if self.world.rank == 0:
+            directory = RunDirectory(self.recipe.directory)
+            lines = record_left_out(directory, spike, self.plan.mixture, self.plan.stores)
+        collectives.all_gather(None)  # the record is there
+        self.plan = plan_together(self.recipe, self.world)
+        back = f"step {self.plan.checkpoint.manifest.step}" if self.plan.checkpoint else "the start"
+        logger.warning(
+            f"step {spike.step}: rolled back to {back} for its {spike.what}; samples "
+            f"{spike.samples.start:,} to {spike.samples.stop:,} of phase {session.state.phase_name!r} are left out"
+        )
+        for line in lines:
+            logger.warning(line)
+        self.metrics = self._open_metrics()
 
     def _out_of_budget(self, step: int, tokens: int) -> str:
         """The line for a run that `stop_after` ended."""

@@ -11,6 +11,7 @@ from trainer.checkpoint.load import find_damage
 from trainer.engine.requirements import check_machine
 from trainer.machine import collectives
 from trainer.machine.compile_cache import clearing_stale_locks
+from trainer.machine.garbage import collected_where_due
 from trainer.machine.log_lines import logger
 from trainer.machine.memory import keep_freed_memory
 from trainer.machine.ranks import World
@@ -113,7 +114,10 @@ def _train_verified(plan: Plan, world: World) -> int:
         ):
             logger.warning(line)
     signals = Signals(unsaved=False)
-    with signals, Watchdog(stop_requested=lambda: signals.stop_requested) as watchdog:
+    watchdog = Watchdog(
+        hang_after_s=plan.recipe.health.hang_after, stop_requested=lambda: signals.stop_requested
+    )
+    with signals, watchdog, collected_where_due():
         runner = PhaseRunner(plan, world, signals, watchdog)
         try:
             runner.train_phases()

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from tokenization.errors import InfrastructureError
-from trainer.engine.engine import StepResult
+from trainer.engine.result import StepResult
+from trainer.machine.garbage import collect_garbage
 from trainer.machine.log_lines import logger
 from trainer.metrics import names
 from trainer.metrics.log import Metrics
-from trainer.metrics.stability import NonFinite, Spikes
 from trainer.metrics.throughput import Throughput
 from trainer.mixer.mixture import Mixture
 from trainer.recipe.schema import Recipe
@@ -33,7 +33,6 @@ class StepLog:
         """`last_good` says which checkpoint a restart would use, for the error that ends a run."""
         self._metrics, self._recipe, self._mixture = metrics, recipe, mixture
         self._throughput, self._last_good = throughput, last_good
-        self._non_finite, self._spikes = NonFinite(), Spikes()
         self.pending: dict[str, Any] = {}
         """Metrics for the next line, by name."""
         self.source_sums: torch.Tensor | None = None
@@ -42,11 +41,7 @@ class StepLog:
         self._disk_full = False
 
     def add_step(self, state: RunState, result: StepResult, samples_crc32: int) -> None:
-        """Collect what a step did; `state` is the position after it.
-
-        Raises:
-            UserError: too many steps in a row had non-finite gradients.
-        """
+        """Collect what a step did; `state` is the position after it."""
         step = torch.stack([result.source_nats, result.source_targets])
         self.source_sums = step if self.source_sums is None else self.source_sums + step
         self.pending |= {
@@ -54,12 +49,12 @@ class StepLog:
             names.GRAD_NORM: result.grad_norm,
             names.SAMPLES_CRC32: samples_crc32,
         }
-        self._non_finite.update(state.step, result.applied)
         if not result.applied:
-            self.pending[names.SKIPPED_TOKENS] = state.tokens - state.trained_tokens
-            logger.warning(
-                f"step {state.step}: skipped: non-finite gradients; weights and LR schedule unchanged"
-            )
+            self.add_skipped(state)
+
+    def add_skipped(self, state: RunState) -> None:
+        """Collect that a step trained nothing; `state` is the position after it."""
+        self.pending[names.SKIPPED_TOKENS] = state.tokens - state.trained_tokens
 
     def add_evaluation(self, scores: Mapping[str, float]) -> None:
         """Collect the scores of the validation sets; a line is due then."""
@@ -74,6 +69,7 @@ class StepLog:
             self.pending |= self._training_metrics(state, self.source_sums)
         self._record(state, self.pending)
         self.pending, self.source_sums, self._evaluated = {}, None, False
+        collect_garbage()
 
     def close(self, state: RunState) -> None:
         """Write how long the last save took: it ended after the last line."""
@@ -91,11 +87,6 @@ class StepLog:
             found[names.source_epochs(name)] = consumed[name] / self._mixture.sizes[number].samples
             if targets[number]:
                 found[names.source_loss(name)] = nats[number] / targets[number]
-        if (height := self._spikes.update(loss)) is not None:
-            logger.warning(
-                f"step {state.step}: loss spike: {names.LOSS} is {height:.0f} standard deviations above the "
-                "recent median"
-            )
         return found | self._throughput.read()
 
     def _record(self, state: RunState, values: Mapping[str, Any]) -> None:

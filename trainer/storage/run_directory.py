@@ -29,6 +29,8 @@ class RunDirectory:
         """The newest committed step: it reveals the loss of the whole checkpoints directory."""
         self.identity = self.path / "identity.json"
         """What the run was at its first start: model, text, packages; see `run.identity`."""
+        self.left_out = self.path / "left_out.json"
+        """Samples that the run passes over, since they made a spike; see `run.left_out`."""
         self.lineage = self.path / "lineage.jsonl"
         """One JSON object per start of the run: the decision, and the reason for it."""
         self.lock = self.path / ".lock"

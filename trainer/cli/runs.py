@@ -16,6 +16,7 @@ from trainer.cli.arguments import (
     positive_number,
     whole_numbers,
 )
+from trainer.machine.devices import prefer_expandable_segments
 from trainer.machine.launcher import stop_with_launcher
 from trainer.machine.log_lines import logger
 from trainer.machine.ranks import World, current_world, note_status
@@ -82,6 +83,7 @@ def train_command(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace, world: World) -> int:
     recipe = load.load_recipe(args.recipe, args.overrides)  # before the import of torch, which takes seconds
     stop_with_launcher()
+    prefer_expandable_segments()
     from trainer.plan.make import make_plan
 
     plan = make_plan(recipe, world.world_size)

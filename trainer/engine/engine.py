@@ -20,7 +20,7 @@ from trainer.engine.fragments import EngineState
 from trainer.engine.norm import norm_of
 from trainer.engine.result import OwnTime, StepResult
 from trainer.engine.row_lr import ScaledSlice, scale_updates
-from trainer.engine.verdict import NO_LIMITS, Limits, Verdict
+from trainer.engine.verdict import NEVER, NO_LIMITS, Limits, Verdict
 from trainer.machine import collectives
 from trainer.mixer.batch import MicroBatch
 from trainer.mixer.permutation import key_of
@@ -129,6 +129,17 @@ class Engine:
         every rank draws its own dropout masks from it. `lr` and `limits` may be functions: they are called
         when the device has the whole backward pass before it, so that they may wait for the step before.
         """
+        return self._step(micro_batches, lr, sources, seed, stop, limits)
+
+    def _step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        lr: float | Callable[[], float],
+        sources: int,
+        seed: int,
+        stop: bool,
+        limits: Callable[[], Limits],
+    ) -> StepResult:
         agreed = self._agree(micro_batches, stop)
         scale = (self.world_size / agreed[0]).float()
         nats = torch.zeros(2, sources, dtype=torch.float64, device=self.device)
@@ -150,6 +161,26 @@ class Engine:
         self._verdict.expect(nats[0].sum() / nats[1].sum(), limits())
         self._apply()
         return StepResult.pack(self._verdict.norm, self._verdict.skip, agreed[1], nats, agreed[2:])
+
+    def rehearse(self, micro_batch: MicroBatch) -> None:
+        """Make a step of this shape and drop it: a device that has too little memory shows it at once.
+
+        Weights, moments, counters and random states are afterwards what they were before.
+
+        Raises:
+            torch.OutOfMemoryError: the step does not fit.
+        """
+        if swap_folders(self._config):
+            return  # what lies on NVMe would be written for nothing
+        accumulation = self.engine.gradient_accumulation_steps()
+        micro_batches = [micro_batch] * min(accumulation, 2)  # the second one finds the sums of the first
+        loss_scale, micro_steps = self.loss_scale, self.engine.micro_steps
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            self.engine.micro_steps = accumulation - len(micro_batches)
+            self._step(micro_batches, 0.0, 1, 0, False, lambda: NEVER)
+        self.engine.micro_steps = micro_steps
+        self._set_loss_scale(loss_scale)
+        self.own_time.take()
 
     def _agree(self, micro_batches: Sequence[MicroBatch], stop: bool) -> torch.Tensor:
         """Sum on the device over the ranks: target tokens, requests to stop, and the seconds of each rank."""

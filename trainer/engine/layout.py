@@ -20,6 +20,14 @@ class Layout:
     gradient_accumulation_steps: int
 
 
+def halved(layout: Layout) -> Layout | None:
+    """Return the layout of the same global batch with at most half the micro batch; None below one sample."""
+    rows = layout.micro_batch_size * layout.gradient_accumulation_steps
+    smaller = (size for size in range(layout.micro_batch_size // 2, 0, -1) if rows % size == 0)
+    micro = next(smaller, None)
+    return None if micro is None else Layout(layout.world_size, micro, rows // micro)
+
+
 def layout(recipe: Recipe, world_size: int, largest_micro_batch: int) -> Layout:
     """Derive the accumulation steps; `micro_batch_size: auto` takes the largest divisor that fits in memory.
 

@@ -24,6 +24,13 @@ class MicroBatch:
     positions: Ints | None = None
     """[micro_batch_size, seq_len]: place within the document, or since the row's start; None: no mask."""
 
+    @classmethod
+    def largest(cls, rows: int, seq_len: int, *, documents: bool) -> MicroBatch:
+        """Make a batch that needs as much memory as any of its shape: all targets count, masks are needed."""
+        ids = np.zeros((rows, seq_len), np.int64)
+        positions = np.arange(seq_len) % max(1, seq_len // 2) + ids if documents else None
+        return cls(ids, ids, np.zeros(rows, np.int64), positions)
+
     @property
     def has_boundaries(self) -> bool:
         """Whether a document begins within a row, as the positions tell."""

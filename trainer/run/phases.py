@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from tokenization import disk
@@ -14,6 +16,7 @@ from trainer.checkpoint.load import check_finite, find_damage, load_checkpoint
 from trainer.checkpoint.save import Saver
 from trainer.engine.ds_config import complete
 from trainer.engine.engine import Engine, clear_swapped, sharded_loading
+from trainer.engine.layout import Layout
 from trainer.evaluation.held_out import measured_on
 from trainer.machine import collectives
 from trainer.machine.devices import peak_flops
@@ -35,6 +38,7 @@ from trainer.plan.make import Plan
 from trainer.recipe.load import dump_recipe
 from trainer.run import loop
 from trainer.run.agreement import plan_together
+from trainer.run.fitting import open_fitting
 from trainer.run.health import Spike
 from trainer.run.identity import changes_since_start, identity_of, package_versions, write_first
 from trainer.run.left_out import record_left_out
@@ -55,6 +59,8 @@ class PhaseRunner:
         self.plan, self.recipe, self.world = plan, plan.recipe, world
         self.signals, self.watchdog = signals, watchdog
         self.versions = package_versions()
+        self._largest: Layout | None = None
+        """What fitted into memory, where the plan's layout did not."""
         self.metrics = self._open_metrics()
         self.saver = Saver(
             RunDirectory(self.recipe.directory).checkpoints,
@@ -124,8 +130,8 @@ class PhaseRunner:
         self.plan = plan_together(self.recipe, self.world)
         back = f"step {self.plan.checkpoint.manifest.step}" if self.plan.checkpoint else "the start"
         logger.warning(
-            f"step {spike.step}: rolled back to {back} for its {spike.what}; samples "
-            f"{spike.samples.start:,} to {spike.samples.stop:,} of phase {session.state.phase_name!r} are left out"
+            f"step {spike.step}: rolled back to {back} for its {spike.what}; samples {spike.samples.start:,} "
+            f"to {spike.samples.stop:,} of phase {session.state.phase_name!r} are left out"
         )
         for line in lines:
             logger.warning(line)
@@ -142,11 +148,14 @@ class PhaseRunner:
     def _open_session(self) -> Session:
         """The phase's engine with its weights, and everything else that it is trained with."""
         started = time.perf_counter()
-        plan, recipe, checkpoint = self.plan, self.recipe, self.plan.checkpoint
+        recipe, checkpoint = self.recipe, self.plan.checkpoint
+        engine, layout = open_fitting(recipe, self._largest or self.plan.layout, self._open_engine)
+        self._largest = layout if layout != self.plan.layout else None
+        plan = self.plan = replace(self.plan, layout=layout)
         state = plan.decision.state
-        engine = self._open_engine()
         throughput = self._throughput()
-        step_log = StepLog(self.metrics, recipe, plan.mixture, throughput, self.saver.last_good)
+        hosts = collectives.all_gather(socket.gethostname())
+        step_log = StepLog(self.metrics, recipe, plan.mixture, throughput, self.saver.last_good, hosts)
         session = Session(
             recipe=recipe,
             state=state,
@@ -202,10 +211,10 @@ class PhaseRunner:
         )
         return not collectives.broadcast(scored)
 
-    def _open_engine(self) -> Engine:
+    def _open_engine(self, layout: Layout) -> Engine:
         """The engine, with the weights of the checkpoint, of the base, or new ones."""
         plan, recipe, decision = self.plan, self.recipe, self.plan.decision
-        config = complete(plan.preset, recipe, plan.layout, plan.model_config)
+        config = complete(plan.preset, recipe, layout, plan.model_config)
         own_base = None if plan.checkpoint else _checkpoint_at(recipe.model.base)
         if own_base is not None and (found := find_damage(own_base)):
             raise InfrastructureError("; ".join(found))

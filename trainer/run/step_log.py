@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from trainer.machine.garbage import collect_garbage
 from trainer.machine.log_lines import logger
 from trainer.metrics import names
 from trainer.metrics.log import Metrics
+from trainer.metrics.slow_ranks import SlowRanks
 from trainer.metrics.throughput import Throughput
 from trainer.mixer.mixture import Mixture
 from trainer.recipe.schema import Recipe
@@ -29,8 +30,13 @@ class StepLog:
         mixture: Mixture,
         throughput: Throughput,
         last_good: Callable[[], str],
+        hosts: Sequence[str] = ("",),
     ) -> None:
-        """`last_good` says which checkpoint a restart would use, for the error that ends a run."""
+        """`last_good` says which checkpoint a restart would use, for the error that ends a run.
+
+        `hosts` are those of the ranks.
+        """
+        self._ranks = SlowRanks(hosts)
         self._metrics, self._recipe, self._mixture = metrics, recipe, mixture
         self._throughput, self._last_good = throughput, last_good
         self.pending: dict[str, Any] = {}
@@ -42,6 +48,7 @@ class StepLog:
 
     def add_step(self, state: RunState, result: StepResult, samples_crc32: int) -> None:
         """Collect what a step did; `state` is the position after it."""
+        self._ranks.add(result.rank_seconds)
         step = torch.stack([result.source_nats, result.source_targets])
         self.source_sums = step if self.source_sums is None else self.source_sums + step
         self.pending |= {
@@ -87,7 +94,10 @@ class StepLog:
             found[names.source_epochs(name)] = consumed[name] / self._mixture.sizes[number].samples
             if targets[number]:
                 found[names.source_loss(name)] = nats[number] / targets[number]
-        return found | self._throughput.read()
+        spread, line = self._ranks.read()
+        if line is not None:
+            logger.warning(f"step {state.step}: {line}")
+        return found | spread | self._throughput.read()
 
     def _record(self, state: RunState, values: Mapping[str, Any]) -> None:
         """Write metrics; a disk that refuses them is treated as one that refuses a checkpoint."""

@@ -18,7 +18,11 @@ _SHOWN = 8
 
 
 def record_left_out(
-    directory: RunDirectory, spike: Spike, mixture: Mixture, stores: Mapping[str, TokenStore]
+    directory: RunDirectory,
+    spike: Spike,
+    mixture: Mixture,
+    stores: Mapping[str, TokenStore],
+    tokenizer: str,
 ) -> list[str]:
     """Record that a spike's samples are left out from now on; return lines that name them.
 
@@ -31,7 +35,7 @@ def record_left_out(
     lines = [
         f"left out: source {one['source']}, sample {one['sample']}, documents {one['documents'][0]} to "
         f"{one['documents'][1]}: rewarm data show {one['prefix']} --sample {one['sample']} "
-        f"--seq-len {mixture.seq_len} --tokenizer …"
+        f"--seq-len {mixture.seq_len} --tokenizer {tokenizer}"
         for one in samples[:_SHOWN]
     ]
     if len(samples) > _SHOWN:

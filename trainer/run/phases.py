@@ -125,7 +125,9 @@ class PhaseRunner:
         lines: list[str] = []
         if self.world.rank == 0:
             directory = RunDirectory(self.recipe.directory)
-            lines = record_left_out(directory, spike, self.plan.mixture, self.plan.stores)
+            lines = record_left_out(
+                directory, spike, self.plan.mixture, self.plan.stores, self.recipe.model.tokenizer
+            )
         collectives.all_gather(None)  # the record is there
         self.plan = plan_together(self.recipe, self.world)
         back = f"step {self.plan.checkpoint.manifest.step}" if self.plan.checkpoint else "the start"

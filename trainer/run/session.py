@@ -202,6 +202,8 @@ class Session:
         Raises:
             InfrastructureError: the save under way failed, and `checkpoint.on_failure` is `stop`.
         """
+        self.settle()
+        self.step_log.write(self.state)
         self.saves.finish_save()
         self._close_parts()
 

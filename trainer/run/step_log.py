@@ -70,8 +70,11 @@ class StepLog:
 
     def write_if_due(self, state: RunState) -> None:
         """Write a line every `logging.every_steps` steps and after each evaluation."""
-        if state.step % self._recipe.logging.every_steps and not self._evaluated:
-            return
+        if state.step % self._recipe.logging.every_steps == 0 or self._evaluated:
+            self.write(state)
+
+    def write(self, state: RunState) -> None:
+        """Write a line of what has been collected since the last one."""
         if self.source_sums is not None:
             self.pending |= self._training_metrics(state, self.source_sums)
         self._record(state, self.pending)

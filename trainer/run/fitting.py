@@ -41,7 +41,10 @@ def open_fitting(
         where = f"rank {found[0]} (host {found[2]}) ran out of memory in a trial step ({found[1]})"
         if smaller is None:
             raise UserError(
-                where, field="micro_batch_size", value=layout.micro_batch_size, fix=_advice(recipe, layout)
+                f"is too much: {where}",
+                field="micro_batch_size",
+                value=layout.micro_batch_size,
+                fix=_advice(recipe, layout),
             )
         logger.warning(
             f"{where}; micro_batch_size: auto goes from {layout.micro_batch_size} to "

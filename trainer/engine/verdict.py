@@ -1,8 +1,8 @@
 """Whether a step is applied: decided from its gradients and its loss, where they are.
 
 The host reads nothing of it. Fused AdamW leaves weights, moments and its count of steps as they are where a
-flag on the device says so; only for the other optimizers (on the CPU, in offloaded memory, in fp16 with its
-loss scale) the host must read the flag, once a step, before it lets them step.
+flag on the device says so; only for an optimizer in offloaded memory, and in fp16 with its loss scale, the
+host must read the flag before it lets them step.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import deepspeed.comm as dist
 import torch
 from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.runtime.zero.utils import get_norm_dtype
+
+from trainer.engine.adamw import skips_on_device
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Verdict:
     def __init__(self, optimizer: Any, adam: torch.optim.Optimizer, stage: int, fp16: bool) -> None:
         """Take DeepSpeed's `optimizer` and the AdamW in it; the checks of ZeRO are replaced by this one."""
         self._adam, self._fp16 = adam, fp16
-        self.on_device = bool(adam.defaults.get("fused")) and not fp16
+        self.on_device = skips_on_device(adam) and not fp16
         """Whether the host does not wait for the device."""
         self._loss, self._limits = torch.zeros(()), NO_LIMITS
         self.expect(self._loss, NO_LIMITS)

@@ -22,7 +22,7 @@ from trainer.engine.result import OwnTime, StepResult
 from trainer.engine.row_lr import ScaledSlice, scale_updates
 from trainer.engine.verdict import NEVER, NO_LIMITS, Limits, Verdict
 from trainer.machine import collectives
-from trainer.mixer.batch import MicroBatch
+from trainer.mixer.batch import MicroBatch, begins_within
 from trainer.mixer.permutation import key_of
 from trainer.recipe.schema import Optimizer
 from trainer.storage.fragment import Fragment
@@ -218,7 +218,7 @@ class Engine:
 
     def _to_device(self, micro: MicroBatch) -> Iterable[torch.Tensor | None]:
         # Rows without a boundary of documents need no mask for them, and the model need not look for one.
-        positions = micro.positions if micro.has_boundaries else None
+        positions = micro.positions if begins_within(micro.positions) else None
         for array in (micro.input_ids, micro.targets, positions):
             yield None if array is None else self._moved(array)
 

@@ -31,10 +31,10 @@ class MicroBatch:
         positions = np.arange(seq_len) % max(1, seq_len // 2) + ids if documents else None
         return cls(ids, ids, np.zeros(rows, np.int64), positions)
 
-    @property
-    def has_boundaries(self) -> bool:
-        """Whether a document begins within a row, as the positions tell."""
-        return self.positions is not None and bool((np.diff(self.positions) != 1).any())
+
+def begins_within(positions: Ints | None) -> bool:
+    """Tell whether a document begins within a row of these positions, [rows, length]."""
+    return positions is not None and bool((np.diff(positions) != 1).any())
 
 
 def document_places(tokens: NDArray[np.integer[Any]], eos_id: int) -> Ints:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer.mixer.batch import MicroBatch, document_places
+from trainer.mixer.batch import MicroBatch, begins_within, document_places
 
 
 @pytest.mark.parametrize(
@@ -11,9 +11,8 @@ from trainer.mixer.batch import MicroBatch, document_places
 )
 def test_a_document_that_begins_within_a_row_is_seen(rows, packed):
     ids = np.array([[4, 4, 4], *rows])
-    batch = MicroBatch(ids, ids, np.zeros(2, int), document_places(ids, eos_id=2))
-    assert batch.has_boundaries == packed
-    assert not MicroBatch(ids, ids, np.zeros(2, int)).has_boundaries
+    assert begins_within(document_places(ids, eos_id=2)) == packed
+    assert not begins_within(None)
 
 
 @pytest.mark.parametrize("documents", [False, True])
@@ -21,4 +20,4 @@ def test_the_largest_batch_scores_all_and_has_documents_if_any_may(documents):
     batch = MicroBatch.largest(3, 8, documents=documents)
     assert batch.input_ids.shape == batch.targets.shape == (3, 8)
     assert (batch.targets >= 0).all()
-    assert batch.has_boundaries == documents
+    assert begins_within(batch.positions) == documents

@@ -40,5 +40,6 @@ setup(
         "tqdm>=4.66",
         "psutil>=5.9",
     ],
+    extras_require={"liger": ["liger-kernel>=0.8"]},
     entry_points={"console_scripts": ["rewarm = trainer.cli.main:main"]},
 )

@@ -1,7 +1,8 @@
 """A training step compared with transformers' `Trainer` and a bare PyTorch loop, by turns, on the CPU.
 
     python -m benchmarks.step                  # the README's numbers, about half an hour on two cores
-    python -m benchmarks.step --bodies small --vocab 32000 --seq-len 512 --ranks 1 --turns 1  # minutes
+    python -m benchmarks.step --turns 1 --only "small, 32,000 pieces, seq 512, 1 rank"        # two minutes
+    python -m benchmarks.step --all            # every body with every vocabulary, length and world size
 
 The same model, random weights, random tokens, batch, fp32, AdamW, clipping, ranks and DeepSpeed configuration
 (ZeRO-2) for all; the bare loop uses no DeepSpeed and one rank. Every measurement is a process of its own, and
@@ -24,11 +25,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from benchmarks import peer
+from benchmarks.peer import Clock
 
 if TYPE_CHECKING:
     from benchmarks.gpu.engines import Setting, Shape
@@ -39,6 +43,18 @@ KINDS = ("rewarm", "rewarm, compiled", "Trainer", "Trainer, compiled", "bare loo
 
 BODIES = ("small", "large")
 """3M parameters without the embeddings, as in toy studies, and 57M, where the body does most of the work."""
+
+VOCABULARIES, LENGTHS, RANKS = (32_000, 55_296), (512, 2_048), (1, 2)
+
+CHOSEN = (
+    ("small", 32_000, 512, 1),
+    ("small", 55_296, 512, 1),
+    ("small", 55_296, 2_048, 1),
+    ("small", 55_296, 512, 2),
+    ("large", 32_000, 512, 1),
+    ("large", 55_296, 512, 1),
+)
+"""The cases without `--all`: the two that matter, and what changes with one thing at a time."""
 
 WARM_UP = 2
 
@@ -110,10 +126,8 @@ def main() -> int:
 def options() -> argparse.Namespace:
     """The command line; `--worker` is one rank of one measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--bodies", nargs="+", choices=BODIES, default=list(BODIES))
-    parser.add_argument("--vocab", nargs="+", type=int, default=[32_000, 55_296])
-    parser.add_argument("--seq-len", nargs="+", type=int, default=[512, 2_048])
-    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--all", action="store_true", help="every combination")
+    parser.add_argument("--only", metavar="CASE", help="one case, by the name that the table gives it")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--tokens", type=int, default=4_096, help="of a step, over all ranks")
     parser.add_argument("--accumulation", type=int, default=1)
@@ -125,14 +139,18 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def cases(args: argparse.Namespace) -> Iterator[Case]:
-    """All combinations; a long sequence has fewer rows, so that tokens per step stay."""
-    for body in args.bodies:
-        for vocab in args.vocab:
-            for seq_len in args.seq_len:
-                for ranks in args.ranks:
-                    micro = max(1, args.tokens // (seq_len * ranks * args.accumulation))
-                    yield Case(body, vocab, seq_len, ranks, micro, args.accumulation)
+def cases(args: argparse.Namespace) -> list[Case]:
+    """The cases to measure; a long sequence has fewer rows, so that the tokens of a step stay."""
+    every = product(BODIES, VOCABULARIES, LENGTHS, RANKS)
+    made = []
+    for body, vocab, seq_len, ranks in every if args.all or args.only else CHOSEN:
+        micro = max(1, args.tokens // (seq_len * ranks * args.accumulation))
+        made.append(Case(body, vocab, seq_len, ranks, micro, args.accumulation))
+    if args.only:
+        made = [case for case in made if case.name == args.only]
+        if not made:
+            raise SystemExit(f"--only {args.only!r} names no case")
+    return made
 
 
 def measured(case: Case, kind: str, steps: int) -> Measured:
@@ -210,22 +228,6 @@ def matmul_flops() -> float:
     return 2 * 2048**3 / min(took)
 
 
-class Clock:
-    """Wall clock and CPU seconds since it was made."""
-
-    def __init__(self) -> None:
-        self.began, self.used = time.perf_counter(), self._cpu_s()
-
-    @staticmethod
-    def _cpu_s() -> float:
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        return used.ru_utime + used.ru_stime
-
-    def read(self) -> tuple[float, float]:
-        """(wall clock, CPU) seconds."""
-        return time.perf_counter() - self.began, self._cpu_s() - self.used
-
-
 def setting_of(case: Case, compiled: bool = False) -> Setting:
     """The case as the engines of the GPU benchmark take it."""
     from benchmarks.gpu.engines import Setting
@@ -288,63 +290,7 @@ def bare_steps(case: Case, folder: Path, steps: int, compiled: bool) -> tuple[fl
 
 def trainer_steps(case: Case, folder: Path, steps: int, compiled: bool) -> tuple[float, float, float]:
     """transformers' `Trainer` with the DeepSpeed configuration that our engine is given."""
-    import torch
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
-
-    from trainer.engine.ds_config import complete, read_preset
-    from trainer.engine.layout import Layout
-
-    setting = setting_of(case)
-    recipe = setting.recipe(folder)
-    layout = Layout(case.ranks, case.micro_batch_size, case.accumulation)
-    fields = setting.shape.config(case.vocab)
-    config = complete(read_preset(recipe.deepspeed), recipe, layout, fields)
-    config["zero_allow_untested_optimizer"] = True
-    torch.manual_seed(0)
-    init = {name: value for name, value in fields.items() if name != "model_type"}
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**init))
-    random = torch.Generator().manual_seed(0)
-
-    class Noise(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-        def __len__(self) -> int:
-            return 1_000_000
-
-        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-            ids = torch.randint(3, case.vocab, (case.seq_len,), generator=random)
-            return {"input_ids": ids, "labels": ids}
-
-    class Watch(TrainerCallback):
-        clock: Clock
-        found: tuple[float, float]
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            if state.global_step == WARM_UP:
-                self.clock = Clock()
-            if state.global_step == WARM_UP + steps:
-                self.found = self.clock.read()
-
-    watch = Watch()
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=WARM_UP + steps,
-        per_device_train_batch_size=case.micro_batch_size,
-        gradient_accumulation_steps=case.accumulation,
-        learning_rate=1e-4,
-        lr_scheduler_type="constant",
-        adam_beta2=0.95,
-        weight_decay=0.1,
-        max_grad_norm=1.0,
-        optim="adamw_torch",
-        deepspeed=config,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        torch_compile=compiled,
-    )
-    trained = Trainer(model=model, args=arguments, train_dataset=Noise(), callbacks=[watch]).train()
-    return *watch.found, float(trained.training_loss)
+    return peer.train(setting_of(case, compiled), folder, WARM_UP, steps)
 
 
 def table(results: list[tuple[Case, dict[str, list[Measured]]]]) -> str:

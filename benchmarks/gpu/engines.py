@@ -59,6 +59,7 @@ class Shape:
 ONE_B = Shape("1B", 2048, 5632, 18, 16)
 THREE_B = Shape("3B", 3072, 8192, 28, 24)
 SEVEN_B = Shape("7B", 4096, 11008, 32, 32)
+EIGHT_B = Shape("8B", 4096, 14336, 32, 32)
 TOY = Shape("toy", 64, 176, 2, 2)
 SMALLER_TOY = Shape("smaller toy", 32, 88, 2, 2)
 
@@ -77,6 +78,8 @@ class Setting:
     preset: str = "zero2.json"
     ranks: int = 1
     compiled: bool = False
+    loss: str = "auto"
+    state_dtype: str = "fp32"
 
     @property
     def tokens_per_step(self) -> int:
@@ -96,7 +99,9 @@ class Setting:
                     "init": init,
                     "activation_checkpointing": "full" if self.recompute else "none",
                     "compile": self.compiled,
+                    "loss": self.loss,
                 },
+                "optimizer": {"state_dtype": self.state_dtype},
                 "deepspeed": str(ROOT / "ds_configs" / self.preset),
                 "seq_len": self.seq_len,
                 "micro_batch_size": self.micro_batch_size,

@@ -2,19 +2,24 @@
 
     python -m benchmarks.gpu.fast --out DIR [--cpu] [--minutes M]
 
-1B random weights at 4,096 tokens in bf16, with two vocabularies, with and without recomputation; the two
-loops take turns (ours, bare, ours, bare), each with the card to itself. Then the largest LLaMA that fits.
+1B random weights at 4,096 tokens in bf16, with two vocabularies, with and without recomputation, compiled
+layers and Liger's loss; the two loops take turns (ours, bare, ours, bare), each with the card to itself. Then
+transformers' `Trainer` in a process of its own, and the largest LLaMA that fits, with moments in bf16.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import socket
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +74,12 @@ def measure(folder: Path, cpu: bool, until: float) -> None:
         first = replace(first, seq_len=64, micro_batch_size=2)
     took(bench, "32k", first, turns=2, needs_s=50)
     took(bench, "55k", replace(first, vocab_size=large), turns=2, needs_s=50)
+    took(bench, "32k, compiled", replace(first, compiled=True), turns=1, needs_s=75, beside_bare=False)
+    beside_trainer(bench, first, cpu)
+    if importlib.util.find_spec("liger_kernel") is None:
+        row(f"{shape.name} 32k, Liger's loss", note="not tried: liger-kernel is not installed")
+    else:
+        took(bench, "32k, Liger's loss", replace(first, loss="liger"), turns=1, needs_s=30, beside_bare=False)
     took(bench, "32k, recompute", replace(first, recompute=True), turns=1, needs_s=40)
     largest(bench, first, cpu)
     took(bench, "55k, recompute", replace(first, vocab_size=large, recompute=True), turns=1, needs_s=40)
@@ -76,18 +87,19 @@ def measure(folder: Path, cpu: bool, until: float) -> None:
     collectives.leave_ranks()
 
 
-def took(bench: Bench, name: str, setting: Setting, turns: int, needs_s: float) -> None:
+def took(
+    bench: Bench, name: str, setting: Setting, turns: int, needs_s: float, beside_bare: bool = True
+) -> None:
     """Ours and the bare loop by turns, each row as it is known."""
     from benchmarks.gpu import engines
 
     name = f"{setting.shape.name} {name}"
     rates: dict[str, list[float]] = {}
     settings = {"ours": setting, "bare": setting}
+    loops: list[tuple[str, Any, int]] = [("ours", engines.Ours, bench.steps)]
+    loops += [("bare", engines.Bare, bench.bare_steps)] * beside_bare
     for turn in range(turns):
-        for kind, make, steps in (
-            ("ours", engines.Ours, bench.steps),
-            ("bare", engines.Bare, bench.bare_steps),
-        ):
+        for kind, make, steps in loops:
             if bench.left() < needs_s / (2 * turns):
                 row(f"{name}: {kind}, turn {turn + 1}", note="not tried: no time left")
                 continue
@@ -188,16 +200,57 @@ def tell(label: str, turn: int, setting: Setting, found: Timed, peak: float | No
     row(f"{label}, data wait", value=round(1e3 * found.wait_s / steps, 2), unit="ms/step")
 
 
+def beside_trainer(bench: Bench, setting: Setting, cpu: bool) -> None:
+    """transformers' `Trainer` with the same DeepSpeed configuration, by `benchmarks.peer`."""
+    name = f"{setting.shape.name} 32k: Trainer"
+    if bench.left() < (180 if cpu else 60):
+        row(name, note="not tried: no time left")
+        return
+    file = bench.folder / "setting.json"
+    file.write_text(json.dumps(asdict(setting)), encoding="utf-8")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "benchmarks.peer", file, bench.folder / "peer", "--steps", bench.steps]
+    told = subprocess.run(
+        list(map(str, command)),
+        env={**os.environ, "MASTER_PORT": port},
+        capture_output=True,
+        text=True,
+        timeout=max(30.0, bench.left()),
+        check=False,
+    )
+    if told.returncode:
+        row(name, ok=False, note=" ".join(told.stderr.split())[-250:])
+        return
+    found = json.loads(told.stdout.splitlines()[-1])
+    rate = bench.steps * setting.tokens_per_step / found["seconds"]
+    row(f"{name}, tokens/s", value=round(rate, 1), unit="tokens/s", note=f"loss {found['loss']:.2f}")
+    if found["peak_gib"] is not None:
+        row(f"{name}, peak memory", value=round(found["peak_gib"], 2), unit="GiB")
+
+
 def largest(bench: Bench, like: Setting, cpu: bool) -> None:
-    """The largest shape whose states leave room: steps with recomputation and a micro batch of 1."""
+    """The largest shape whose states leave room: steps with recomputation and a micro batch of 1.
+
+    The moments are in bf16 for it, and the layers compiled, as those who publish such numbers have it.
+    """
     import torch
 
     from benchmarks.gpu import engines
     from trainer.model.size import parameters
     from trainer.plan.memory import estimate
 
-    for shape in (engines.SMALLER_TOY,) if cpu else (engines.SEVEN_B, engines.THREE_B):
-        setting = replace(like, shape=shape, recompute=True, micro_batch_size=1, accumulation=4)
+    for shape in (engines.SMALLER_TOY,) if cpu else (engines.EIGHT_B, engines.SEVEN_B, engines.THREE_B):
+        setting = replace(
+            like,
+            shape=shape,
+            micro_batch_size=1,
+            accumulation=4,
+            recompute=True,
+            compiled=not cpu,
+            state_dtype="bf16",
+        )
         config = shape.config(setting.vocab_size)
         memory = estimate(
             config,
@@ -209,7 +262,7 @@ def largest(bench: Bench, like: Setting, cpu: bool) -> None:
             dtype=setting.dtype,
             recompute=True,
         )
-        needs = memory.states + memory.per_sample
+        needs = memory.states - 4 * parameters(config) + memory.per_sample  # moments of 2 bytes, not 4
         name, billions = f"largest: {shape.name}", parameters(config) / 1e9
         expected = f"{billions:.2f}e9 parameters, estimated {needs / 2**30:.1f} GiB"
         if not cpu and needs > 1.05 * torch.cuda.get_device_properties(0).total_memory:

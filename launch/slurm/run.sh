@@ -1,4 +1,4 @@
-# Sourced by train.sbatch and study.sbatch in the repository's root: plan once, start a rank per task, requeue.
+# Sourced by train.sbatch and study.sbatch in the repository's root: plan, start a rank per task, requeue.
 #
 # run_recipe RECIPE [field=value …] trains; its status is that of the rank that failed first.
 # requeue_on_75 STATUS JOB WHAT puts the job back into the queue if the status says that this helps.
@@ -10,7 +10,7 @@ run_recipe() {
     .venv/bin/rewarm plan "$@" --world-size "$SLURM_NTASKS" >/dev/null || return
     export REWARM_STATUS=$PWD/.rewarm-$SLURM_JOB_ID.status
     rm -f "$REWARM_STATUS"
-    # srun starts one task per rank itself: the deepspeed launcher would pass signals on one rank after the other.
+    # srun starts one task per rank: the deepspeed launcher would pass signals on one rank after the other.
     srun --kill-on-bad-exit=1 .venv/bin/python launch/train.py "$@"
     status=$?
     # srun reports the highest status, which may be that of a rank ended because another one failed.

@@ -238,10 +238,14 @@ def torment(recipe: Path, run: Path, kills: list[Kill], log: Path, tell=lambda l
 
 
 def differences(left: Path, right: Path) -> list[str]:
-    """In what two ended runs differ: history, weights and optimizer moments to the bit, steps."""
+    """In what two ended runs differ: history and TensorBoard, weights and moments to the bit, steps."""
     found = []
     if runs.trace(left) != (trace := runs.trace(right)):
         found.append("the histories differ")
+    drawn = [tensorboard(run) for run in (left, right)]
+    found += [f"TensorBoard's {tag} differs" for tag in drawn[0] if drawn[0][tag] != drawn[1].get(tag)]
+    if list(drawn[1]["loss/train"]) != list(range(1, trace[-1]["step"] + 1)):
+        found.append("TensorBoard lacks steps")
     steps = [record["step"] for record in trace]
     if steps != list(range(steps[-1] + 1)):
         found.append(f"steps are missing or doubled: {steps}")
@@ -254,6 +258,16 @@ def differences(left: Path, right: Path) -> list[str]:
         if not torch.equal(tensor, newest[1][name, kind])
     ]
     return found
+
+
+def tensorboard(run: Path) -> dict[str, dict[int, float]]:
+    """The curves that TensorBoard draws of a run, step to value, without those of time and memory."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(("perf/", "mem/", "time"))]
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in tags}
 
 
 def _newest(run: Path) -> dict[tuple[str, str], torch.Tensor]:

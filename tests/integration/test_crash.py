@@ -18,13 +18,13 @@ def environment(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{runs.ROOT}:{runs.ROOT / 'tests'}")
 
 
-def test_eight_kills_leave_no_trace(data, tmp_path, environment):
+def test_ten_kills_leave_no_trace(data, tmp_path, environment):
     for name in ("undisturbed", "tormented"):
         tree = runs.long_recipe(data, tmp_path / name, STEPS)
         runs.write(tree, tmp_path / f"{name}.yaml")
     log = tmp_path / "log"
     assert crashes.Started(tmp_path / "undisturbed.yaml", None, log).end() == [0, 0], log.read_text()
-    kills = crashes.plan(8, STEPS, SEED, launched=2)
+    kills = crashes.plan(10, STEPS, SEED, launched=2)
     assert {kill.ranks for kill in kills} == {"one", "all"}
     assert {"save", "step"} <= {kill.moment for kill in kills}
     told = []

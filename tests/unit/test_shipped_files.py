@@ -12,6 +12,7 @@ import pytest
 from tokenization.errors import UserError, UserErrors
 from trainer.engine.ds_config import check_saved, complete, read_preset, stage
 from trainer.engine.layout import Layout
+from trainer.machine.slurm import shipped_scripts
 from trainer.recipe.load import dump_recipe, load_recipe, parse_recipe
 from trainer.scheduler.curves import Curve
 
@@ -206,6 +207,11 @@ def test_every_script_is_bash(path):
 
 
 # ------------------------------------------------------------------------------------------ batch scripts
+
+
+def test_the_shipped_scripts_are_the_text_that_rewarm_submit_writes():
+    for name, text in shipped_scripts().items():
+        assert (ROOT / "launch" / "slurm" / name).read_text(encoding="utf-8") == text, name
 
 
 @pytest.fixture

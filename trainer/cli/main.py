@@ -11,11 +11,12 @@ from typing import Any
 from tokenization.errors import ExitCode, RewarmError
 from trainer.cli.arguments import Command
 from trainer.cli.data import add_data
+from trainer.cli.jobs import add_jobs
 from trainer.cli.model import add_model
 from trainer.cli.runs import add_runs
 from trainer.cli.study import add_study
 from trainer.cli.vocab import add_vocab
-from trainer.machine.log_lines import logger, show_log_lines
+from trainer.machine.log_lines import file_handler, logger, show_log_lines
 from trainer.machine.ranks import note_status, rank_or_0
 from trainer.machine.signals import end_failed_rank, must_end_abruptly, wait_for_rank0
 from trainer.machine.streams import enduring
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception:
             if must_end_abruptly.is_set():
                 traceback.print_exc()
+                file_handler.write(traceback.format_exc())
                 note_status(ExitCode.FAILED)
                 end_failed_rank(ExitCode.FAILED)
             raise
@@ -82,6 +84,6 @@ def build_parser() -> argparse.ArgumentParser:
         prog="rewarm", description="Continued pretraining of LLaMA-style models that does not forget."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_vocab, add_data, add_model, add_runs, add_study):
+    for add in (add_vocab, add_data, add_model, add_runs, add_jobs, add_study):
         add(commands)
     return parser

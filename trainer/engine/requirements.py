@@ -14,8 +14,8 @@ from tokenization.errors import UserError, UserErrors
 from trainer.engine.ds_config import OFFLOADED, nvme_path, offloads_optimizer, swap_folders
 
 
-def check_machine(preset: dict[str, Any], dtype: str) -> None:
-    """Check that this machine has all that a preset and a number format need.
+def check_machine(preset: dict[str, Any], dtype: str, compiled: bool = False) -> None:
+    """Check that this machine has all that a preset, a number format and `model.compile` need.
 
     Raises:
         UserErrors: everything that is missing.
@@ -33,6 +33,11 @@ def check_machine(preset: dict[str, Any], dtype: str) -> None:
         what = f"needs DeepSpeedCPUAdam, which is compiled at first use, and {missing} is not installed"
         fix = "put g++ and ninja on the PATH, or use a preset without offload"
         problems.append(UserError(what, field="zero_optimization.offload_optimizer", fix=fix))
+    if compiled and (missing := _missing_for_compiled_layers(device)):
+        what = f"needs {missing}, which is not installed on this machine"
+        problems.append(
+            UserError(what, field="model.compile", value=True, fix="install it, or remove compile")
+        )
     problems += _missing_for_nvme(preset)
     if problems:
         raise UserErrors(problems)
@@ -50,6 +55,14 @@ def _missing_for_nvme(preset: dict[str, Any]) -> list[UserError]:
         fix = "install it (libaio-dev on Debian and Ubuntu, libaio-devel on others)"
         problems.append(UserError("swapping to NVMe needs libaio, which is not installed", fix=fix))
     return problems
+
+
+def _missing_for_compiled_layers(device: str) -> str | None:
+    """Return what torch.compile lacks to generate code for the device; None if it has all."""
+    if device != "cpu" and importlib.util.find_spec("triton") is None:
+        return "the package triton"
+    compilers = (os.environ.get("CXX", "g++").split()[0],) if device == "cpu" else ("cc", "gcc", "clang")
+    return None if any(map(shutil.which, compilers)) else f"a compiler ({' or '.join(compilers)})"
 
 
 def _missing_for_cpu_adam() -> str | None:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -31,6 +31,9 @@ KEYS = (signal.SIGINT, signal.SIGQUIT)
 
 SECOND_KEY_PATIENCE_S = 5.0
 """How long the main thread may take to end after a second Ctrl-C, before the process ends without it."""
+
+before_end: list[Callable[[int], None]] = []
+"""Called with the exit code, from any thread, before `end_now` ends the process; they must be quick."""
 
 must_end_abruptly = threading.Event()
 """Set while this process is in a process group, whose threads may abort an orderly end (134)."""
@@ -136,6 +139,9 @@ def exit_on_signal() -> None:
 def end_now(exit_code: int) -> None:
     """End the process from any thread, whatever the others do; the batch script learns the exit code."""
     note_status(exit_code)
+    for last_word in list(before_end):
+        with contextlib.suppress(Exception):
+            last_word(exit_code)
     os._exit(exit_code)
 
 

@@ -184,6 +184,9 @@ class Jsonl:
         """
         self._write({"attempt": self._number, "time": self._clock(), **record})
 
+    def flush(self) -> None:
+        """Nothing to do: lines are written at once."""
+
     def close(self) -> None:
         """Write what a full disk had refused, and make all lines survive a power cut."""
         with self._file:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from trainer.machine.log_lines import file_handler
 from trainer.metrics.jsonl import Jsonl
 from trainer.metrics.progress import Progress
 from trainer.metrics.services import Sink, TensorBoard, WandB, check_services
@@ -30,12 +31,14 @@ class Metrics:
         config: Mapping[str, Any] | None = None,
         measured_on: Mapping[str, Mapping[str, Any]] | None = None,
         stream: TextIO | None = None,
+        others: Sequence[Sink] = (),
     ) -> None:
         """Open all sinks for a run that stands at `tokens` of `total_tokens`.
 
         `restored_step` is the last step of the checkpoint that was loaded, None for a fresh start; `config`
         (the resolved recipe) goes to W&B; `measured_on` tells of each validation set what its scores are
-        measured on; the progress goes to `stream`, standard error by default.
+        measured on; the progress goes to `stream`, standard error by default, and to the rank's log; what is
+        recorded goes to `others`, too.
         """
         self._sinks: list[Sink] = []
         if rank != 0:
@@ -49,6 +52,9 @@ class Metrics:
         if logging.wandb_project:
             self._sinks.append(WandB(logging.wandb_project, name, jsonl.run_id, run_dir, config or {}))
         self._sinks.append(Progress(total_tokens, tokens, stream or sys.stderr))
+        if file_handler.file is not None:
+            self._sinks.append(Progress(total_tokens, tokens, file_handler.file))
+        self._sinks += others
 
     def log(self, step: int, tokens: int, values: Mapping[str, Any]) -> None:
         """Record `values` (numbers by metric name) after `step` steps and `tokens` tokens of the run.
@@ -60,6 +66,11 @@ class Metrics:
             record = {"step": step, "tokens": tokens, **numbers}
             for sink in self._sinks:
                 sink.log(record)
+
+    def flush(self) -> None:
+        """Make what is recorded outlive a kill: a checkpoint may know of no step that the record lacks."""
+        for sink in self._sinks:
+            sink.flush()
 
     def close(self) -> None:
         """Close all sinks."""

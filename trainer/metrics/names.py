@@ -65,6 +65,9 @@ def stream_of(metric: str) -> str | None:
 
 UPSTREAM, DOWNSTREAM = stream_bits_per_byte("upstream"), stream_bits_per_byte("downstream")
 
+SHOWN = (LOSS, LR, UPSTREAM, DOWNSTREAM, FORGETTING, TOKENS_PER_S)
+"""What a person looks at while a run trains; the last values stand in `status.json`."""
+
 
 def source_loss(name: str) -> str:
     """Nats per target token of one source, since the last line of the log."""

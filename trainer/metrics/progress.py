@@ -68,6 +68,9 @@ class Progress:
         self._lines += 1
         print(self._line(), file=self._stream, flush=True)
 
+    def flush(self) -> None:
+        """Nothing to do: lines are written at once."""
+
     def close(self) -> None:
         """Leave the bar as it stands."""
         if self._bar is not None:

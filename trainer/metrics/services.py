@@ -18,6 +18,9 @@ class Sink(Protocol):
     def log(self, record: Record) -> None:
         """Receive one record."""
 
+    def flush(self) -> None:
+        """Hand what is buffered to the system, so that a kill loses nothing of it."""
+
     def close(self) -> None:
         """Write out what is buffered."""
 
@@ -53,6 +56,10 @@ class TensorBoard:
             if metric != "step":
                 self._writer.add_scalar(metric, value, record["step"])
 
+    def flush(self) -> None:
+        """Write the events that wait; by itself the writer does so every two minutes."""
+        self._writer.flush()
+
     def close(self) -> None:
         """Flush the event file."""
         self._writer.close()
@@ -75,6 +82,9 @@ class WandB:
     def log(self, record: Record) -> None:
         """Send one record."""
         self._run.log(dict(record))
+
+    def flush(self) -> None:
+        """Nothing to do: a process of W&B's own has the record."""
 
     def close(self) -> None:
         """End the W&B run."""

@@ -194,6 +194,9 @@ def _shape_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[UserE
         if recipe.model.dtype == "fp32":
             what, fix = "computes in bf16 or fp16 only", "set model.dtype to bf16, or use sdpa"
             yield UserError(what, field=field, value=value, fix=fix)
+    if recipe.model.loss == "liger" and importlib.util.find_spec("liger_kernel") is None:
+        what, fix = "needs the package liger-kernel, which is not installed", "install it, or use auto"
+        yield UserError(what, field="model.loss", value="liger", fix=fix)
 
 
 def _vocabulary_problems(

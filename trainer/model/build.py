@@ -18,7 +18,9 @@ from transformers.utils import is_flash_attn_2_available
 
 from tokenization.errors import UserError
 from trainer.model.architecture import EMBEDDINGS
+from trainer.model.cross_entropy import cross_entropy
 from trainer.model.layers import decoder_layers, prepare_layers
+from trainer.model.liger import liger_cross_entropy
 from trainer.model.loss import CausalLM
 from trainer.model.trainable import parameter_groups
 from trainer.recipe.schema import Model, Recipe
@@ -71,7 +73,8 @@ def build_model(
     if weights and recipe.model.base is None:
         _draw(hf, recipe.seed, initialize)
     hf.config.use_cache = False
-    causal = CausalLM(hf.train(), vocab_size, recipe.optimizer.z_loss)
+    loss = liger_cross_entropy if recipe.model.loss == "liger" else cross_entropy
+    causal = CausalLM(hf.train(), vocab_size, recipe.optimizer.z_loss, loss)
     prepare_layers(hf, recipe.model)
     if recipe.model.compile:
         causal.gathered_whole = list({type(layer) for layer in decoder_layers(hf)})

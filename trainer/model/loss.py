@@ -12,6 +12,9 @@ from torch.utils.hooks import RemovableHandle
 from trainer.model.cross_entropy import IGNORED, cross_entropy
 from trainer.model.packing import known_packing
 
+Loss = Callable[..., tuple[Tensor, Tensor]]
+"""`cross_entropy`, or a function with the same arguments and results."""
+
 
 class CausalLM(nn.Module):
     """A Hugging Face causal language model that returns losses.
@@ -19,12 +22,12 @@ class CausalLM(nn.Module):
     Its parameters are those of `hf`, under the prefix `hf.`; `plain_name` removes it.
     """
 
-    def __init__(self, hf: Any, vocab_size: int, z_loss: float = 0.0) -> None:
+    def __init__(self, hf: Any, vocab_size: int, z_loss: float = 0.0, loss: Loss = cross_entropy) -> None:
         """Wrap `hf` for a tokenizer of `vocab_size` pieces; rows beyond are padding, outside the softmax."""
         super().__init__()
         self.hf = hf
         self.vocab_size = vocab_size
-        self.z_loss = z_loss
+        self.z_loss, self.loss = z_loss, loss
         head = hf.get_output_embeddings()
         # As the module's own forward pass, so that ZeRO-3 gathers the weight for it.
         head.forward = partial(self._score, head, head.forward)
@@ -81,7 +84,7 @@ class CausalLM(nn.Module):
         if targets is None:
             return plain(hidden)
         weight = cast(Tensor, head.weight)
-        return cross_entropy(hidden, weight, targets, vocab_size=self.vocab_size, z_loss=self.z_loss)
+        return self.loss(hidden, weight, targets, vocab_size=self.vocab_size, z_loss=self.z_loss)
 
 
 def plain_name(name: str) -> str:

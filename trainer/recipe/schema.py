@@ -38,6 +38,8 @@ class Model(Section):
     `every_n: 2`, every second one; `offload`, each layer, and their inputs wait in host memory."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """The implementation; `auto` is FlashAttention on a GPU where the package is installed, else SDPA."""
+    loss: Literal["auto", "torch", "liger"] = "auto"
+    """Who computes the output layer's loss: PyTorch (`auto` is that today), or Liger's kernel, on GPUs."""
     compile: bool = False
     """Compile the decoder layers with `torch.compile`: faster steps after a first one that takes minutes."""
 

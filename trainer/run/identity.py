@@ -68,7 +68,7 @@ def odd_ranks(identities: Sequence[Identity], hosts: Sequence[str]) -> dict[str,
             if value != most:
                 odd.setdefault(value, []).append(rank)
         if odd:
-            told = (f"{value} on {_ranks(ranks, hosts)}" for value, ranks in odd.items())
+            told = (f"{value} on {name_ranks(ranks, hosts)}" for value, ranks in odd.items())
             found[name] = f"{name} is {', '.join(told)} and {most} on {_others(values.count(most))}"
     return found
 
@@ -138,7 +138,8 @@ def _most_common(values: Sequence[str]) -> str:
     return Counter(values).most_common(1)[0][0]
 
 
-def _ranks(ranks: Sequence[int], hosts: Sequence[str]) -> str:
+def name_ranks(ranks: Sequence[int], hosts: Sequence[str]) -> str:
+    """Name ranks and the hosts that they are on, `hosts` being those of all ranks."""
     where = ", ".join(sorted({hosts[rank] for rank in ranks}))
     listed = ", ".join(str(rank) for rank in ranks[:8]) + (", …" if len(ranks) > 8 else "")
     return f"rank{'s' * (len(ranks) > 1)} {listed} (host {where})"

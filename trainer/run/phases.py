@@ -24,6 +24,7 @@ from trainer.machine.log_lines import logger
 from trainer.machine.ranks import World
 from trainer.machine.signals import Signals
 from trainer.machine.watchdog import Watchdog
+from trainer.metrics.heartbeat import Heartbeat
 from trainer.metrics.jsonl import history_of, read_attempts
 from trainer.metrics.log import Metrics
 from trainer.metrics.names import stream_bits_per_byte
@@ -55,9 +56,11 @@ from trainer.storage.safetensors import DTYPES
 class PhaseRunner:
     """What outlives a phase: the plan, the run's record, and the saver."""
 
-    def __init__(self, plan: Plan, world: World, signals: Signals, watchdog: Watchdog) -> None:
+    def __init__(
+        self, plan: Plan, world: World, signals: Signals, watchdog: Watchdog, heartbeat: Heartbeat
+    ) -> None:
         self.plan, self.recipe, self.world = plan, plan.recipe, world
-        self.signals, self.watchdog = signals, watchdog
+        self.signals, self.watchdog, self.heartbeat = signals, watchdog, heartbeat
         self.versions = package_versions()
         self._largest: Layout | None = None
         """What fitted into memory, where the plan's layout did not."""
@@ -80,7 +83,7 @@ class PhaseRunner:
             self.recipe.logging,
             rank=self.world.rank,
             name=self.recipe.name,
-            total_tokens=sum(plan.mixture.phase_samples) * self.recipe.seq_len,
+            total_tokens=self._total_tokens(),
             tokens=checkpoint.manifest.tokens if checkpoint else 0,
             restored_step=checkpoint.manifest.step if checkpoint else None,
             config=json.loads(self.recipe.model_dump_json()),
@@ -93,6 +96,7 @@ class PhaseRunner:
                 )
                 for name, store in plan.validation.items()
             },
+            others=[self.heartbeat],
         )
 
     def train_phases(self) -> None:
@@ -105,22 +109,40 @@ class PhaseRunner:
             self._record_start()
             session = self._open_session()
             self.signals.unsaved = True
-            ending = loop.train_phase(session)
+            with self.heartbeat.following(session.position, self._total_tokens()):
+                ending = loop.train_phase(session)
+                if session.spike is None:
+                    session.close()
+                else:
+                    session.abandon()
             if session.spike is not None:
                 self._roll_back(session, session.spike)
                 continue
-            session.close()
             self.signals.agree(collectives.all_gather(self.signals.received))
             if ending == "stopped" or self.signals.stop_requested:
-                if session.out_of_budget:
-                    logger.info(self._out_of_budget(session.state.step, session.state.tokens))
+                self._note_stop(session)
                 return
             self.plan = plan_together(self.recipe, self.world)
             logger.info(self.plan.decision.render())
+        refused = self.plan.decision.kind == "refuse"
+        self.heartbeat.end(
+            "failed" if refused else "finished", self.plan.decision.reason if refused else None
+        )
+
+    def _total_tokens(self) -> int:
+        """The tokens of all phases."""
+        return sum(self.plan.mixture.phase_samples) * self.recipe.seq_len
+
+    def _note_stop(self, session: Session) -> None:
+        """Say why the run ends before its end."""
+        why = f"{self.signals.received.name} at step {session.state.step}" if self.signals.received else None
+        if session.out_of_budget:
+            why = self._out_of_budget(session.state.step, session.state.tokens)
+            logger.info(why)
+        self.heartbeat.end("stopped", why)
 
     def _roll_back(self, session: Session, spike: Spike) -> None:
         """Go back to the last checkpoint, and leave out what made the spike from now on."""
-        session.abandon()
         self.metrics.close()
         lines: list[str] = []
         if self.world.rank == 0:
@@ -141,7 +163,7 @@ class PhaseRunner:
 
     def _out_of_budget(self, step: int, tokens: int) -> str:
         """The line for a run that `stop_after` ended."""
-        total = sum(self.plan.mixture.phase_samples) * self.recipe.seq_len
+        total = self._total_tokens()
         return (
             f"stop_after {self.recipe.stop_after:,} ended the run at step {step}, "
             f"{tokens:,} of {total:,} tokens; raise it to train on"
@@ -182,6 +204,7 @@ class PhaseRunner:
                 model_config=plan.model_config,
                 generation=plan.generation,
                 saved_step=checkpoint.manifest.step if checkpoint else -1,
+                shown=self.heartbeat.saving,
             ),
             throughput=throughput,
             signals=self.signals,

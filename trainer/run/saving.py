@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 from tokenization.errors import InfrastructureError, UserError
@@ -31,13 +32,17 @@ class Saves:
         model_config: Mapping[str, Any],
         generation: Mapping[str, Any] | None = None,
         saved_step: int = -1,
+        shown: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """`model_config` and `generation` are written beside the weights; `saved_step` is already committed.
+
+        While `shown()` is entered, the training waits for a save.
 
         They hold the fields of config.json and of generation_config.json, of which a base may have none.
         """
         self._saver, self._step_log, self._throughput = saver, step_log, throughput
         self._on_failure, self._model_config, self._generation = on_failure, model_config, generation
+        self._shown = shown
         self.saved_step = saved_step
         """Step of the last save, which may still be under way; -1 once it has failed."""
         self.blocked_s = 0.0
@@ -57,7 +62,8 @@ class Saves:
             return
         self.finish_save()
         started = time.perf_counter()
-        with self._throughput.paused():
+        with self._throughput.paused(), self._shown():
+            self._step_log.flush()
             failure = self._open_directory(step, needed)
             if failure is None:
                 self.saved_step = step
@@ -77,7 +83,7 @@ class Saves:
         if not self._saver.under_way:
             return
         started = time.perf_counter()
-        with self._throughput.paused():
+        with self._throughput.paused(), self._shown():
             # No save is under way after `wait`, so that nothing else uses the saver's group.
             failures = [line for line in self._saver.gather(self._saver.wait()) if line]
         self.blocked_s += time.perf_counter() - started

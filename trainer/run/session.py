@@ -73,6 +73,10 @@ class Session:
         """Whether `stop_after` ends the run here."""
         return self.recipe.stop_after is not None and self.state.tokens >= self.recipe.stop_after
 
+    def position(self) -> tuple[int, int]:
+        """Steps and tokens of the run so far."""
+        return self.state.step, self.state.tokens
+
     @property
     def something_due(self) -> bool:
         """Whether the last step must be known before the run goes on: the same on every rank."""

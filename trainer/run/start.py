@@ -12,15 +12,17 @@ from trainer.engine.requirements import check_machine
 from trainer.machine import collectives
 from trainer.machine.compile_cache import clearing_stale_locks
 from trainer.machine.garbage import collected_where_due
-from trainer.machine.log_lines import logger
+from trainer.machine.log_lines import keep_log, logger
 from trainer.machine.memory import keep_freed_memory
 from trainer.machine.ranks import World
 from trainer.machine.run_lock import hold_run_lock
 from trainer.machine.signals import Signals
 from trainer.machine.watchdog import Watchdog
+from trainer.metrics.heartbeat import Heartbeat
 from trainer.plan.make import Plan
 from trainer.run.agreement import check_shared, plan_together
 from trainer.run.phases import PhaseRunner
+from trainer.run.preflight import check_machines
 from trainer.storage.run_directory import RunDirectory
 
 
@@ -32,7 +34,7 @@ def start(plan: Plan, world: World) -> int:
         InfrastructureError: the ranks cannot meet, or one of them has gone.
         RewarmError: as `train_plan`. Other ranks may wait for this one then, so the process must end.
     """
-    check_machine(plan.preset, plan.recipe.model.dtype)
+    check_machine(plan.preset, plan.recipe.model.dtype, plan.recipe.model.compile)
     keep_freed_memory()
     with collectives.lost_peers_named():
         with clearing_stale_locks():
@@ -56,10 +58,14 @@ def train_plan(plan: Plan, world: World) -> int:
             _hold_run_lock(plan, world, held)
             # Another job may have saved since this one looked, at the latest until it released the lock.
             check_shared(plan.recipe.directory, world)
+            keep_log(RunDirectory(plan.recipe.directory).rank_log(world.rank))
+            heartbeat = held.enter_context(Heartbeat(plan.recipe.directory, rank=world.rank))
+            held.enter_context(collectives.lost_peers_named())
             before, plan = plan.decision.render(), plan_together(plan.recipe, world)
             if plan.decision.render() != before:
                 logger.info(plan.decision.render())
-            return _train_verified(_verified(plan, world), world)
+            check_machines(plan, world)
+            return _train_verified(_verified(plan, world), world, heartbeat)
     except OSError as error:
         where = error.filename or plan.recipe.directory
         raise InfrastructureError(f"{where}: {error.strerror or error}") from error
@@ -102,11 +108,13 @@ def _verified(plan: Plan, world: World) -> Plan:
         logger.info(plan.decision.render())
 
 
-def _train_verified(plan: Plan, world: World) -> int:
+def _train_verified(plan: Plan, world: World, heartbeat: Heartbeat) -> int:
     """Train a plan whose checkpoint is verified; returns the exit status."""
     if plan.decision.kind == "finished":
+        heartbeat.end("finished")
         return ExitCode.DONE
     if plan.decision.kind == "refuse":
+        heartbeat.end("failed", plan.decision.reason)
         return ExitCode.USER
     if world.rank == 0 and plan.checkpoint is not None:
         for line in history.quarantine(
@@ -118,7 +126,7 @@ def _train_verified(plan: Plan, world: World) -> int:
         hang_after_s=plan.recipe.health.hang_after, stop_requested=lambda: signals.stop_requested
     )
     with signals, watchdog, collected_where_due():
-        runner = PhaseRunner(plan, world, signals, watchdog)
+        runner = PhaseRunner(plan, world, signals, watchdog, heartbeat)
         try:
             runner.train_phases()
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -80,6 +81,11 @@ class StepLog:
         self._record(state, self.pending)
         self.pending, self.source_sums, self._evaluated = {}, None, False
         collect_garbage()
+
+    def flush(self) -> None:
+        """Make what is written outlive a kill; a disk that cannot has been noticed at the line itself."""
+        with contextlib.suppress(OSError):
+            self._metrics.flush()
 
     def close(self, state: RunState) -> None:
         """Write how long the last save took: it ended after the last line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -29,24 +30,38 @@ class RunDirectory:
         """The newest committed step: it reveals the loss of the whole checkpoints directory."""
         self.identity = self.path / "identity.json"
         """What the run was at its first start: model, text, packages; see `run.identity`."""
+        self.job_script = self.path / "job.sbatch"
+        """The batch script that `rewarm submit` wrote."""
         self.left_out = self.path / "left_out.json"
         """Samples that the run passes over, since they made a spike; see `run.left_out`."""
         self.lineage = self.path / "lineage.jsonl"
         """One JSON object per start of the run: the decision, and the reason for it."""
         self.lock = self.path / ".lock"
         """Held with `flock` by the job that trains; the lock ends with the process that holds it."""
+        self.logs = self.path / "logs"
+        """The log of each rank, and what Slurm's jobs printed."""
         self.metrics = self.path / "metrics.jsonl"
         """One JSON object per line: a start of the run (`number`, `restored_step`), or a step's metrics."""
         self.recipe = self.path / "recipe.resolved.yaml"
         """The recipe with every default filled in."""
+        self.status = self.path / "status.json"
+        """What the run is doing, or how it ended; see `metrics.heartbeat`."""
+        self.submission = self.path / "submission.json"
+        """What `rewarm submit` submitted: the job, the command and the code."""
         self.tensorboard = self.path / "tensorboard"
+
+    def rank_log(self, rank: int) -> Path:
+        """Return the file that keeps what a rank logs."""
+        return self.logs / f"rank-{rank:04d}.log"
 
     def foreign(self) -> list[str]:
         """List the names in the directory that are neither a run's, nor left by a start that was killed.
 
         The log of a batch job is written where the user likes, before the run begins.
         """
-        left = {self.lock.name, f"{self.recipe.name}.partial", f"{self.recipe.name}.tmp"}
+        written_first = (self.recipe.name, self.status.name)
+        left = {self.lock.name, self.logs.name, self.status.name, f"{self.recipe.name}.tmp"}
+        left |= {f"{name}.partial" for name in written_first}
         return [
             name
             for name in sorted(os.listdir(self.path))
@@ -58,3 +73,11 @@ class RunDirectory:
     def read_lineage(self, say: Say) -> list[dict[str, Any]]:
         """Read the record of each start; damaged lines are passed over and named to `say`."""
         return read_json_lines(self.lineage, dict, say) if self.lineage.exists() else []
+
+    def read_submission(self) -> dict[str, Any]:
+        """Read what `rewarm submit` submitted; empty where nothing was, or where it cannot be read."""
+        try:
+            found = json.loads(self.submission.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}

@@ -1,9 +1,13 @@
 """TensorBoard and Weights & Biases see one run over all of its attempts."""
 
+import io
+import shutil
+
 import pytest
 
 from tests.helpers.metrics import train
 from tokenization.errors import UserError
+from trainer.metrics.log import Metrics
 from trainer.metrics.services import check_services
 from trainer.recipe.schema import Logging
 
@@ -20,6 +24,19 @@ def test_tensorboard_gets_real_event_files_without_the_undone_steps(tmp_path):
         (3, -3),
         (4, -4),
     ]
+
+
+def test_a_kill_takes_no_event_that_was_flushed(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    metrics = Metrics(tmp_path, Logging(), rank=0, name="run", total_tokens=9, stream=io.StringIO())
+    for step in (1, 2, 3):
+        metrics.log(step, step, {"loss/train": float(step)})
+    metrics.flush()
+    killed = shutil.copytree(tmp_path / "tensorboard", tmp_path / "killed")  # the writer holds nothing back
+    metrics.close()
+    events = event_accumulator.EventAccumulator(str(killed))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3]
 
 
 def test_weights_and_biases_is_told_missing_before_anything_starts(tmp_path, monkeypatch):

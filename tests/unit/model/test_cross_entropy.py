@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -102,3 +104,23 @@ def test_16_bit_factors_have_losses_in_fp32_and_a_weight_gradient_summed_in_fp32
     formula(hidden.detach().double(), wide, targets, pieces, 0.0)[0].backward()
     error = (weight.grad.double() - wide.grad).norm() / wide.grad.norm()
     assert error < 2 * torch.finfo(dtype).eps, "512 sums in 16 bits would have lost more"
+
+
+def test_ligers_kernel_gives_the_same():
+    # On a GPU as it is; on the CPU in Triton's interpreter, if TRITON_INTERPRET=1 was set at the start.
+    pytest.importorskip("liger_kernel")
+    from trainer.model.liger import liger_cross_entropy
+
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    if where == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
+    found = []
+    for loss in (cross_entropy, liger_cross_entropy):
+        torch.manual_seed(0)
+        hidden = torch.randn(6, HIDDEN, device=where, requires_grad=True)
+        weight = torch.randn(14, HIDDEN, device=where, requires_grad=True)
+        targets = torch.tensor([1, 2, IGNORED, 4, 5, 10], device=where)
+        total, nats = loss(hidden, weight, targets, vocab_size=11, z_loss=0.1)
+        (total * 0.25).backward()
+        found.append((total, nats, hidden.grad, weight.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)

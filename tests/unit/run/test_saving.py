@@ -1,5 +1,7 @@
 """Saves that fail: the run stops or goes on as the recipe says, and never ends unsaved."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -97,6 +99,33 @@ def test_a_save_that_failed_is_tried_again_at_the_same_step(start, disk):
     run.save(1)
     run.saves.close(1)
     assert run.saved() == [1]
+
+
+def test_metrics_are_flushed_before_a_checkpoint_can_know_of_them(start, disk, monkeypatch):
+    disk.full = False
+    run, order = start(asynchronous=False), []
+    write = rank_files.write_rank_file
+    monkeypatch.setattr(run.log, "flush", lambda: order.append("flush"))
+    monkeypatch.setattr(rank_files, "write_rank_file", lambda *args: order.append("write") or write(*args))
+    run.save(1)
+    assert order == ["flush", "write"]
+    assert run.saved() == [1]
+
+
+def test_what_the_training_waits_for_is_shown(start, disk):
+    disk.full = False
+    run, shown = start(), []
+
+    @contextlib.contextmanager
+    def show():
+        shown.append("saving")
+        yield
+        shown.append("running")
+
+    run.saves = Saves(run.saver, run.log, Throughput(), on_failure="stop", model_config={}, shown=show)
+    run.save(1)
+    run.saves.close(1)
+    assert shown == ["saving", "running"] * 2, "its beginning and its end; it is written beside the training"
 
 
 def test_a_saved_step_is_not_saved_again(start, disk):

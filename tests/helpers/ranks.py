@@ -70,11 +70,21 @@ class Rank:
         return self.log.read_text(errors="replace")
 
 
-def start_ranks(folder: Path, size: int, *arguments: str, **variables: str) -> list[Rank]:
-    """Start all ranks of a run by torch's names."""
+def start_ranks(
+    folder: Path, size: int, *arguments: str, program: tuple[str, ...] = (), **variables: str
+) -> list[Rank]:
+    """Start all ranks of a run by torch's names; a `program` gets what it replaces as its arguments."""
     common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(runs.free_port())}
     return [
-        Rank(folder / f"rank-{k}.log", *arguments, RANK=str(k), LOCAL_RANK=str(k), **common, **variables)
+        Rank(
+            folder / f"rank-{k}.log",
+            *arguments,
+            program=program,
+            RANK=str(k),
+            LOCAL_RANK=str(k),
+            **common,
+            **variables,
+        )
         for k in range(size)
     ]
 

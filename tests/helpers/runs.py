@@ -158,6 +158,8 @@ class Job:
     """Go on in the new run directory from this run's checkpoint of a step."""
     poison: tuple[int, ...] = ()
     """The steps of this start, from 1, at which the last rank's last loss becomes infinite."""
+    spikes: tuple[int, ...] = ()
+    """The samples of a phase at which a step begins whose loss is fifty times what it is."""
 
 
 def launch_several(folder: Path, jobs: list[Job], ranks: int, timeout: float = 500) -> list[dict]:
@@ -170,6 +172,7 @@ def launch_several(folder: Path, jobs: list[Job], ranks: int, timeout: float = 5
             "recipe": str(write(job.tree, folder / f"{Path(job.tree['run_dir']).name}.yaml")),
             "after": job.after and str(job.after[0] / "checkpoints" / f"step-{job.after[1]:08d}"),
             "poison": job.poison,
+            "spikes": job.spikes,
         }
         for job in jobs
     ]

@@ -22,6 +22,7 @@ from trainer.machine.ranks import World, current_world
 from trainer.model.loss import CausalLM
 from trainer.plan.make import make_plan
 from trainer.recipe import load
+from trainer.run.session import Session
 from trainer.run.start import train_plan
 
 
@@ -51,6 +52,28 @@ def poisoned(bad_steps: list[int], world: World) -> Iterator[None]:
         CausalLM.forward, Engine.train_step = forward, train_step  # type: ignore[method-assign]
 
 
+@contextlib.contextmanager
+def spiked(positions: list[int]) -> Iterator[None]:
+    """The loss of the step that begins at some sample of the phase is fifty times what it is."""
+    forward, train_step, bad = CausalLM.forward, Session.train_step, False
+
+    def noted(session: Session) -> None:
+        nonlocal bad
+        bad = session.state.samples in positions
+        train_step(session)
+
+    def larger(model: CausalLM, *args: Any) -> Any:
+        loss, nats, targets = forward(model, *args)
+        factor = 50.0 if bad and model.training else 1.0
+        return loss * factor, nats * factor, targets
+
+    CausalLM.forward, Session.train_step = larger, noted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        CausalLM.forward, Session.train_step = forward, train_step  # type: ignore[method-assign]
+
+
 def one(job: dict[str, Any], world: World) -> dict[str, Any]:
     """Trains a job; its exit status, the error's text where it is a known one, and its seconds."""
     started = time.monotonic()
@@ -59,10 +82,12 @@ def one(job: dict[str, Any], world: World) -> dict[str, Any]:
         source = Path(job["after"])
         shutil.copytree(source, recipe.directory / "checkpoints" / source.name)
         shutil.copy(source.parents[1] / "recipe.resolved.yaml", recipe.directory)
+        if (left_out := source.parents[1] / "left_out.json").exists():
+            shutil.copy(left_out, recipe.directory)
     collectives.all_gather(None)  # the copy is there
     plan = make_plan(recipe, world.world_size)
     said = plan.decision.render()
-    with poisoned(job["poison"], world):
+    with poisoned(job["poison"], world), spiked(job["spikes"]):
         status = train_plan(plan, world)
     return {"status": status, "said": said, "seconds": time.monotonic() - started}
 

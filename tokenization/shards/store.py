@@ -95,6 +95,26 @@ class TokenStore:
             out[row] = part.ids[first:stop] if whole else self._read(start, seq_len + 1)
         return self._checked(out)
 
+    def documents_of(self, start: int, count: int) -> tuple[int, int]:
+        """Return the numbers, from 0, of the first and the last document of tokens [start, start + count)."""
+        first, last = (self.document_at(token) for token in (start, start + count - 1))
+        return first, last
+
+    def document_at(self, token: int) -> int:
+        """Return the number, from 0, of the document that a token of the source belongs to."""
+        index = min(int(np.searchsorted(self._starts, token, side="right")) - 1, len(self.parts) - 1)
+        offset = (token - int(self._starts[index])) * self.parts[index].ids.itemsize
+        before = sum(part.meta.documents for part in self.parts[:index])
+        return before + int(np.searchsorted(self.parts[index].offsets, offset, side="right")) - 1
+
+    def document_start(self, document: int) -> int:
+        """Return the first token of a document of the source."""
+        for index, part in enumerate(self.parts):
+            if document < part.meta.documents:
+                return int(self._starts[index]) + int(part.offsets[document]) // part.ids.itemsize
+            document -= part.meta.documents
+        raise IndexError(f"document {document} is beyond the source")
+
     def _checked(self, ids: np.ndarray) -> np.ndarray:
         """The ids, none of which may be beyond the vocabulary: no model has a row for it.
 
@@ -142,6 +162,13 @@ class _Part:
         """Tokens of each document."""
         index, documents = with_ending(self.prefix, ".idx"), self.meta.documents
         return np.memmap(index, "<i4", mode="r", offset=HEADER.size, shape=(documents,))
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """First byte of each document in the file of tokens."""
+        index, documents = with_ending(self.prefix, ".idx"), self.meta.documents
+        at = HEADER.size + 4 * documents
+        return np.memmap(index, "<i8", mode="r", offset=at, shape=(documents,))
 
 
 def open_tokens(prefix: str | Path) -> TokenStore:

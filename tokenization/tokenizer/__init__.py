@@ -4,5 +4,5 @@
 `settings` has its other fields, and `byte_level` knows bytes without a piece. `hf_json` translates a
 SentencePiece model to `tokenizer.json` and back, and `directory` writes both. `engines` wraps the libraries
 that encode; `encoder` chooses the fastest that agrees with the reference on `hard_lines`, and `proof` does so
-for transformers.
+for transformers. `decoder` turns ids into text again.
 """

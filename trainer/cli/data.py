@@ -19,6 +19,8 @@ from trainer.cli.arguments import (
     fraction,
     part_of,
     path_text,
+    positive_number,
+    whole_number,
 )
 from trainer.recipe import load
 from trainer.recipe.numbers import count
@@ -50,6 +52,13 @@ def add_data(commands: Any) -> None:
 
     inspect = add_command(kinds, "inspect", inspect_command, "data/zh")
     inspect.add_argument("prefix", type=path_text)
+
+    example = "data/zh --sample 17 --seq-len 4096 --tokenizer llama2-zh"
+    show = add_command(kinds, "show", show_command, example)
+    show.add_argument("prefix", type=path_text)
+    show.add_argument("--sample", type=whole_number, required=True, metavar="N", help="number, from 0")
+    show.add_argument("--seq-len", type=positive_number, required=True, help="as in the recipe")
+    show.add_argument("--tokenizer", type=path_text, required=True, help="the one that made the shards")
 
     simulate = add_command(kinds, "simulate", simulate_command, "recipe.yaml --samples 0:100")
     add_recipe(simulate)
@@ -87,6 +96,15 @@ def inspect_command(args: argparse.Namespace) -> int:
 
     verify_shard(args.prefix)
     result = inspect_shard(args.prefix)
+    print_answer(args, result.to_json(), result.to_text())
+    return ExitCode.DONE
+
+
+def show_command(args: argparse.Namespace) -> int:
+    """Show the text of one sample of a shard, and the documents that it is of."""
+    from tokenization.shards.show import show_sample
+
+    result = show_sample(args.prefix, args.sample, args.seq_len, args.tokenizer)
     print_answer(args, result.to_json(), result.to_text())
     return ExitCode.DONE
 

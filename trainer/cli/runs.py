@@ -18,7 +18,7 @@ from trainer.cli.arguments import (
     utilization,
     whole_numbers,
 )
-from trainer.machine.devices import known_gpu, usable_bytes
+from trainer.machine.devices import known_gpu, prefer_expandable_segments, usable_bytes
 from trainer.machine.launcher import stop_with_launcher
 from trainer.machine.log_lines import logger
 from trainer.machine.ranks import World, current_world, note_status
@@ -117,6 +117,7 @@ def train_command(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace, world: World) -> int:
     recipe = load.load_recipe(args.recipe, args.overrides)  # before the import of torch, which takes seconds
     stop_with_launcher()
+    prefer_expandable_segments()
     from trainer.plan.make import make_plan
 
     plan = make_plan(recipe, world.world_size)

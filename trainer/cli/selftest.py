@@ -13,7 +13,7 @@ from typing import Any
 from tokenization.errors import ExitCode, UserError
 from trainer.cli.answer import print_answer
 from trainer.cli.arguments import add_command, positive_number, whole_numbers
-from trainer.engine.verdict import Finding, Trial
+from trainer.engine.diagnosis import Finding, Trial
 from trainer.machine.local_ranks import run_ranks
 
 WORKER = "trainer.engine.selftest"

@@ -53,6 +53,7 @@ class NarrowAdamW(torch.optim.Optimizer):
 
     def _update(self, tensor: torch.Tensor, group: dict[str, Any]) -> None:
         moments, state = moments_of(self, tensor), self.state[tensor]
+        skip = getattr(self, "found_inf", None)  # as torch's fused optimizers have it
         whole = (tensor.data, tensor.grad, *moments.values())
         for weight, gradient, *narrow in zip(
             *(one.reshape(-1).split(WIDENED_AT_ONCE) for one in whole if one is not None), strict=True
@@ -66,6 +67,7 @@ class NarrowAdamW(torch.optim.Optimizer):
                 [],
                 [steps],
                 fused=True,
+                found_inf=skip,
                 amsgrad=False,
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
@@ -76,7 +78,12 @@ class NarrowAdamW(torch.optim.Optimizer):
             )
             for moment, new in zip(narrow, wide, strict=True):
                 moment.copy_(new)
-        state["step"] += 1
+        state["step"] += 1 if skip is None else 1 - skip
+
+
+def skips_on_device(adam: torch.optim.Optimizer) -> bool:
+    """Tell whether AdamW changes nothing in a step where its `found_inf` is 1 on the device."""
+    return isinstance(adam, NarrowAdamW) or bool(adam.defaults.get("fused"))
 
 
 def moments_of(adam: torch.optim.Optimizer, tensor: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -7,7 +7,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,9 +19,11 @@ from trainer.engine.adamw import applied_steps, make_adamw, set_applied_steps
 from trainer.engine.ds_config import offloads_optimizer, stage, swap_folders
 from trainer.engine.fragments import EngineState
 from trainer.engine.norm import norm_of
+from trainer.engine.result import OwnTime, StepResult
 from trainer.engine.row_lr import ScaledSlice, scale_updates
+from trainer.engine.verdict import NEVER, NO_LIMITS, Limits, Verdict
 from trainer.machine import collectives
-from trainer.mixer.batch import MicroBatch
+from trainer.mixer.batch import MicroBatch, begins_within
 from trainer.mixer.permutation import key_of
 from trainer.recipe.schema import Optimizer
 from trainer.storage.fragment import Fragment
@@ -30,20 +31,6 @@ from trainer.storage.fragment import Fragment
 WHOLE_BUCKET = 2**24
 """Gradients that ZeRO stage 0 copies into one buffer to add them over all ranks; DeepSpeed's default are 500
 million, which is a second copy of all gradients of the models that stage 0 is for."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """The result of a step, the same on every rank."""
-
-    source_nats: torch.Tensor  # [sources], summed over the global batch
-    source_targets: torch.Tensor  # [sources]
-    grad_norm: float
-    """Global gradient norm before clipping; not finite if the step was skipped."""
-    applied: bool
-    """False if gradients were not finite and nothing was changed."""
-    stop: bool
-    """Whether any rank asked to stop after this step."""
 
 
 @contextmanager
@@ -129,6 +116,9 @@ class Engine:
         self.world_size = self.engine.world_size
         self.device = collectives.device()
         self._state = EngineState(self.engine, self.optimizer, self.stage, names)
+        self._verdict = Verdict(self.optimizer, self._state.adam, self.stage, self.engine.fp16_enabled())
+        self.own_time = OwnTime(self.device)
+        """What this rank takes for itself; every step tells the other ranks."""
         self.before_update: Callable[[], None] = lambda: None
         """Called before a step changes weights and moments, so that a snapshot can finish its copies."""
         if new_rows:
@@ -138,53 +128,100 @@ class Engine:
             scale_updates(self._state.adam, slices)
 
     def train_step(
-        self, micro_batches: Sequence[MicroBatch], lr: float, sources: int, seed: int, stop: bool
+        self,
+        micro_batches: Sequence[MicroBatch],
+        lr: float | Callable[[], float],
+        sources: int,
+        seed: int,
+        stop: bool,
+        limits: Callable[[], Limits] = lambda: NO_LIMITS,
     ) -> StepResult:
         """Make one optimizer step over the global batch; `micro_batches` are this rank's samples of it.
 
         Losses are divided by the global number of target tokens, so that the step is the same
         however the batch is cut among ranks and micro batches. `seed` is the step's; every micro batch of
-        every rank draws its own dropout masks from it.
+        every rank draws its own dropout masks from it. `lr` and `limits` may be functions: they are called
+        when the device has the whole backward pass before it, so that they may wait for the step before.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+        return self._step(micro_batches, lr, sources, seed, stop, limits)
+
+    def _step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        lr: float | Callable[[], float],
+        sources: int,
+        seed: int,
+        stop: bool,
+        limits: Callable[[], Limits],
+    ) -> StepResult:
         micro_batches = [self._own(micro) for micro in micro_batches]
-        targets = sum(int((micro.targets >= 0).sum()) for micro in micro_batches)
-        agreed = collectives.all_reduce_sum(torch.tensor([float(targets), float(stop)], dtype=torch.float64))
-        scale = self.world_size / float(agreed[0])
+        agreed = self._agree(micro_batches, stop)
+        scale = (self.world_size / agreed[0]).float()
         nats = torch.zeros(2, sources, dtype=torch.float64, device=self.device)
         for number, micro in enumerate(micro_batches):
             # Dropout, where a model has it, is a function of the position, so no random state is saved.
             torch.manual_seed(key_of("dropout", seed, collectives.rank(), number))
             source = self._moved(micro.source.astype(np.int64, copy=False))
-            loss, row_nats, row_targets = self.engine(*self._to_device(micro))
+            with self.own_time.measured():
+                loss, row_nats, row_targets = self.engine(*self._to_device(micro))
             self.engine.backward(loss * scale, scale_wrt_gas=False)
             nats[0].index_add_(0, source, row_nats.detach().double())
             nats[1].index_add_(0, source, row_targets.double())
             if number + 1 < len(micro_batches):
                 self.engine.step()
-        norm, applied = self._apply()
         nats = collectives.all_reduce_sum(nats)
-        return StepResult(nats[0], nats[1], norm, applied, bool(agreed[1] > 0))
+        now = lr() if callable(lr) else lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = now * group.get("lr_scale", 1.0)
+        self._verdict.expect(nats[0].sum() / nats[1].sum(), limits())
+        self._apply()
+        return StepResult.pack(self._verdict.norm, self._verdict.skip, agreed[1], nats, agreed[2:])
 
-    def _apply(self) -> tuple[float, bool]:
-        """Step the optimizer unless a gradient is not finite; return the norm and whether it stepped."""
+    def rehearse(self, micro_batch: MicroBatch) -> None:
+        """Make a step of this shape and drop it: a device that has too little memory shows it at once.
+
+        Weights, moments, counters and random states are afterwards what they were before.
+
+        Raises:
+            torch.OutOfMemoryError: the step does not fit.
+        """
+        if swap_folders(self._config):
+            return  # what lies on NVMe would be written for nothing
+        accumulation = self.engine.gradient_accumulation_steps()
+        micro_batches = [micro_batch] * min(accumulation, 2)  # the second one finds the sums of the first
+        loss_scale, micro_steps = self.loss_scale, self.engine.micro_steps
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            self.engine.micro_steps = accumulation - len(micro_batches)
+            self._step(micro_batches, 0.0, 1, 0, False, lambda: NEVER)
+        self.engine.micro_steps = micro_steps
+        self._set_loss_scale(loss_scale)
+        self.own_time.take()
+
+    def _agree(self, micro_batches: Sequence[MicroBatch], stop: bool) -> torch.Tensor:
+        """Sum on the device over the ranks: target tokens, requests to stop, and the seconds of each rank."""
+        mine = np.zeros(2 + self.world_size)
+        mine[0] = sum(int((micro.targets >= 0).sum()) for micro in micro_batches)
+        mine[1] = stop
+        mine[2 + collectives.rank()] = self.own_time.take()
+        return collectives.all_reduce_sum(self._moved(mine))
+
+    def _apply(self) -> None:
+        """Step the optimizer unless the verdict is to skip the step."""
         self.before_update()
         if self.stage > 0:
+            loss_scale = self.loss_scale
             self.engine.step()
-            norm = float(self.engine.get_global_grad_norm() or 0.0)
-            return norm, self.engine.was_step_applied()
+            if loss_scale and not self.engine.was_step_applied() and math.isfinite(self._verdict.norm):
+                self._set_loss_scale(loss_scale)  # it is skipped for its loss, not for an overflow
+            return
         trained = [parameter for parameter in self.engine.module.parameters() if parameter.grad is not None]
-        norm = norm_of(parameter.grad for parameter in trained)
-        applied = math.isfinite(norm)
-        if applied:
-            torch.nn.utils.clip_grads_with_norm_(trained, self.clip or math.inf, torch.tensor(norm))
-        else:
+        if self._verdict.judge(norm_of(parameter.grad for parameter in trained)):
             self.engine.zero_grad()  # without gradients the step below changes nothing
             for parameter in trained:
                 parameter.grad = None
+        else:
+            torch.nn.utils.clip_grads_with_norm_(trained, self.clip or math.inf, self._verdict.norm)
         self.engine.step()
-        return norm, applied
 
     @torch.no_grad()
     def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,7 +236,9 @@ class Engine:
         return micro if self._part[1] == 1 else micro.cut(*self._part)
 
     def _to_device(self, micro: MicroBatch) -> Iterable[torch.Tensor | None]:
-        for array in (micro.input_ids, micro.targets, micro.positions):
+        # Rows without a boundary of documents need no mask for them, and the model need not look for one.
+        positions = micro.positions if begins_within(micro.positions) else None
+        for array in (micro.input_ids, micro.targets, positions):
             yield None if array is None else self._moved(array)
 
     def _moved(self, array: np.ndarray) -> torch.Tensor:
@@ -248,9 +287,12 @@ class Engine:
         """
         set_applied_steps(self._state.adam, adam_step)
         if self.engine.fp16_enabled():
-            for name, value in loss_scale.items():
-                setattr(self.optimizer.loss_scaler, name, value)
+            self._set_loss_scale(loss_scale)
         self._state.refresh()
+
+    def _set_loss_scale(self, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            setattr(self.optimizer.loss_scaler, name, value)
 
     def close(self) -> None:
         """Free the memory, so that the next phase's engine fits."""

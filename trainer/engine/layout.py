@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from tokenization.errors import UserError
@@ -27,9 +27,26 @@ class Layout:
         """Groups of ranks, each with samples of its own."""
         return self.world_size // self.sequence_parallel_size
 
+    @property
+    def samples_per_rank(self) -> int:
+        """Samples of a step that each group of ranks has."""
+        return self.micro_batch_size * self.gradient_accumulation_steps
+
     def place(self, rank: int) -> tuple[int, int]:
         """Return the group that a rank belongs to, and the part of every sample that it holds."""
         return divmod(rank, self.sequence_parallel_size)
+
+
+def halved(layout: Layout) -> Layout | None:
+    """Return the layout of the same global batch with at most half the micro batch; None below one sample."""
+    rows = layout.samples_per_rank
+    smaller = (size for size in range(layout.micro_batch_size // 2, 0, -1) if rows % size == 0)
+    micro = next(smaller, None)
+    return (
+        None
+        if micro is None
+        else replace(layout, micro_batch_size=micro, gradient_accumulation_steps=rows // micro)
+    )
 
 
 def layout(recipe: Recipe, world_size: int, largest_micro_batch: int, phase: int = 0) -> Layout:

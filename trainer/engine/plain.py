@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.engine.verdict import LOSS_SCALE
+from trainer.engine.diagnosis import LOSS_SCALE
 from trainer.mixer.batch import MicroBatch
 from trainer.model.cross_entropy import IGNORED
 from trainer.model.loss import CausalLM

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from tokenization.errors import ExitCode
 from trainer.engine.defaults import with_defaults
+from trainer.engine.diagnosis import Apart, Finding, Trial
 from trainer.engine.ds_config import complete
 from trainer.engine.engine import Engine, sharded_loading
 from trainer.engine.layout import Layout
 from trainer.engine.plain import PlainRun, train_plainly
 from trainer.engine.requirements import supports_fp16
-from trainer.engine.verdict import Apart, Finding, Trial
 from trainer.machine import collectives
 from trainer.machine.compile_cache import clearing_stale_locks
 from trainer.machine.launcher import stop_with_launcher

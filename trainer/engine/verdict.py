@@ -1,128 +1,130 @@
-"""What a comparison of a few training steps with plain PyTorch found: within its limits, or wrong by what."""
+"""Whether a step is applied: decided from its gradients and its loss, where they are.
+
+The host reads nothing of it. Fused AdamW leaves weights, moments and its count of steps as they are where a
+flag on the device says so; only for an optimizer in offloaded memory, and in fp16 with its loss scale, the
+host must read the flag before it lets them step.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-LOSS_SCALE = 2.0**16
-"""The loss scale that DeepSpeed begins with in fp16."""
+import deepspeed.comm as dist
+import torch
+from deepspeed.runtime.utils import combine_grad_norm_groups
+from deepspeed.runtime.zero.utils import get_norm_dtype
 
-NEAR = 0.01
-"""How near a factor must be to a known one to be named by it."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One way to train a step."""
-
-    stage: int
-    dtype: str
-    micro_batches: int
-    """Micro batches that a rank accumulates in a step."""
-    ranks: int
-
-    def __str__(self) -> str:
-        """Name the trial in a message."""
-        parts = (
-            f"ZeRO-{self.stage}",
-            self.dtype,
-            _several(self.micro_batches, "micro batch", "micro batches"),
-        )
-        return ", ".join((*parts, _several(self.ranks, "rank", "ranks")))
+from trainer.engine.adamw import skips_on_device
 
 
 @dataclass(frozen=True)
-class Apart:
-    """How far ten steps are from plain PyTorch's: each is relative, and 0 where both are equal."""
+class Limits:
+    """A step whose loss or gradient norm is above these is skipped."""
 
-    gradient: float
-    """The norm of the first gradient's error, by the norm of the gradient."""
-    moments: float
-    """The same of AdamW's running average of the gradients after the last step."""
-    losses: float
-    norms: float
-    """The largest difference of the ten losses, and of the ten gradient norms."""
-    weights: float
-    """The norm of the error of the last weights, by the norm of what they moved."""
+    loss: float = math.inf
+    """Nats per target token."""
+    grad_norm: float = math.inf
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one trial found."""
+NO_LIMITS = Limits()
 
-    trial: Trial
-    apart: Apart
-    limits: Apart
-    factor: float
-    """The first gradient is this many times plain PyTorch's, in its direction."""
-    factor_limit: float
-    skipped: int = 0
-    """Steps that were not applied, though every gradient was finite."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether everything is within its limit; a NaN is not."""
-        return not self.reason
-
-    @property
-    def reason(self) -> str:
-        """What is wrong; empty if nothing is."""
-        parts = []
-        wrong_factor = not abs(self.factor - 1) <= self.factor_limit
-        if wrong_factor:
-            parts.append(self._factor_told())
-        if not wrong_factor or self._turned > self.limits.gradient:
-            parts += list(self._beyond())
-        if self.skipped:
-            parts.append(f"{_several(self.skipped, 'step was', 'steps were')} skipped without a reason")
-        return "; ".join(parts)
-
-    @property
-    def _turned(self) -> float:
-        """What is left of the first gradient's error once its factor is taken out."""
-        return math.sqrt(max(0.0, self.apart.gradient**2 - (self.factor - 1) ** 2))
-
-    def _factor_told(self) -> str:
-        causes = [cause for value, cause in _known_factors(self.trial) if abs(self.factor / value - 1) < NEAR]
-        told = f"gradients are {self.factor:.4g} times plain PyTorch's"
-        return f"{told}, as if {', or '.join(causes)}" if causes else told
-
-    def _beyond(self) -> Iterator[str]:
-        for name, value in asdict(self.apart).items():
-            limit = getattr(self.limits, name)
-            if not value <= limit:
-                what = "the first gradient" if name == "gradient" else name
-                yield f"{what} differ{'s' * (name == 'gradient')} by {value:.1e} (limit {limit:.1e})"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return asdict(self) | {"ok": self.ok, "reason": self.reason}
-
-    @classmethod
-    def from_json(cls, tree: dict[str, Any]) -> Finding:
-        """Read what `to_json` made."""
-        made = ("ok", "reason", "trial", "apart", "limits")
-        rest = {name: value for name, value in tree.items() if name not in made}
-        return cls(Trial(**tree["trial"]), Apart(**tree["apart"]), Apart(**tree["limits"]), **rest)
+NEVER = Limits(loss=-math.inf, grad_norm=-math.inf)
+"""Every step is skipped."""
 
 
-def _known_factors(trial: Trial) -> Iterator[tuple[float, str]]:
-    """Yield the factors by which gradients have been wrong in DeepSpeed or in trainers on it, and why."""
-    ranks, parts = trial.ranks, trial.micro_batches
-    if ranks > 1:
-        yield (ranks - 1) / ranks, f"one of {ranks} ranks were left out: (W-1)/W for W ranks"
-        yield 1 / ranks, f"they were divided by the {ranks} ranks once too often"
-        yield ranks, f"they were added over the {ranks} ranks and not averaged"
-    if parts > 1:
-        yield (parts - 1) / parts, f"one of {parts} micro batches were left out"
-        yield 1 / parts, f"one of {parts} micro batches alone were counted, or their number divided twice"
-        yield parts, f"they were added over the {parts} micro batches and not averaged"
-    yield LOSS_SCALE, f"the loss scale {LOSS_SCALE:.0f} were left in them"
-    yield 1 / LOSS_SCALE, f"they were divided by a loss scale of {LOSS_SCALE:.0f} that was not there"
+class Verdict:
+    """Judges each step of one DeepSpeed engine, before its optimizer changes anything."""
+
+    def __init__(self, optimizer: Any, adam: torch.optim.Optimizer, stage: int, fp16: bool) -> None:
+        """Take DeepSpeed's `optimizer` and the AdamW in it; the checks of ZeRO are replaced by this one."""
+        self._adam, self._fp16 = adam, fp16
+        self.on_device = skips_on_device(adam) and not fp16
+        """Whether the host does not wait for the device."""
+        self._loss, self._limits = torch.zeros(()), NO_LIMITS
+        self.expect(self._loss, NO_LIMITS)
+        if stage:
+            self._replace_checks(optimizer, stage)
+
+    def expect(self, loss: torch.Tensor, limits: Limits) -> None:
+        """Begin to judge a step of this mean loss; it counts as skipped until its norm is judged."""
+        self._loss, self._limits = loss, limits
+        self.norm = torch.full((), math.inf, device=loss.device)
+        """Global gradient norm before clipping, on the device; infinite if it is not finite."""
+        self.skip: torch.Tensor = torch.ones((), dtype=torch.bool, device=loss.device)
+
+    def judge(self, norm: torch.Tensor) -> bool:
+        """Decide by the global gradient norm; return whether the host must skip the step."""
+        finite = torch.isfinite(norm)
+        self.norm = norm.masked_fill(~finite, math.inf)
+        above = (norm > self._limits.grad_norm) | (self._loss.to(norm.device) > self._limits.loss)
+        self.skip = ~finite | above
+        if not self.on_device:
+            return bool(self.skip)
+        self._adam.found_inf = self.skip.float()  # type: ignore[attr-defined]
+        return False
+
+    def _replace_checks(self, zero: Any, stage: int) -> None:
+        """Let ZeRO take this verdict in place of its own checks, each of which waits for the device."""
+        offloaded = zero.offload_optimizer if stage == 3 else zero.cpu_offload
+        if not self._fp16:
+            zero.check_overflow = lambda partition_gradients=True: None  # the norm shows it as well
+            if not offloaded:
+                direct = _norm_of_shards if stage == 3 else _norm_of_partitions
+                zero.get_grad_norm_direct = lambda *args, **_: direct(zero, *args)
+        if stage == 3:
+            self._replace_in_stage_3(zero)
+        else:
+            self._replace_in_stages_1_and_2(zero)
+
+    def _answer(self, scaled: Any, scale: float) -> Any:
+        """Judge a norm in units of the loss scale; return what makes ZeRO skip the step or go on."""
+        norm = torch.as_tensor(scaled)
+        if self.judge(norm / scale if self._fp16 else norm):
+            return math.inf
+        return scaled if self._fp16 else 1.0
+
+    def _replace_in_stages_1_and_2(self, zero: Any) -> None:
+        scaled_norm = zero.scaled_global_norm
+        zero.scaled_global_norm = lambda norm_type=2: self._answer(scaled_norm(), zero.loss_scale)
+
+        def clip(gradients: Sequence[torch.Tensor], _: Any) -> None:
+            """Do as `unscale_and_clip_grads`, which reads the norm once more; the loss scale is 1."""
+            if zero.clip_grad > 0:
+                factor = 1.0 / torch.clamp((self.norm + 1e-6) / zero.clip_grad, min=1.0)
+                for gradient in gradients:
+                    gradient.data.mul_(factor)
+
+        if not self._fp16:
+            zero.unscale_and_clip_grads = clip
+
+    def _replace_in_stage_3(self, zero: Any) -> None:
+        norm_groups, clip = zero._get_norm_groups, zero.unscale_and_clip_grads
+        # It combines what this returns, in the host's memory.
+        zero._get_norm_groups = lambda: [
+            self._answer(combine_grad_norm_groups(norm_groups()), zero.loss_scale)
+        ]
+        if not self._fp16:
+            zero.unscale_and_clip_grads = lambda group, _: clip(group, self.norm)
 
 
-def _several(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
+def _norm_of_partitions(zero: Any, gradients: Any, parameters: Any, norm_type: float = 2) -> torch.Tensor:
+    """Sum as ZeRO-1 and 2 do; a norm that is not finite stays so."""
+    own = (gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False))
+    norms = [
+        torch.linalg.vector_norm(gradient.data.to(get_norm_dtype()).detach(), ord=2.0)
+        for gradient, _ in zip(own, parameters, strict=False)
+    ]
+    total = torch.stack(norms).pow(2.0).sum().float() if norms else torch.zeros((), device=zero.device)
+    dist.all_reduce(total, group=zero.dp_process_group)
+    return total.pow(0.5)
+
+
+def _norm_of_shards(zero: Any, gradients: Any, parameters: Any, norm_type: float = 2) -> torch.Tensor:
+    """Sum as ZeRO-3 does; a norm that is not finite stays so."""
+    norms = [gradient.to(get_norm_dtype()).norm(2.0) for gradient in gradients]
+    total = torch.sum(torch.pow(torch.stack(norms), 2.0))
+    dist.all_reduce(total, group=zero._get_param_partition_group(parameters[0]))
+    return total**0.5

@@ -64,6 +64,12 @@ def peak_flops(device: str, dtype: str) -> float | None:
     return next((limit for name, limit in PEAKS if re.search(rf"\b(?:{name})(?!\S)", words)), None)
 
 
+def prefer_expandable_segments() -> None:
+    """Let PyTorch's allocator grow its blocks on a GPU, against fragments; before torch is imported."""
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
 def count_devices() -> int:
     """Return how many ranks fit on this machine: one per GPU, else one."""
     import torch

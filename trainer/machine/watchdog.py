@@ -21,7 +21,8 @@ STOP_PATIENCE_S = 20.0
 class Watchdog:
     """A thread that prints all stacks when the last `beat` is too long ago.
 
-    It only reports, as the time-out of the process group ends a hang. But a run that was asked to stop has
+    The first step, an evaluation and a save may take as long as the process group waits for a rank. Between
+    steps a run ends itself after `hang_after_s`, so that it is started again. One that was asked to stop has
     no time for that: when it waits for a rank that does not answer, it ends unsaved instead of by SIGKILL.
     """
 
@@ -29,12 +30,13 @@ class Watchdog:
         self,
         patience_s: float = 600.0,
         *,
+        hang_after_s: float | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
         end: Callable[[int], None] = end_now,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`end` ends the process when it was asked to stop and cannot.
+        """`end` ends the process when it was asked to stop and cannot, or makes no step for `hang_after_s`.
 
         `stream` needs a file descriptor; standard error by default.
         """
@@ -42,7 +44,8 @@ class Watchdog:
         self._stop_requested, self._end = stop_requested, end
         self._stream = stream or sys.stderr
         self._last, self._doing, self._reported = clock(), "starting", False
-        self._longest_s, self._saving = 0.0, False
+        self._longest_s, self._saving, self._stepping = 0.0, False, False
+        self._hang_after_s = hang_after_s
         self._asked: float | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -57,15 +60,16 @@ class Watchdog:
         self._stopped.set()
         self._thread.join()
 
-    def beat(self, doing: str, *, saving: bool = False) -> None:
+    def beat(self, doing: str, *, saving: bool = False, stepping: bool = False) -> None:
         """Note that the run makes progress, and what it does next, such as "step 120".
 
-        A stop waits as long as it takes for what is `saving`.
+        A stop waits as long as it takes for what is `saving`; `hang_after_s` counts while it is `stepping`.
         """
         now = self._clock()
         if self._doing != "starting" and not self._saving:
             self._longest_s = max(self._longest_s, now - self._last)
         self._last, self._doing, self._reported, self._saving = now, doing, False, saving
+        self._stepping = stepping
 
     def look(self) -> bool:
         """Print the stacks if the last beat is too long ago, once per silence; returns whether it did."""
@@ -73,10 +77,22 @@ class Watchdog:
         if self._reported or silence < self._patience_s:
             return False
         self._reported = True
-        line = f"no progress for {silence:.0f} s while {self._doing}; stacks of all threads:"
-        print(f"rewarm: rank {rank_or_0()}: {line}", file=self._stream, flush=True)
-        faulthandler.dump_traceback(self._stream, all_threads=True)
+        self._print_stacks(f"no progress for {silence:.0f} s while {self._doing}")
         return True
+
+    def look_for_hang(self) -> bool:
+        """End a run that has made no step for too long, with its stacks; returns whether it did."""
+        silence = self._clock() - self._last
+        if self._hang_after_s is None or not self._stepping or silence < self._hang_after_s:
+            return False
+        what = f"no step for {silence:.0f} s (health.hang_after) while {self._doing}"
+        self._print_stacks(f"{what}; ending unsaved, to be started again")
+        self._end(ExitCode.REQUEUE)
+        return True
+
+    def _print_stacks(self, what: str) -> None:
+        print(f"rewarm: rank {rank_or_0()}: {what}; stacks of all threads:", file=self._stream, flush=True)
+        faulthandler.dump_traceback(self._stream, all_threads=True)
 
     def look_after_stop(self) -> bool:
         """End a run that was asked to stop if it takes much longer than a step; returns whether it did."""
@@ -94,6 +110,8 @@ class Watchdog:
         return True
 
     def _watch(self) -> None:
-        while not self._stopped.wait(min(self._patience_s / 4, 1.0)):
+        patience_s = min(self._patience_s, self._hang_after_s or self._patience_s)
+        while not self._stopped.wait(min(patience_s / 4, 1.0)):
             self.look()
+            self.look_for_hang()
             self.look_after_stop()

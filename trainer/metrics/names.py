@@ -21,7 +21,16 @@ FORGETTING = "eval/upstream/forgetting"
 TOKENS_PER_S = "perf/tokens_per_s"
 STEP_S = "perf/step_s"
 DATA_WAIT_S = "perf/data_wait_s"
+RANK_MEDIAN_S = "perf/rank_median_s"
+"""Seconds a step of the median rank's own part: its forward passes, and its wait for data."""
+
+RANK_MAX_S = "perf/rank_max_s"
+"""The same of the slowest rank."""
+
 PEAK_GIB = "mem/peak_gib"
+RESERVED_GIB = "mem/reserved_gib"
+"""What PyTorch holds of the GPU: what is above the peak is lost to fragments and caches."""
+
 MFU = "perf/mfu"
 """Share of the devices' peak FLOP/s that the model's own arithmetic takes."""
 

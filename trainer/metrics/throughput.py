@@ -58,11 +58,20 @@ class Throughput:
             names.STEP_S: elapsed / self._steps,
             names.DATA_WAIT_S: self._data_wait_s / self._steps,
             names.PEAK_GIB: peak_gib(),
+            **_reserved(),
         }
         if self._flops_per_token and self._peak_flops:
             metrics[names.MFU] = rate * self._flops_per_token / self._peak_flops
         self._restart()
         return metrics
+
+
+def _reserved() -> dict[str, float]:
+    """Return what PyTorch holds of this process's GPU, in GiB by metric name; nothing without one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return {}
+    return {names.RESERVED_GIB: torch.cuda.max_memory_reserved() / 2**30}
 
 
 def peak_gib() -> float:

@@ -40,6 +40,18 @@ class MicroBatch:
             None if self.positions is None else np.pad(self.positions, padding),
         )
 
+    @classmethod
+    def largest(cls, rows: int, seq_len: int, *, documents: bool) -> MicroBatch:
+        """Make a batch that needs as much memory as any of its shape: all targets count, masks are needed."""
+        ids = np.zeros((rows, seq_len), np.int64)
+        positions = np.arange(seq_len) % max(1, seq_len // 2) + ids if documents else None
+        return cls(ids, ids, np.zeros(rows, np.int64), positions)
+
+
+def begins_within(positions: Ints | None) -> bool:
+    """Tell whether a document begins within a row of these positions, [rows, length]."""
+    return positions is not None and bool((np.diff(positions) != 1).any())
+
 
 def document_places(tokens: NDArray[np.integer[Any]], eos_id: int) -> Ints:
     """Return each token's place within its document, for rows of tokens: [rows, length], both.

@@ -126,6 +126,22 @@ def _unescaped(name: str) -> str:
     return name[1:] if name.lstrip(".") == _START else name
 
 
+@dataclass(frozen=True, order=True)
+class PassedOver:
+    """Samples [start, stop) of a phase that the run passes over: they made a spike.
+
+    They count as consumed, so that sample number i is the same with and without them.
+    """
+
+    phase: int
+    start: int
+    stop: int
+
+    def touches(self, phase: int, start: int, stop: int) -> bool:
+        """Tell whether a batch [start, stop) of a phase has one of these samples."""
+        return self.phase == phase and self.start < stop and start < self.stop
+
+
 @dataclass(frozen=True)
 class PastPhase:
     """A phase that has begun, as its run recorded it: the mixture takes it as it was, not as the recipe says.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from trainer.model.cross_entropy import IGNORED, cross_entropy
+from trainer.model.packing import known_packing
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
 """`cross_entropy`, or a function with the same arguments and results."""
@@ -67,7 +68,8 @@ class CausalLM(nn.Module):
         return self._backbone(input_ids, positions)
 
     def _backbone(self, input_ids: Tensor, positions: Tensor | None) -> Tensor:
-        output = self.hf.base_model(input_ids, position_ids=positions, use_cache=False)
+        with known_packing(positions is not None):
+            output = self.hf.base_model(input_ids, position_ids=positions, use_cache=False)
         hidden: Tensor = output.last_hidden_state
         return hidden
 

@@ -118,6 +118,11 @@ class Disk:
     export_files: int
 
 
+def checkpoint_bytes(config: Mapping[str, Any], state_width: int) -> int:
+    """Return the size of a checkpoint: fp32 weights and both moments of AdamW, of so many bytes each."""
+    return parameters(config) * (4 + 2 * state_width)
+
+
 def disk_space(
     config: Mapping[str, Any],
     tokens: int,
@@ -126,9 +131,8 @@ def disk_space(
     keep_every: int | None,
     state_width: int = 4,
 ) -> Disk:
-    """Count what checkpoints hold: fp32 weights and both moments of AdamW."""
-    count = parameters(config)
-    checkpoint = count * (4 + 2 * state_width)
+    """Count what checkpoints hold."""
+    count, checkpoint = parameters(config), checkpoint_bytes(config, state_width)
     kept = keep_last + 1 + (tokens // keep_every if keep_every else 0)
     export = WIDTHS["bf16"] * count
     return Disk(checkpoint, ranks, kept * checkpoint, kept, export, -(-export // EXPORT_SHARD))

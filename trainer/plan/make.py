@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -51,14 +51,21 @@ from trainer.plan.data import (
     used_up,
 )
 from trainer.plan.memory import Memory, Shape, estimate
-from trainer.plan.past import changed_base, generation_of, own_config, phase_now
+from trainer.plan.past import (
+    changed_base,
+    generation_of,
+    own_config,
+    phase_now,
+    read_left_out,
+    windows,
+)
 from trainer.plan.presets import memory_settings
 from trainer.plan.tokenizer import check_as_trained, compare_with_base, known_pieces, with_tokenizer
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.decide import decide
 from trainer.scheduler.decision import Decision
 from trainer.scheduler.state import BaseLineage, RunState
-from trainer.storage.run_directory import EXPORTED
+from trainer.storage.run_directory import EXPORTED, RunDirectory
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,8 @@ def make_plan(
     inputs = _read_inputs(recipe, state, checkpoint, ahead)
     fit = _fit(recipe, inputs, world_size, state, ahead)
     data = [fit.mixture.describe(phase) for phase in range(len(recipe.phases))]
+    decision = decide(recipe, data, state, None if state else base_lineage(recipe, inputs.model_config))
+    left_out = windows(read_left_out(RunDirectory(recipe.directory)))
     return Plan(
         **vars(inputs),
         **vars(fit),
@@ -155,7 +164,7 @@ def make_plan(
         ),
         generation=generation_of(recipe, checkpoint),
         data=data,
-        decision=decide(recipe, data, state, None if state else base_lineage(recipe, inputs.model_config)),
+        decision=replace(decision, state=decision.state.with_left_out(left_out)),
     )
 
 

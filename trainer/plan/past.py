@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tokenization.errors import UserError
 from trainer.checkpoint.manifest import Checkpoint
+from trainer.mixer.description import PassedOver
 from trainer.model import architecture, tokens
 from trainer.model.rope import CHANGED
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.state import RunState
 from trainer.storage.hub import GENERATION, read_generation
+from trainer.storage.run_directory import RunDirectory
 
 NOT_THE_MODEL = frozenset(
     {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
     | {tokens.TOKENIZER}
 )
 """Fields of a config.json that do not change what the model computes in training."""
+
+
+def read_left_out(directory: RunDirectory) -> list[dict[str, Any]]:
+    """Read what the run directory records as left out; nothing if no spike was ever rolled back there.
+
+    Raises:
+        UserError: the record is damaged: without it the run would train other samples than before.
+    """
+    try:
+        found = json.loads(directory.left_out.read_text(encoding="utf-8"))
+        windows(found)
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, KeyError) as error:
+        fix = "restore it from a copy, or start in another run_dir from a checkpoint of this one"
+        raise UserError(f"is damaged ({error})", file=directory.left_out, fix=fix) from error
+    entries: list[dict[str, Any]] = found
+    return entries
+
+
+def windows(entries: Sequence[Mapping[str, Any]]) -> list[PassedOver]:
+    """Return the samples of each entry of the record."""
+    return [PassedOver(*(int(entry[name]) for name in ("phase", "start", "stop"))) for entry in entries]
 
 
 def saved_config(checkpoint: Checkpoint | None) -> dict[str, Any] | None:

@@ -38,7 +38,7 @@ def memory_settings(
     cuda: bool,
     phase: int | None = None,
 ) -> Settings:
-    """Gather all that memory depends on beside the model's shape; the longest `phase` decides if none is given."""
+    """Gather all that memory depends on beside the model's shape; without a `phase` the longest decides."""
     lengths = [recipe.seq_len_of(number) for number in range(len(recipe.phases))]
     seq_len = max(lengths) if phase is None else lengths[phase]
     zero, how = preset["zero_optimization"], recipe.model.activation_checkpointing

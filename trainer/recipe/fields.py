@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from trainer.recipe.numbers import Length, count, exact, real
+from trainer.recipe.numbers import Length, count, exact, real, seconds
 
 Count = Annotated[int, BeforeValidator(count)]
 """A whole number of at least 0."""
@@ -20,6 +20,9 @@ Rate = Annotated[float, BeforeValidator(real), Field(ge=0)]
 
 Exact = Annotated[Fraction, BeforeValidator(exact), PlainSerializer(str), Field(ge=0)]
 """An exact non-negative rational."""
+
+Seconds = Annotated[float, BeforeValidator(seconds)]
+"""A time span above 0, in seconds; written with a unit if the user likes, such as `30m`."""
 
 LengthField = Annotated[Length, BeforeValidator(Length.read), PlainSerializer(str)]
 """A number of tokens, or a share of the phase."""

@@ -82,6 +82,23 @@ def as_written(value: Any) -> Any:
     return int(number) if number.denominator == 1 and "." not in value else float(number)
 
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(text: object) -> float:
+    """Read a time span in seconds: `90`, or with a unit, `90s`, `30m`, `2h`, `1d`.
+
+    Raises:
+        ValueError: `text` is not a number with one of these units, or not above 0.
+    """
+    written = str(text).strip()
+    unit = _SECONDS.get(written[-1:], 1)
+    found = real(written[:-1] if written[-1:] in _SECONDS else text) * unit
+    if found <= 0:
+        raise ValueError(f"{written!r} is not a time above 0; write it like 90s, 30m or 2h")
+    return found
+
+
 def at_most(number: float) -> str:
     """Write a number that a message advises as an upper bound: three digits, rounded down."""
     return f"{float(Context(prec=3, rounding=ROUND_FLOOR).create_decimal(repr(number))):g}"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tokenization.errors import did_you_mean
-from trainer.recipe.fields import Count, Exact, Positive, Rate, Section
+from trainer.recipe.fields import Count, Exact, Positive, Rate, Seconds, Section
 from trainer.recipe.numbers import count
 from trainer.recipe.schedule import Schedule
 
@@ -204,6 +204,28 @@ class Logging(Section):
     wandb_project: str | None = None
 
 
+class SpikeRule(Section):
+    """When a number counts as a spike, and what is done about it."""
+
+    threshold: Annotated[Rate, Field(gt=0)] = 8.0
+    """Robust standard deviations above the median of the last 128 steps of the phase."""
+    action: Literal["warn", "skip_update", "roll_back"] = "warn"
+    """A line in the log; the update is not made; or back to the checkpoint before, without these samples."""
+
+
+class Health(Section):
+    """What the run does about its own bad steps."""
+
+    loss_spike: SpikeRule = SpikeRule()
+    """For the loss of a step."""
+    grad_norm_spike: SpikeRule = SpikeRule(threshold=16.0)
+    """For the global gradient norm before clipping."""
+    max_skipped: Positive = 20
+    """So many steps skipped in a row end the run; fp16's loss scale needs about a dozen at first."""
+    hang_after: Seconds | None = 1800.0
+    """No step for so long: every rank prints its stacks and ends with exit status 75. Units: s, m, h, d."""
+
+
 class Recipe(Section):
     """A whole run."""
 
@@ -230,6 +252,7 @@ class Recipe(Section):
     """Whether attention may cross documents within a sample."""
     optimizer: Optimizer = Optimizer()
     logging: Logging = Logging()
+    health: Health = Health()
     stop_after: Positive | None = None
     """End the run early after so many tokens in all; no learning rate changes."""
     allow: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ PACKAGES = ("rewarm", "torch", "deepspeed", "transformers", "sentencepiece", "nu
 PATHS = frozenset({"run_dir", "deepspeed", "model.base", "model.tokenizer"})
 """Fields of the recipe that say where something lies; what lies there is compared, and may lie elsewhere."""
 
-FROM_DISK = frozenset({"checkpoint", "decision"})
+FROM_DISK = frozenset({"checkpoint", "decision", "left_out"})
 """Fields in which ranks differ for a moment when a shared disk shows a change late."""
 
 Identity = Mapping[str, str]
@@ -46,6 +46,7 @@ def identity_of(plan: Plan) -> dict[str, str]:
         "micro_batch_size": plan.layout.micro_batch_size,
         "checkpoint": plan.checkpoint.path.name if plan.checkpoint else None,
         "decision": f"{plan.decision.kind} at phase {plan.decision.state.phase}",
+        "left_out": [list(vars(one).values()) for one in plan.decision.state.left_out],
     }
     return {name: json.dumps(value, sort_keys=True) for name, value in fields.items()}
 

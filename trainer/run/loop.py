@@ -4,31 +4,29 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trainer.mixer.permutation import key_of
 from trainer.run.session import Session
 
-Ending = Literal["phase done", "stopped"]
+Ending = Literal["phase done", "stopped", "spiked"]
 
 
 def train_phase(session: Session) -> Ending:
     """Train until the phase's budget is used, or until a signal or `stop_after` ends the run early.
 
     Whatever the ending, the last step is saved and committed. A validation that a stop leaves out is made
-    up for when the run goes on.
+    up for when the run goes on. Only a spike that is rolled back leaves its steps unsaved. The host waits for
+    the device where something is due, and nowhere else.
     """
-    recipe, engine, loader = session.recipe, session.engine, session.loader
+    recipe = session.recipe
     while not session.state.phase_done:
-        state, lr = session.state, session.state.next_lr
-        batch = loader.step(state.phase, state.samples, recipe.batch_of(state.phase))
-        result = engine.train_step(
-            batch,
-            lr,
-            sources=len(recipe.sources),
-            seed=key_of("step", recipe.seed, state.step),
-            stop=session.signals.stop_requested,
-        )
-        session.advance(lr, result)
-        stop = result.stop
+        if session.leaves_out:
+            session.pass_over()
+        else:
+            session.train_step()
+        if session.something_due:
+            session.settle()
+        if session.spike is not None:
+            return "spiked"
+        stop = session.stop_agreed
         if not stop and (session.due(recipe.validation.every_tokens) or session.state.phase_done):
             stop = not session.evaluate()
         session.step_log.write_if_due(session.state)

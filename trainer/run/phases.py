@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from trainer.checkpoint.save import Saver
 from trainer.engine.defaults import with_defaults
 from trainer.engine.ds_config import complete
 from trainer.engine.engine import Engine, clear_swapped, sharded_loading
+from trainer.engine.layout import Layout
 from trainer.evaluation.held_out import measured_on
 from trainer.machine import collectives
 from trainer.machine.devices import peak_flops
@@ -41,7 +44,10 @@ from trainer.plan.make import Plan
 from trainer.recipe.load import dump_recipe
 from trainer.run import loop
 from trainer.run.agreement import plan_together
+from trainer.run.fitting import open_fitting
+from trainer.run.health import Spike
 from trainer.run.identity import changes_since_start, identity_of, package_versions, write_first
+from trainer.run.left_out import record_left_out
 from trainer.run.saving import Saves
 from trainer.run.session import Session
 from trainer.run.step_log import StepLog
@@ -60,12 +66,27 @@ class PhaseRunner:
     ) -> None:
         self.plan, self.recipe, self.world = plan, plan.recipe, world
         self.signals, self.watchdog, self.heartbeat = signals, watchdog, heartbeat
-        checkpoint = plan.checkpoint
         self.versions = package_versions()
-        self.metrics = Metrics(
+        self._largest: Layout | None = None
+        """What fitted into memory, where the plan's layout did not."""
+        self.metrics = self._open_metrics()
+        self.saver = Saver(
+            RunDirectory(self.recipe.directory).checkpoints,
+            rank=world.rank,
+            world_size=world.world_size,
+            gather=collectives.background_gather(),
+            keep_last=self.recipe.checkpoint.keep_last,
+            keep_every=self.recipe.checkpoint.keep_every,
+            asynchronous=self.recipe.checkpoint.asynchronous,
+        )
+
+    def _open_metrics(self) -> Metrics:
+        """The run's record, from the checkpoint on."""
+        plan, checkpoint = self.plan, self.plan.checkpoint
+        return Metrics(
             self.recipe.directory,
             self.recipe.logging,
-            rank=world.rank,
+            rank=self.world.rank,
             name=self.recipe.name,
             total_tokens=plan.mixture.total_tokens,
             tokens=checkpoint.manifest.tokens if checkpoint else 0,
@@ -80,16 +101,7 @@ class PhaseRunner:
                 )
                 for name, store in plan.validation.items()
             },
-            others=[heartbeat],
-        )
-        self.saver = Saver(
-            RunDirectory(self.recipe.directory).checkpoints,
-            rank=world.rank,
-            world_size=world.world_size,
-            gather=collectives.background_gather(),
-            keep_last=self.recipe.checkpoint.keep_last,
-            keep_every=self.recipe.checkpoint.keep_every,
-            asynchronous=self.recipe.checkpoint.asynchronous,
+            others=[self.heartbeat],
         )
 
     def train_phases(self) -> None:
@@ -109,7 +121,13 @@ class PhaseRunner:
             self.signals.unsaved = True
             with self.heartbeat.following(session.position, self.plan.mixture.total_tokens):
                 ending = loop.train_phase(session)
-                session.close()
+                if session.spike is None:
+                    session.close()
+                else:
+                    session.abandon()
+            if session.spike is not None:
+                self._roll_back(session, session.spike)
+                continue
             self.signals.agree(collectives.all_gather(self.signals.received))
             if ending == "stopped" or self.signals.stop_requested:
                 self._note_stop(session)
@@ -129,6 +147,26 @@ class PhaseRunner:
             logger.info(why)
         self.heartbeat.end("stopped", why)
 
+    def _roll_back(self, session: Session, spike: Spike) -> None:
+        """Go back to the last checkpoint, and leave out what made the spike from now on."""
+        self.metrics.close()
+        lines: list[str] = []
+        if self.world.rank == 0:
+            directory = RunDirectory(self.recipe.directory)
+            lines = record_left_out(
+                directory, spike, self.plan.mixture, self.plan.stores, self.recipe.model.tokenizer
+            )
+        collectives.all_gather(None)  # the record is there
+        self.plan = plan_together(self.recipe, self.world)
+        back = f"step {self.plan.checkpoint.manifest.step}" if self.plan.checkpoint else "the start"
+        logger.warning(
+            f"step {spike.step}: rolled back to {back} for its {spike.what}; samples {spike.samples.start:,} "
+            f"to {spike.samples.stop:,} of phase {session.state.phase_name!r} are left out"
+        )
+        for line in lines:
+            logger.warning(line)
+        self.metrics = self._open_metrics()
+
     def _out_of_budget(self, step: int, tokens: int) -> str:
         """The line for a run that `stop_after` ended."""
         return (
@@ -139,12 +177,16 @@ class PhaseRunner:
     def _open_session(self) -> Session:
         """The phase's engine with its weights, and everything else that it is trained with."""
         started = time.perf_counter()
-        plan, recipe, checkpoint = self.plan, self.recipe, self.plan.checkpoint
+        recipe, checkpoint = self.recipe, self.plan.checkpoint
+        phase = self.plan.decision.state.phase
+        engine, layout = open_fitting(recipe, phase, self._first_layout(), self._open_engine)
+        self._largest = layout if layout != self.plan.layout else None
+        plan = self.plan = replace(self.plan, layout=layout)
         state = plan.decision.state
-        engine = self._open_engine()
         group, _ = plan.layout.place(self.world.rank)
         throughput = self._throughput()
-        step_log = StepLog(self.metrics, recipe, plan.mixture, throughput, self.saver.last_good)
+        hosts = collectives.all_gather(socket.gethostname())
+        step_log = StepLog(self.metrics, recipe, plan.mixture, throughput, self.saver.last_good, hosts)
         session = Session(
             recipe=recipe,
             state=state,
@@ -188,10 +230,10 @@ class PhaseRunner:
         length = self.recipe.seq_len_of(self.plan.decision.state.phase)
         return max(1, self.plan.layout.micro_batch_size * length // self.recipe.seq_len)
 
-    def _open_engine(self) -> Engine:
+    def _open_engine(self, layout: Layout) -> Engine:
         """The engine, with the weights of the checkpoint, of the base, or new ones."""
         plan, recipe, decision = self.plan, self.recipe, self.plan.decision
-        config = self._ds_config()
+        config = self._ds_config(layout)
         own_base = None if plan.checkpoint else _checkpoint_at(recipe.model.base)
         if own_base is not None:
             raise_damage(find_damage(own_base), fix="copy it again, or take another model.base")
@@ -228,10 +270,17 @@ class PhaseRunner:
         parts = self.plan.layout.sequence_parallel_size
         return CausalLM if parts == 1 else partial(SequencePart, group=sequence_group(parts))
 
-    def _ds_config(self) -> dict[str, Any]:
+    def _first_layout(self) -> Layout:
+        """The layout to try first: what fitted before, if it was for samples of the same length."""
+        planned, fitted = self.plan.layout, self._largest
+        if fitted is None or fitted.samples_per_rank != planned.samples_per_rank:
+            return planned
+        return fitted
+
+    def _ds_config(self, layout: Layout) -> dict[str, Any]:
         """The whole DeepSpeed configuration, with every default that changes numbers."""
         plan = self.plan
-        return with_defaults(complete(plan.preset, self.recipe, plan.layout, plan.model_config))
+        return with_defaults(complete(plan.preset, self.recipe, layout, plan.model_config))
 
     def _loader(self) -> Loader:
         """The reader of this rank's samples of the mixture; ranks that share them read the same ones."""
@@ -277,7 +326,7 @@ class PhaseRunner:
             "passed_over": list(self.plan.broken),
             "world_size": self.world.world_size,
             "deepspeed": self.recipe.deepspeed,
-            "deepspeed_config": self._ds_config(),
+            "deepspeed_config": self._ds_config(self._first_layout()),
             "versions": self.versions,
         }
         append_record(directory.lineage, line, logger.warning)

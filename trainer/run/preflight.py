@@ -17,8 +17,10 @@ from tokenization.errors import InfrastructureError, UserError
 from trainer.machine import collectives
 from trainer.machine.log_lines import logger
 from trainer.machine.ranks import World
+from trainer.plan.cost import checkpoint_bytes
 from trainer.plan.make import Plan
-from trainer.plan.render import GIB, checkpoint_bytes
+from trainer.plan.memory import WIDTHS
+from trainer.plan.render import GIB
 from trainer.run.identity import code_version, name_ranks
 
 CLOCK_WARNING_S, CLOCK_LIMIT_S = 5.0, 60.0
@@ -49,7 +51,7 @@ def check_machines(plan: Plan, world: World) -> None:
 
 def _check_free_disk(plan: Plan, world: World) -> str:
     """Check on rank 0 that two checkpoints have room, the newest one of the run included."""
-    size = checkpoint_bytes(plan)
+    size = checkpoint_bytes(plan.model_config, WIDTHS[plan.recipe.optimizer.state_dtype])
     needed = size if plan.checkpoint else 2 * size
     directory = plan.recipe.directory
     free = shutil.disk_usage(directory).free if world.rank == 0 else 0

@@ -99,6 +99,10 @@ class Saves:
             self._saver.wait_for_snapshot()
         self.blocked_s += time.perf_counter() - started
 
+    def last_good(self) -> str:
+        """Say which checkpoint a restart would use."""
+        return self._saver.last_good()
+
     def close(self, step: int) -> None:
         """Wait for the last save, which must be that of `step`.
 

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from trainer.checkpoint.manifest import Position
-from trainer.engine.engine import Engine, StepResult
+from trainer.engine.engine import Engine
+from trainer.engine.result import StepResult
 from trainer.machine.log_lines import logger
 from trainer.machine.signals import Signals
 from trainer.machine.watchdog import Watchdog
+from trainer.metrics import names
 from trainer.metrics.throughput import Throughput
+from trainer.mixer.description import PassedOver
 from trainer.mixer.loader import Loader
+from trainer.mixer.permutation import key_of
 from trainer.recipe.load import dump_recipe
 from trainer.recipe.schema import Recipe
+from trainer.run.health import Spike, Vitals
 from trainer.run.saving import Saves
 from trainer.run.step_log import StepLog
 from trainer.run.validation import ValidationSets
 from trainer.scheduler.state import RunState
+
+
+@dataclass(frozen=True)
+class _Unsettled:
+    """A step that the device may still be computing."""
+
+    result: StepResult
+    samples_crc32: int
 
 
 @dataclass
@@ -37,10 +50,19 @@ class Session:
     """Package to version."""
     tokens_before: int = 0
     """Tokens that the run had consumed before the last step."""
+    stop_agreed: bool = False
+    """Whether any rank was asked to stop: all ranks see it after the same step."""
+    spike: Spike | None = None
+    """What the run must go back for."""
+    _unsettled: _Unsettled | None = None
+    _lr: float = 0.0
 
     def __post_init__(self) -> None:
         """A step may change nothing that a save is still copying."""
         self.engine.before_update = self.saves.wait_for_snapshot
+        self.vitals = Vitals(self.recipe.health, self.state.vitals, self.saves.last_good)
+        self._safe_samples = self.state.samples
+        """Samples of the phase that the last checkpoint has behind it."""
 
     def due(self, every_tokens: int) -> bool:
         """Whether the last step crossed a multiple of `every_tokens`: the same after any resume."""
@@ -55,21 +77,101 @@ class Session:
         """Steps and tokens of the run so far."""
         return self.state.step, self.state.tokens
 
-    def advance(self, lr: float, result: StepResult) -> None:
-        """Count a step: its samples are consumed in any case; the schedule advances if it was applied."""
-        self.tokens_before = self.state.tokens
-        self.state = self.state.after_step(
-            self.recipe.batch_of(self.state.phase), lr=lr, trained=result.applied
+    @property
+    def something_due(self) -> bool:
+        """Whether the last step must be known before the run goes on: the same on every rank."""
+        recipe = self.recipe
+        return (
+            self.stop_agreed
+            or self.out_of_budget
+            or self.state.phase_done
+            or self.state.step % recipe.logging.every_steps == 0
+            or self.due(recipe.validation.every_tokens)
+            or self.due(recipe.checkpoint.every_tokens)
         )
+
+    @property
+    def _batch(self) -> int:
+        """Samples of a step of this phase."""
+        return self.recipe.batch_of(self.state.phase)
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the next batch is passed over, for a spike that it has made before."""
+        return self.state.leaves_out(self._batch)
+
+    def pass_over(self) -> None:
+        """Count the next batch as consumed and not trained."""
+        self.settle()
+        self.tokens_before = self.state.tokens
+        self.state = replace(
+            self.state.after_step(self._batch, lr=self.state.next_lr, trained=False),
+            lr=self.state.lr,
+        )
+        self.step_log.add_skipped(self.state)
+        self.vitals.pass_over(self.state.step)
+
+    def train_step(self) -> None:
+        """Make a step, as far as the host has a part in it; the device may still be at the step before.
+
+        Its samples are consumed in any case. What else came of it is known once it is settled.
+        """
+        state = self.state
+        result = self.engine.train_step(
+            self.loader.step(state.phase, state.samples, self._batch),
+            self._next_lr,
+            sources=len(self.recipe.sources),
+            seed=key_of("step", self.recipe.seed, state.step),
+            stop=self.signals.stop_requested,
+            limits=lambda: self.vitals.limits,
+        )
+        self.engine.own_time.add(self.loader.wait_s)
+        self._unsettled = _Unsettled(result, self.loader.samples_crc32)
+        self.tokens_before = self.state.tokens
+        self.state = self.state.after_step(self._batch, lr=self._lr)
         self.throughput.step(self.state.tokens - self.tokens_before, self.loader.wait_s)
-        self.step_log.add_step(self.state, result, self.loader.samples_crc32)
-        self.watchdog.beat(f"step {self.state.step + 1}")
+        self._beat()
+
+    def _beat(self) -> None:
+        self.watchdog.beat(f"step {self.state.step + 1}", stepping=True)
+
+    def settle(self) -> None:
+        """Wait for the last step and count what came of it: the schedule advances if it was applied.
+
+        Raises:
+            UserError: too many steps in a row were skipped.
+        """
+        step, self._unsettled = self._unsettled, None
+        if step is None:
+            return
+        result = step.result
+        self.stop_agreed |= result.stop
+        if not result.applied:
+            self.state = self.state.last_step_skipped(self._batch)
+        self.step_log.add_step(self.state, result, step.samples_crc32)
+        calls = self.vitals.judge(self.state.step, result.loss, result.grad_norm, result.applied)
+        if calls and self.spike is None:
+            metric, what = calls[0]
+            # The loss shows what the update before has done as well.
+            self.spike = Spike(self.state.step, what, self._last_samples(2 if metric == names.LOSS else 1))
+
+    def _last_samples(self, steps: int) -> PassedOver:
+        """Return the samples of the last `steps` steps, as far as they came after the last checkpoint."""
+        start = self.state.samples - steps * self._batch
+        return PassedOver(self.state.phase, max(start, self._safe_samples), self.state.samples)
+
+    def _next_lr(self) -> float:
+        """LR of the step that the device is about to make, which depends on what came of the one before."""
+        self.settle()
+        self._lr = self.state.next_lr
+        return self._lr
 
     def evaluate(self) -> bool:
         """Score the validation sets; the scores go into the step's metrics.
 
         Returns whether it came to its end: a signal cuts it short, so that the steps are saved in time.
         """
+        self.settle()
         with self.throughput.paused():
             scores = self.validation.measure(self.state.step)
         if scores is None:
@@ -79,6 +181,7 @@ class Session:
             )
             return False
         self.step_log.add_evaluation(scores)
+        self._beat()
         return True
 
     def save(self) -> None:
@@ -87,8 +190,11 @@ class Session:
         Raises:
             InfrastructureError: a save failed and `checkpoint.on_failure` is `stop`.
         """
+        self.settle()
         self.watchdog.beat(f"saving step {self.state.step}", saving=True)
         self.saves.save(self._position(), self.engine.shares(), self.engine.saved_bytes)
+        self._safe_samples = self.state.samples
+        self._beat()
 
     def close(self) -> None:
         """End the phase: its last step is committed, and the memory is free for the next phase.
@@ -97,6 +203,21 @@ class Session:
             InfrastructureError: the last step is not committed; going on would train steps twice.
         """
         self.saves.close(self.state.step)
+        self._close_parts()
+
+    def abandon(self) -> None:
+        """End the phase without its last steps: the run goes back to its last checkpoint.
+
+        Raises:
+            InfrastructureError: the save under way failed, and `checkpoint.on_failure` is `stop`.
+        """
+        self.settle()
+        self.step_log.write(self.state)
+        self.saves.finish_save()
+        self._close_parts()
+
+    def _close_parts(self) -> None:
+        self.watchdog.beat("ending the phase")
         self.step_log.close(self.state)
         self.loader.close()
         self.engine.close()
@@ -110,7 +231,7 @@ class Session:
             stage=self.engine.stage,
             adam_step=self.engine.adam_step,
             loss_scale=self.engine.loss_scale,
-            state=self.state.to_json(),
+            state=replace(self.state, vitals=self.vitals.to_json()).to_json(),
             baseline={name: asdict(base) for name, base in self.validation.baseline.items()},
             recipe=dump_recipe(self.recipe),
             versions=self.versions,

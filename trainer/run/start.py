@@ -12,6 +12,7 @@ from trainer.checkpoint.manifest import Unreadable
 from trainer.engine.requirements import check_machine
 from trainer.machine import collectives
 from trainer.machine.compile_cache import clearing_stale_locks
+from trainer.machine.garbage import collected_where_due
 from trainer.machine.log_lines import keep_log, logger
 from trainer.machine.memory import keep_freed_memory
 from trainer.machine.ranks import World
@@ -126,7 +127,10 @@ def _train_verified(plan: Plan, world: World, heartbeat: Heartbeat) -> int:
         ):
             logger.warning(line)
     signals = Signals(unsaved=False)
-    with signals, Watchdog(stop_requested=lambda: signals.stop_requested) as watchdog:
+    watchdog = Watchdog(
+        hang_after_s=plan.recipe.health.hang_after, stop_requested=lambda: signals.stop_requested
+    )
+    with signals, watchdog, collected_where_due():
         runner = PhaseRunner(plan, world, signals, watchdog, heartbeat)
         try:
             runner.train_phases()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from tokenization.errors import InfrastructureError
-from trainer.engine.engine import StepResult
+from trainer.engine.result import StepResult
+from trainer.machine.garbage import collect_garbage
 from trainer.machine.log_lines import logger
 from trainer.metrics import names
 from trainer.metrics.log import Metrics
-from trainer.metrics.stability import NonFinite, Spikes
+from trainer.metrics.slow_ranks import SlowRanks
 from trainer.metrics.throughput import Throughput
 from trainer.mixer.mixture import Mixture
 from trainer.recipe.schema import Recipe
@@ -30,11 +31,15 @@ class StepLog:
         mixture: Mixture,
         throughput: Throughput,
         last_good: Callable[[], str],
+        hosts: Sequence[str] = ("",),
     ) -> None:
-        """`last_good` says which checkpoint a restart would use, for the error that ends a run."""
+        """`last_good` says which checkpoint a restart would use, for the error that ends a run.
+
+        `hosts` are those of the ranks.
+        """
+        self._ranks = SlowRanks(hosts)
         self._metrics, self._recipe, self._mixture = metrics, recipe, mixture
         self._throughput, self._last_good = throughput, last_good
-        self._non_finite, self._spikes = NonFinite(), Spikes()
         self.pending: dict[str, Any] = {}
         """Metrics for the next line, by name."""
         self.source_sums: torch.Tensor | None = None
@@ -43,11 +48,8 @@ class StepLog:
         self._disk_full = False
 
     def add_step(self, state: RunState, result: StepResult, samples_crc32: int) -> None:
-        """Collect what a step did; `state` is the position after it.
-
-        Raises:
-            UserError: too many steps in a row had non-finite gradients.
-        """
+        """Collect what a step did; `state` is the position after it."""
+        self._ranks.add(result.rank_seconds)
         step = torch.stack([result.source_nats, result.source_targets])
         self.source_sums = step if self.source_sums is None else self.source_sums + step
         self.pending |= {
@@ -55,12 +57,12 @@ class StepLog:
             names.GRAD_NORM: result.grad_norm,
             names.SAMPLES_CRC32: samples_crc32,
         }
-        self._non_finite.update(state.step, result.applied)
         if not result.applied:
-            self.pending[names.SKIPPED_TOKENS] = state.tokens - state.trained_tokens
-            logger.warning(
-                f"step {state.step}: skipped: non-finite gradients; weights and LR schedule unchanged"
-            )
+            self.add_skipped(state)
+
+    def add_skipped(self, state: RunState) -> None:
+        """Collect that a step trained nothing; `state` is the position after it."""
+        self.pending[names.SKIPPED_TOKENS] = state.tokens - state.trained_tokens
 
     def add_evaluation(self, scores: Mapping[str, float]) -> None:
         """Collect the scores of the validation sets; a line is due then."""
@@ -69,12 +71,16 @@ class StepLog:
 
     def write_if_due(self, state: RunState) -> None:
         """Write a line every `logging.every_steps` steps and after each evaluation."""
-        if state.step % self._recipe.logging.every_steps and not self._evaluated:
-            return
+        if state.step % self._recipe.logging.every_steps == 0 or self._evaluated:
+            self.write(state)
+
+    def write(self, state: RunState) -> None:
+        """Write a line of what has been collected since the last one."""
         if self.source_sums is not None:
             self.pending |= self._training_metrics(state, self.source_sums)
         self._record(state, self.pending)
         self.pending, self.source_sums, self._evaluated = {}, None, False
+        collect_garbage()
 
     def flush(self) -> None:
         """Make what is written outlive a kill; a disk that cannot has been noticed at the line itself."""
@@ -98,12 +104,10 @@ class StepLog:
             found[names.source_epochs(name)] = epochs[name]
             if targets[number]:
                 found[names.source_loss(name)] = nats[number] / targets[number]
-        if (height := self._spikes.update(loss)) is not None:
-            logger.warning(
-                f"step {state.step}: loss spike: {names.LOSS} is {height:.0f} standard deviations above the "
-                "recent median"
-            )
-        return found | self._throughput.read()
+        spread, line = self._ranks.read()
+        if line is not None:
+            logger.warning(f"step {state.step}: {line}")
+        return found | spread | self._throughput.read()
 
     def _record(self, state: RunState, values: Mapping[str, Any]) -> None:
         """Write metrics; a disk that refuses them is treated as one that refuses a checkpoint."""

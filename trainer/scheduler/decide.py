@@ -89,6 +89,7 @@ def _go_on(recipe: Recipe, going: Decision, ahead: _Ahead) -> Decision:
         settings=settings_of(recipe),
         samples=0,
         phase_trained_tokens=0,
+        vitals={},
     )
     return replace(going, kind="new_phase", reason=reason, state=entered, keep_optimizer=phase.keep_optimizer)
 

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from tokenization.errors import UserError
-from trainer.mixer.description import MixtureDescription, PastPhase
+from trainer.mixer.description import MixtureDescription, PassedOver, PastPhase
 from trainer.recipe.schedule import Schedule
 from trainer.recipe.schema import Optimizer, Recipe
 from trainer.scheduler.curves import Curve
@@ -120,6 +120,10 @@ class RunState:
     """Tokens by source fingerprint that the base was trained on."""
     peak_before: float | None = None
     """The base's highest LR, if it is known."""
+    left_out: tuple[PassedOver, ...] = ()
+    """Samples that the run has passed over, or will when it comes to them."""
+    vitals: dict[str, Any] = field(default_factory=dict)
+    """What the run remembers of the phase's last steps, to judge the next ones by; see `run.health`."""
     version: int = STATE_VERSION
 
     @property
@@ -169,6 +173,24 @@ class RunState:
             lr=lr,
         )
 
+    def last_step_skipped(self, samples: int) -> RunState:
+        """Return the state if the last step, over so many samples, turns out not to have been applied."""
+        tokens = samples * self.settings["seq_len"]
+        return replace(
+            self,
+            phase_trained_tokens=self.phase_trained_tokens - tokens,
+            trained_tokens=self.trained_tokens - tokens,
+        )
+
+    def leaves_out(self, samples: int) -> bool:
+        """Tell whether the next so many samples are passed over."""
+        return any(one.touches(self.phase, self.samples, self.samples + samples) for one in self.left_out)
+
+    def with_left_out(self, recorded: Sequence[PassedOver]) -> RunState:
+        """Return the state with what the run directory records as left out, as far as it is still to come."""
+        ahead = {one for one in recorded if (one.phase, one.start) >= (self.phase, self.samples)}
+        return replace(self, left_out=tuple(sorted(ahead | set(self.left_out))))
+
     def tokens_seen(self) -> dict[str, int]:
         """Count the tokens by source fingerprint that all weights were trained on, in the base too."""
         found = dict(self.seen_before)
@@ -192,7 +214,12 @@ class RunState:
 
     def to_json(self) -> dict[str, Any]:
         """Return a tree of plain values that `from_json` reads back to an equal state."""
-        return {**vars(self), "phases": [record.to_json() for record in self.phases]}
+        tree = {**vars(self), "phases": [record.to_json() for record in self.phases]}
+        tree["left_out"] = [vars(one) for one in self.left_out]
+        for name in ("left_out", "vitals"):  # a run without them is written as it always was
+            if not tree[name]:
+                del tree[name]
+        return tree
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> RunState:
@@ -207,7 +234,8 @@ class RunState:
             raise UserError(what, field="version", value=tree.get("version"), fix=fix)
         try:
             phases = tuple(map(PhaseRecord.from_json, tree["phases"]))
-            return cls(**{**tree, "phases": phases})
+            left_out = tuple(PassedOver(**one) for one in tree.get("left_out", ()))
+            return cls(**{**tree, "phases": phases, "left_out": left_out})
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"the run state is damaged ({error})") from error
 

@@ -32,6 +32,8 @@ class RunDirectory:
         """What the run was at its first start: model, text, packages; see `run.identity`."""
         self.job_script = self.path / "job.sbatch"
         """The batch script that `rewarm submit` wrote."""
+        self.left_out = self.path / "left_out.json"
+        """Samples that the run passes over, since they made a spike; see `run.left_out`."""
         self.lineage = self.path / "lineage.jsonl"
         """One JSON object per start of the run: the decision, and the reason for it."""
         self.lock = self.path / ".lock"

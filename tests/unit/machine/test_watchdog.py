@@ -80,3 +80,30 @@ def test_a_run_that_beats_is_left_alone(tmp_path):
     with Watchdog(patience_s=30, stream=stream) as watchdog:
         watchdog.beat("step 1")
     assert stream.getvalue() == ""
+
+
+def test_a_run_that_makes_no_step_ends_with_its_stacks_and_a_requeue(tmp_path):
+    """The first step, an evaluation and a save may take longer."""
+    now, ended = [0.0], []
+    with (tmp_path / "log").open("w+") as stream:
+        watchdog = Watchdog(
+            patience_s=10**6, hang_after_s=60, end=ended.append, stream=stream, clock=lambda: now[0]
+        )
+        for beat in ({}, {"stepping": True}, {"saving": True}, {}):
+            watchdog.beat("step 5", **beat)
+            now[0] += 59
+            assert not watchdog.look_for_hang()
+            now[0] += 1
+            assert watchdog.look_for_hang() == bool(beat.get("stepping"))
+        assert ended == [75]
+        told = Path(stream.name).read_text()
+    assert "no step for 60 s (health.hang_after) while step 5; ending unsaved, to be started again" in told
+    assert "test_watchdog.py" in told
+
+
+def test_without_a_limit_a_hang_only_ends_with_the_process_group():
+    now = [0.0]
+    watchdog = Watchdog(hang_after_s=None, clock=lambda: now[0])
+    watchdog.beat("step 5", stepping=True)
+    now[0] += 10**9
+    assert not watchdog.look_for_hang()

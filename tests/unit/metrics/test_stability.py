@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenization.errors import UserError
-from trainer.metrics.stability import NonFinite, Spikes, robust_z
+from trainer.metrics.stability import AT_LEAST, NonFinite, Spikes, robust_z
 
 
 def test_skipped_steps_are_borne_until_too_many_come_in_a_row():
@@ -50,6 +50,9 @@ def test_a_spike_stands_out_from_noise_and_from_a_falling_loss():
 
 
 def test_no_spike_is_seen_before_there_is_a_history():
-    spikes = Spikes(at_least=4)
-    assert [spikes.update(loss) for loss in (1.0, 50.0, 1.0, 1.0)] == [None] * 4
+    spikes = Spikes()
+    losses = [1.0, 50.0, 1.0, 1.0] * (AT_LEAST // 4)
+    for loss in losses:
+        assert spikes.limit == math.inf
+        assert spikes.update(loss) is None
     assert spikes.update(1e6) is not None

@@ -231,3 +231,18 @@ def test_a_value_of_the_wrong_kind_is_told_in_our_own_words(edit, words):
     with pytest.raises(UserErrors) as raised:
         recipe(edits=[edit])
     assert str(raised.value) == f"recipe: {words}"
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("1.5h", 5400), (45, 45)]
+)
+def test_a_time_span_may_have_a_unit(written, seconds):
+    made = recipe(edits=[f"health.hang_after={written}"])
+    assert made.health.hang_after == seconds
+    assert load.parse_recipe(load.dump_recipe(made)).health == made.health
+
+
+@pytest.mark.parametrize("written", ["0", "-3m", "soon", "m"])
+def test_a_time_span_that_is_none_is_told(written):
+    with pytest.raises(UserErrors, match="hang_after"):
+        recipe(edits=[f"health.hang_after={written}"])

@@ -9,7 +9,7 @@ import torch
 
 from tests.helpers import scheduler_runs
 from tests.helpers.mixer_recipes import sizes_of
-from trainer.engine.engine import StepResult
+from trainer.engine.result import StepResult
 from trainer.metrics.jsonl import read_metrics
 from trainer.metrics.log import Metrics
 from trainer.metrics.throughput import Throughput
@@ -34,7 +34,11 @@ class Logged:
         nats, targets = torch.tensor(sources, dtype=torch.float64).T
         batch = self.recipe.global_batch_size
         self.state = self.state.after_step(batch, lr=self.state.next_lr, trained=applied)
-        self.log.add_step(self.state, StepResult(nats, targets, grad_norm, applied, False), samples_crc32=7)
+        numbers = (torch.tensor(float(one)) for one in (grad_norm, 0.0))
+        skip = torch.tensor(not applied)
+        norm, stop = numbers
+        result = StepResult.pack(norm, skip, stop, torch.stack([nats, targets]), torch.zeros(1).double())
+        self.log.add_step(self.state, result, samples_crc32=7)
         if write:
             self.log.write_if_due(self.state)
 

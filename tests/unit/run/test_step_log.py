@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tests.helpers.mixer_recipes import recipe_of
-from tokenization.errors import InfrastructureError, UserError
+from tokenization.errors import InfrastructureError
 from trainer.metrics import names
 
 
@@ -56,27 +56,11 @@ def test_an_evaluation_makes_a_line_due_even_before_the_first_step(step_log):
     assert len(run.records()) == 1
 
 
-def test_a_skipped_step_is_said_and_too_many_end_the_run(step_log, log_lines):
+def test_the_tokens_of_skipped_steps_are_recorded(step_log):
     run = step_log()
     run.step((1.0, 1), (1.0, 1), (1.0, 1), applied=False, grad_norm=math.inf)
-    assert log_lines == ["step 1: skipped: non-finite gradients; weights and LR schedule unchanged"]
     (record,) = run.records()
     assert (record[names.SKIPPED_TOKENS], record[names.GRAD_NORM]) == (100, math.inf)
-    for _ in range(18):
-        run.step((1.0, 1), (1.0, 1), (1.0, 1), applied=False)
-    with pytest.raises(UserError, match="not been finite for 20 steps in a row"):
-        run.step((1.0, 1), (1.0, 1), (1.0, 1), applied=False)
-
-
-def test_a_loss_spike_is_said(step_log, log_lines):
-    run = step_log()
-    for _ in range(40):
-        run.step((20.0, 10), (0.0, 0), (0.0, 0))
-    assert log_lines == []
-    run.step((100.0, 10), (0.0, 0), (0.0, 0))
-    (line,) = log_lines
-    assert line.startswith("step 41: loss spike: loss/train is ")
-    assert line.endswith("standard deviations above the recent median")
 
 
 def test_the_time_of_the_last_save_is_written_at_the_end_and_nothing_else(step_log):

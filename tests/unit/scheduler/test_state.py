@@ -2,7 +2,7 @@
 
 import json
 
-from trainer.mixer.description import PastPhase
+from trainer.mixer.description import PassedOver, PastPhase
 from trainer.scheduler.state import RunState
 
 OLD = {
@@ -99,3 +99,23 @@ def test_an_old_state_is_read_and_written_as_it_was():
 def test_the_tokens_of_a_phase_are_counted_by_what_its_sources_hold():
     state = RunState.from_json(OLD)
     assert state.tokens_seen() == {"hzh": 1518, "hen": 620, "ha.b": 342}
+
+
+def test_what_is_left_out_is_part_of_the_past_and_of_what_is_to_come():
+    """Of the record in the run directory only what is still to come is taken over."""
+    state = RunState.from_json(OLD)
+    assert state.samples == 248
+    ahead, behind, next_phase = PassedOver(0, 300, 320), PassedOver(0, 240, 260), PassedOver(1, 0, 8)
+    known = state.with_left_out([ahead, behind, next_phase])
+    assert known.left_out == (ahead, next_phase)
+    again = RunState.from_json(json.loads(json.dumps(known.to_json())))
+    assert again == known
+    assert again.with_left_out([ahead]) == known
+    assert not known.leaves_out(52)
+    assert known.leaves_out(53)
+    assert not known.after_step(72, lr=0.1).leaves_out(100)
+
+
+def test_a_step_that_turns_out_skipped_is_as_one_that_was_known_to_be():
+    state = RunState.from_json(OLD)
+    assert state.after_step(31, lr=0.1).last_step_skipped(31) == state.after_step(31, lr=0.1, trained=False)

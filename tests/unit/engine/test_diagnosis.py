@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.engine.verdict import Apart, Finding, Trial
+from trainer.engine.diagnosis import Apart, Finding, Trial
 
 LIMITS = Apart(gradient=1e-2, moments=1e-2, losses=1e-3, norms=1e-2, weights=1e-2)
 RIGHT = Finding(

@@ -2,6 +2,6 @@
 
 `ds_config` completes a preset with what the recipe sets, for the `layout` of a global batch, and
 `requirements` checks the machine. `engine` makes the training step, with `adamw` as its optimizer and
-`row_lr` for appended embedding rows; `verdict` decides on the device whether a step is applied, and `result`
+`row_lr` for appended embedding rows; `skipping` decides on the device whether a step is applied, and `result`
 brings its numbers to the host. `fragments` gives the state of any ZeRO stage to checkpoints.
 """

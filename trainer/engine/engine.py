@@ -21,7 +21,7 @@ from trainer.engine.fragments import EngineState
 from trainer.engine.norm import norm_of
 from trainer.engine.result import OwnTime, StepResult
 from trainer.engine.row_lr import ScaledSlice, scale_updates
-from trainer.engine.verdict import NEVER, NO_LIMITS, Limits, Verdict
+from trainer.engine.skipping import NEVER, NO_LIMITS, Limits, Verdict
 from trainer.machine import collectives
 from trainer.mixer.batch import MicroBatch, begins_within
 from trainer.mixer.permutation import key_of

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.engine.verdict import Limits
+from trainer.engine.skipping import Limits
 from trainer.machine.log_lines import logger
 from trainer.metrics import names
 from trainer.metrics.stability import NonFinite, Spikes

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from tokenization.errors import UserError
-from trainer.engine.verdict import NO_LIMITS
+from trainer.engine.skipping import NO_LIMITS
 from trainer.recipe.schema import Health
 from trainer.run.health import Vitals
 

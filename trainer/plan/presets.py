@@ -38,7 +38,7 @@ def memory_settings(
     cuda: bool,
     phase: int | None = None,
 ) -> Settings:
-    """Gather all that memory depends on beside the model's shape; the longest `phase` decides if none is given."""
+    """Gather what memory depends on beside the shape; the longest phase decides unless one is given."""
     lengths = [recipe.seq_len_of(number) for number in range(len(recipe.phases))]
     seq_len = max(lengths) if phase is None else lengths[phase]
     zero, how = preset["zero_optimization"], recipe.model.activation_checkpointing

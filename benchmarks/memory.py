@@ -223,15 +223,16 @@ def live_bytes() -> int:
 def peak_of(events: Iterable[dict[str, Any]], name: str) -> tuple[int, int]:
     """Return the bytes allocated when the span `name` of a Chrome trace begins, and the most within it.
 
-    What a collective of gloo takes for itself is left out: NCCL takes nothing from PyTorch's allocator.
+    What gloo takes for itself, in the call or in a thread of its own, is left out: NCCL takes nothing from
+    PyTorch's allocator. On the CPU the backward pass runs in the thread that asks for it.
     """
     events = sorted((one for one in events if "ts" in one), key=lambda one: one["ts"])
     span = next(one for one in events if one.get("name") == name and one.get("ph") == "X")
     begin, end = span["ts"], span["ts"] + span["dur"]
     collectives = [
-        (one["tid"], one["ts"], one["ts"] + one["dur"])
+        (one["ts"], one["ts"] + one["dur"])
         for one in events
-        if one.get("ph") == "X" and str(one.get("name")).startswith("c10d::")
+        if one.get("ph") == "X" and one["tid"] == span["tid"] and one["name"].startswith("c10d::")
     ]
     begun, total, peak = 0, 0, 0
     of_network: set[int] = set()
@@ -241,7 +242,7 @@ def peak_of(events: Iterable[dict[str, Any]], name: str) -> tuple[int, int]:
         size, address = one["args"]["Bytes"], one["args"]["Addr"]
         if one["ts"] < begin:
             begun = total = one["args"]["Total Allocated"]
-        elif size > 0 and any(tid == one["tid"] and at <= one["ts"] <= to for tid, at, to in collectives):
+        elif size > 0 and (one["tid"] != span["tid"] or any(at <= one["ts"] <= to for at, to in collectives)):
             of_network.add(address)
         elif address in of_network:
             of_network.discard(address)

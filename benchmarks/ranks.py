@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.driver import commit
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -88,11 +90,3 @@ def surroundings(packages: Sequence[str] = ("torch", "deepspeed", "transformers"
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in packages},
     }
-
-
-def commit() -> str:
-    """The commit of this checkout."""
-    told = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return told.stdout.strip() or "unknown"

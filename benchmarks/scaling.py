@@ -195,7 +195,7 @@ def together(found: list[dict[str, Any]]) -> Measured:
 def work(case: Case) -> int:
     """One rank: train, and leave what a step took."""
     from benchmarks.gpu import engines
-    from benchmarks.step import Clock
+    from benchmarks.peer import Clock
     from trainer.machine import memory
     from trainer.model.size import parameters
 

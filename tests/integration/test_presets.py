@@ -32,6 +32,9 @@ CASES = {
 WHOLE = [name for name, (_, dtype, train) in CASES.items() if (dtype, train) == ("fp32", "all")]
 FP16 = [name for name, (_, dtype, _) in CASES.items() if dtype == "fp16"]
 
+SUB_GROUP = 5_000
+"""Elements per rank; a small part of the model."""
+
 POISONED = 3
 """The step whose gradients are made infinite."""
 
@@ -51,14 +54,17 @@ def tree(data: Path, run: Path, preset: str, dtype: str, train: str = "all", eve
 
 
 def _on_cpu(preset: str, folder: Path) -> Path:
-    """The preset as it ships, but that ZeRO++ groups 2 ranks and does not quantize, which takes a GPU."""
+    """The preset as it ships, but that ZeRO++ groups 2 ranks and does not quantize, which takes a GPU, and
+    that ZeRO-3 steps its weights in several sub-groups, as it does those of a large model.
+    """
     shipped = runs.ROOT / "ds_configs" / f"{preset}.json"
-    if preset != "zeropp":
-        return shipped
     zero = json.loads(shipped.read_text())["zero_optimization"]
+    if zero["stage"] != 3:
+        return shipped
     kept = {name: value for name, value in zero.items() if "quantized" not in name}
+    own = {"zero_hpz_partition_size": 2} if preset == "zeropp" else {"sub_group_size": SUB_GROUP}
     path = folder / shipped.name
-    path.write_text(json.dumps({"zero_optimization": {**kept, "zero_hpz_partition_size": 2}}))
+    path.write_text(json.dumps({"zero_optimization": {**kept, **own}}))
     return path
 
 

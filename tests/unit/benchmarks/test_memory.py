@@ -76,12 +76,12 @@ def test_what_a_collective_takes_is_not_counted():
         memory_event(3, 100, 8, total=100),
         memory_event(20, 50, 9),
         memory_event(35, 400, 10),  # the collective's, and given back after it
-        memory_event(36, 5, 11, tid=2),  # another thread's
+        memory_event(36, 700, 11, tid=2),  # a thread of its own
         memory_event(60, -400, 10),
         memory_event(70, -50, 9),
         memory_event(95, 900, 12),  # after the span
     ]
-    assert memory.peak_of(reversed(events), "span") == (100, 155)
+    assert memory.peak_of(reversed(events), "span") == (100, 150)
 
 
 def test_a_row_has_both_theories():

@@ -25,7 +25,7 @@ from tokenization.tables import text_table
 from trainer.engine.ds_config import read_preset
 from trainer.machine.ranks import free_port
 from trainer.plan.cost import compute_cost
-from trainer.plan.memory import Settings, Shape, bare_peak, estimate
+from trainer.plan.memory import MemorySettings, Shape, bare_peak, estimate
 from trainer.plan.presets import SHIPPED, memory_settings
 from trainer.plan.shapes import SHAPES
 
@@ -79,7 +79,7 @@ def traced(names: tuple[str, ...] = tuple(LLAMA2_HOURS), modes: tuple[str, ...] 
                 config = {**SHAPES[name], "vocab_size": vocab}
                 written = "{every_n: 2}" if mode == "every_n: 2" else mode
                 recipe = recipe_of([f"model.activation_checkpointing={written}"])
-                settings = Settings(
+                settings = MemorySettings(
                     stage=0,
                     world_size=1,
                     seq_len=recipe.seq_len,

@@ -239,7 +239,7 @@ def largest(bench: Bench, like: Setting, cpu: bool) -> None:
 
     from benchmarks.gpu import engines
     from trainer.model.size import parameters
-    from trainer.plan.memory import Settings, Shape, estimate
+    from trainer.plan.memory import MemorySettings, Shape, estimate
 
     for shape in (engines.SMALLER_TOY,) if cpu else (engines.EIGHT_B, engines.SEVEN_B, engines.THREE_B):
         setting = replace(
@@ -252,7 +252,7 @@ def largest(bench: Bench, like: Setting, cpu: bool) -> None:
             state_dtype="bf16",
         )
         config = shape.config(setting.vocab_size)
-        settings = Settings(
+        settings = MemorySettings(
             stage=2,
             world_size=1,
             seq_len=setting.seq_len,

@@ -28,7 +28,7 @@ from trainer.model.loss import plain_name
 from trainer.model.rope import with_both_forms
 from trainer.model.tokenizer import write_tokenizer
 from trainer.model.tokens import TOKENIZER, own_tokenizer, with_special
-from trainer.model.trainable import BASE_ROWS
+from trainer.model.trained import BASE_ROWS
 from trainer.recipe.load import parse_recipe
 from trainer.recipe.schema import Recipe
 from trainer.storage.hub import read_generation

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenization.disk import sync_path
-from tokenization.errors import InfrastructureError
+from tokenization.errors import InfrastructureError, RewarmError
 from trainer.checkpoint import rank_files, snapshot
 from trainer.checkpoint.history import name_of, scan_checkpoints, to_prune, unfinished
 from trainer.checkpoint.manifest import MARKER, Manifest, Position, commit_checkpoint
@@ -147,7 +147,7 @@ class Saver:
         """Tell, for messages, which checkpoint a restart would use."""
         try:
             good, _ = scan_checkpoints(self.directory)
-        except InfrastructureError as error:
+        except RewarmError as error:
             return str(error)
         return f"last good checkpoint: {good[-1].path if good else 'none'}"
 
@@ -188,7 +188,7 @@ class Saver:
             steps = [(checkpoint.manifest.step, checkpoint.manifest.tokens) for checkpoint in good]
             for step in to_prune(steps, self.keep_last, self.keep_every):
                 _remove(self.directory / name_of(step))
-        except (OSError, InfrastructureError) as error:
+        except (OSError, RewarmError) as error:
             logger.warning(f"{self.directory}: old checkpoints cannot be removed ({_reason(error)})")
 
 

@@ -29,7 +29,7 @@ run_recipe() {
     local status
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     # What can be known without a GPU is checked here, once, before all ranks start.
-    @PLAN@ plan "$@" --world-size "$SLURM_NTASKS" >/dev/null || return
+    @PLAN@ plan "$@" --gpus "$SLURM_NTASKS" --strict >/dev/null || return
     export REWARM_STATUS=$PWD/.rewarm-$SLURM_JOB_ID.status
     rm -f "$REWARM_STATUS"
     # srun starts one task per rank: the deepspeed launcher would pass signals on one rank after the other.

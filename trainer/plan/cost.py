@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.machine.devices import peak_flops
 from trainer.model.size import flops_per_token, matmul_parameters, parameters
-from trainer.plan.memory import WIDTHS, Settings
+from trainer.plan.memory import WIDTHS, MemorySettings
 
 ASSUMED_MFU = 0.35
 """Model FLOP/s utilization by 6N + 12·L·d·s where none is given: about plain DeepSpeed's with 7B."""
@@ -81,7 +81,7 @@ class Network:
         return self.gradients + self.weights
 
 
-def network_bytes(count: int, settings: Settings, accumulation: int) -> Network:
+def network_bytes(count: int, settings: MemorySettings, accumulation: int) -> Network:
     """Count the bytes that a rank sends in a step, for `count` parameters.
 
     A ring's reduce-scatter and all-gather each send (W − 1)/W of the whole (Rajbhandari et al. 2020, section

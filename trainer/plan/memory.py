@@ -3,7 +3,7 @@
 Everything here is arithmetic. N is the number of parameters, W that of ranks, p the bytes of a number of
 `model.dtype`, T the tokens of a micro batch on a rank. Model states follow Rajbhandari et al. 2020 (ZeRO,
 arXiv 1910.02054, section 3), with gradients summed in fp32; activations follow Korthikanti et al. 2022 (arXiv
-2205.05198, section 4), counted anew for LLaMA's layer under memory-efficient attention. `benchmarks/plan.py`
+2205.05198, section 4), counted again for LLaMA's layer under memory-efficient attention. `benchmarks/plan.py`
 holds both against traces and measured peaks (docs/plan.md)."""
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Settings:
+class MemorySettings:
     """All that memory depends on beside the model."""
 
     stage: int
@@ -112,11 +112,11 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Loss:
+class LossMemory:
     """Bytes of the fused loss, which makes its gradients while a chunk of logits is there."""
 
     embedding: int
-    """The gradient of the output embedding: in fp32, and beside it in p."""
+    """The gradient of the output embedding: in fp32, and beside it in 16 bits where the model has them."""
     largest_chunk: int
     """A chunk of logits in p, its softmax in fp32, and the slopes in p; in fp32 one buffer is all three."""
     logits_per_sample: int
@@ -144,7 +144,7 @@ class Memory:
     """Activations that the forward pass keeps of one sample."""
     layer_work: int
     """Of one sample: what a layer's backward pass needs beyond what is kept, its recomputation included."""
-    loss: Loss
+    loss: LossMemory
     buffers: int
     """Buckets of communication, and gathered weights at ZeRO-3."""
     ending: int
@@ -175,7 +175,7 @@ class Memory:
         return low
 
 
-def estimate(shape: Shape, settings: Settings) -> Memory:
+def estimate(shape: Shape, settings: MemorySettings) -> Memory:
     """Estimate a rank's memory at its peak within a step."""
     count, ranks, stage = shape.parameters, settings.world_size, settings.stage
     weights = count * settings.width // (ranks if stage >= 3 else 1)
@@ -198,13 +198,13 @@ def estimate(shape: Shape, settings: Settings) -> Memory:
     return Memory(weights, gradients, optimizer, host, kept, work, loss, buffers, ending)
 
 
-def optimizer_bytes(count: int, settings: Settings) -> int:
+def optimizer_bytes(count: int, settings: MemorySettings) -> int:
     """Return a rank's bytes of AdamW: (4 + 2 · 4) N/W. At ZeRO-0, fp32 weights are their own masters."""
     master = 4 if settings.stage else 0
     return count * (master + 2 * settings.state_width) // (settings.world_size if settings.stage else 1)
 
 
-def _ending(count: int, settings: Settings) -> int:
+def _ending(count: int, settings: MemorySettings) -> int:
     """Return what the end of the backward pass and the step need beyond the states.
 
     ZeRO-0 copies gradients into a buffer to add them; ZeRO-1 sums its own part of them beside the whole;
@@ -218,12 +218,14 @@ def _ending(count: int, settings: Settings) -> int:
     return share if settings.stage == 1 or settings.dtype == "fp32" else 0
 
 
-def layer_bytes(shape: Shape, settings: Settings) -> int:
+def layer_bytes(shape: Shape, settings: MemorySettings) -> int:
     """Return the bytes per token that a layer keeps for its backward pass, when nothing is computed again.
 
     LLaMA: each RMSNorm keeps its input in fp32, the normalized state and the product with its weight: 2 (4 +
     2p) h. Attention keeps queries, keys, values and its output, p (2 q + 2 k), and 4 bytes per head for the
-    softmax. The MLP keeps gate, its activation, up and their product: 4 p i. With `eager` attention the
+    softmax. The MLP keeps gate, its activation, up and their product: 4 p i. GPT-NeoX: the input, two
+    normalized states, and 3 p h for the joined queries, keys and values, of which the values are a view; the
+    MLP keeps its state before and after the activation, 2 p i. With `eager` attention the
     scores are kept, too, and a document mask adds its bias and a copy of the attention's output."""
     p = settings.width
     attention = p * 2 * (shape.queries + shape.keys) + 4 * shape.heads
@@ -233,10 +235,10 @@ def layer_bytes(shape: Shape, settings: Settings) -> int:
         attention += p * (settings.seq_len + shape.queries)
     if shape.gated:
         return 2 * shape.hidden * (4 + 2 * p) + attention + 4 * p * shape.inner
-    return 3 * p * shape.hidden + attention + 2 * p * shape.inner
+    return 6 * p * shape.hidden + attention + 2 * p * shape.inner
 
 
-def sample_bytes(shape: Shape, settings: Settings) -> tuple[int, int]:
+def sample_bytes(shape: Shape, settings: MemorySettings) -> tuple[int, int]:
     """Return the bytes of one sample: what the forward pass keeps, and what a layer's backward pass adds.
 
     A layer that is computed again keeps its input alone, p h per token, or nothing on the device with
@@ -250,33 +252,33 @@ def sample_bytes(shape: Shape, settings: Settings) -> tuple[int, int]:
     return settings.seq_len * kept, settings.seq_len * work
 
 
-def recomputed_layers(layers: int, settings: Settings) -> int:
+def recomputed_layers(layers: int, settings: MemorySettings) -> int:
     """Return how many layers are computed again in the backward pass: the first of every `every_n`."""
     if settings.recompute == "none":
         return 0
     return -(-layers // (settings.every_n if settings.recompute == "every_n" else 1))
 
 
-def loss_bytes(shape: Shape, settings: Settings) -> Loss:
+def loss_bytes(shape: Shape, settings: MemorySettings) -> LossMemory:
     """Return what the loss needs over a vocabulary that is extended already."""
     p = settings.width
     logit = 4 if p == 4 else 4 + 2 * p
-    return Loss(
-        embedding=shape.matrix * (4 + p),
+    return LossMemory(
+        embedding=shape.matrix * (4 if p == 4 else 4 + p),
         largest_chunk=FUSED_LOGITS[settings.device] * logit,
         logits_per_sample=settings.seq_len * shape.vocab * logit,
         per_sample=settings.seq_len * p * shape.hidden,
     )
 
 
-def bare_peak(shape: Shape, settings: Settings, micro_batch_size: int) -> int:
+def bare_peak(shape: Shape, settings: MemorySettings, micro_batch_size: int) -> int:
     """Return the peak of one forward and backward pass without an engine: weights and gradients in p.
 
     A gradient grows as the backward pass goes down. So the peak is at its beginning, when all activations are
     there, or in the first layer, when all gradients but this layer's are."""
     p, kept = settings.width, sample_bytes(shape, settings)
     memory = Memory(0, 0, 0, 0, *kept, loss_bytes(shape, settings), 0, 0)
-    beginning = memory.activations(micro_batch_size) + p * shape.matrix
+    beginning = memory.activations(micro_batch_size) + (0 if p == 4 else p * shape.matrix)
     one_layer = settings.seq_len * (layer_bytes(shape, settings) + p * (2 * shape.inner + 3 * shape.hidden))
     missing = shape.layer - shape.hidden * shape.inner + shape.matrix
     end = p * (shape.parameters - missing) + micro_batch_size * one_layer

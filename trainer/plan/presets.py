@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenization.errors import UserError
 from trainer.engine import ds_config
-from trainer.plan.memory import WIDTHS, Memory, Settings, Shape, estimate
+from trainer.plan.memory import WIDTHS, Memory, MemorySettings, Shape, estimate
 from trainer.recipe.schema import EveryN, Recipe
 
 SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -37,13 +37,13 @@ def memory_settings(
     *,
     cuda: bool,
     phase: int | None = None,
-) -> Settings:
+) -> MemorySettings:
     """Gather all that memory depends on beside the model's shape; without a `phase` the longest decides."""
     lengths = [recipe.seq_len_of(number) for number in range(len(recipe.phases))]
     seq_len = max(lengths) if phase is None else lengths[phase]
     zero, how = preset["zero_optimization"], recipe.model.activation_checkpointing
     plain = dict(preset)
-    return Settings(
+    return MemorySettings(
         stage=ds_config.stage(plain),
         world_size=world_size,
         seq_len=-(-seq_len // recipe.sequence_parallel_size),

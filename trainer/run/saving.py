@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
-from tokenization.errors import InfrastructureError, UserError
+from tokenization.errors import InfrastructureError, RewarmError, UserError
 from trainer.checkpoint.history import name_of
 from trainer.checkpoint.manifest import Position
 from trainer.checkpoint.save import NotFinite, Saver
@@ -126,7 +126,7 @@ class Saves:
                 write_model_config(
                     self._model_config, self._saver.directory / name_of(step), self._generation
                 )
-            except (InfrastructureError, OSError) as error:
+            except (RewarmError, OSError) as error:
                 failure = str(error)
         failure_on_rank0: str | None = self._saver.gather(failure)[0]
         return failure_on_rank0

@@ -102,7 +102,7 @@ def test_the_script_of_a_run_is_complete_and_needs_no_folder_or_path(answer, tmp
     done = subprocess.run(["bash", str(file)], env=environment, cwd="/", capture_output=True, text=True)
     assert done.returncode == 75, done.stderr
     assert (tmp_path / "calls").read_text().splitlines() == [
-        "plan /x y/r.yaml --world-size 8",
+        "plan /x y/r.yaml --gpus 8 --strict",
         "--kill-on-bad-exit=1 python train it.py /x y/r.yaml",
         "requeue 7",
     ]

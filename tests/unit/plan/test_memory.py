@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from benchmarks.plan import traced
 from trainer.model.cross_entropy import CHUNK_LOGITS
-from trainer.plan.memory import FUSED_LOGITS, Settings, Shape, bare_peak, estimate, layer_bytes
+from trainer.plan.memory import FUSED_LOGITS, MemorySettings, Shape, bare_peak, estimate, layer_bytes
 from trainer.plan.shapes import SHAPES
 
 SEVEN_B = Shape.of(SHAPES["llama2-7b"])
@@ -14,7 +14,7 @@ GIB = 2**30
 
 
 def settings(**changes):
-    return Settings(**{"stage": 2, "world_size": 64, "seq_len": 4096, **changes})
+    return MemorySettings(**{"stage": 2, "world_size": 64, "seq_len": 4096, **changes})
 
 
 @pytest.mark.parametrize(

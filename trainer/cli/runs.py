@@ -31,7 +31,10 @@ def add_runs(commands: Any) -> None:
     """Add the commands about runs."""
     _add_plan(commands)
 
-    add_recipe(add_command(commands, "train", train_command, "launch/recipes/llama2-7b-zh.yaml"))
+    train = add_command(commands, "train", train_command, "launch/recipes/llama2-7b-zh.yaml")
+    add_recipe(train)
+    traced = "trace N steps (default: 3) after five that warm up, into profile/ of the run directory"
+    train.add_argument("--profile", nargs="?", type=positive_number, const=3, metavar="N", help=traced)
 
     example = "runs/x/checkpoints/step-00001000 --data data/en"
     score = add_command(commands, "eval", evaluate_command, example)
@@ -115,7 +118,9 @@ def train_command(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace, world: World) -> int:
-    recipe = load.load_recipe(args.recipe, args.overrides)  # before the import of torch, which takes seconds
+    traced = [f"logging.profile_steps={args.profile}"] if args.profile else []
+    # Before the import of torch, which takes seconds.
+    recipe = load.load_recipe(args.recipe, [*args.overrides, *traced])
     stop_with_launcher()
     prefer_expandable_segments()
     from trainer.plan.make import make_plan

@@ -202,6 +202,8 @@ class Logging(Section):
     every_steps: Positive = 1
     tensorboard: bool = True
     wandb_project: str | None = None
+    profile_steps: Count = 0
+    """Steps that each start traces with PyTorch's profiler, after five that warm up (`--profile`)."""
 
 
 class SpikeRule(Section):

@@ -25,6 +25,7 @@ from trainer.evaluation.held_out import measured_on
 from trainer.machine import collectives
 from trainer.machine.devices import peak_flops
 from trainer.machine.log_lines import logger
+from trainer.machine.profile import StepProfile
 from trainer.machine.ranks import World
 from trainer.machine.sequence import sequence_group
 from trainer.machine.signals import Signals
@@ -216,6 +217,9 @@ class PhaseRunner:
             throughput=throughput,
             signals=self.signals,
             watchdog=self.watchdog,
+            profile=StepProfile(
+                RunDirectory(recipe.directory).profile, self.world.rank, recipe.logging.profile_steps
+            ),
             versions=self.versions,
             tokens_before=state.tokens,
         )

@@ -8,6 +8,7 @@ from trainer.checkpoint.manifest import Position
 from trainer.engine.engine import Engine
 from trainer.engine.result import StepResult
 from trainer.machine.log_lines import logger
+from trainer.machine.profile import StepProfile
 from trainer.machine.signals import Signals
 from trainer.machine.watchdog import Watchdog
 from trainer.metrics import names
@@ -46,6 +47,7 @@ class Session:
     throughput: Throughput
     signals: Signals
     watchdog: Watchdog
+    profile: StepProfile
     versions: dict[str, str]
     """Package to version."""
     tokens_before: int = 0
@@ -130,6 +132,7 @@ class Session:
         self.tokens_before = self.state.tokens
         self.state = self.state.after_step(self._batch, lr=self._lr)
         self.throughput.step(self.state.tokens - self.tokens_before, self.loader.wait_s)
+        self.profile.step()
         self._beat()
 
     def _beat(self) -> None:
@@ -218,6 +221,7 @@ class Session:
 
     def _close_parts(self) -> None:
         self.watchdog.beat("ending the phase")
+        self.profile.close()
         self.step_log.close(self.state)
         self.loader.close()
         self.engine.close()

@@ -89,8 +89,10 @@ def main(base: Path, out: Path) -> None:
         record("compiled", lambda *over, c=compiled: recipe(*over, *c), stage)
         record("narrow", lambda *over: recipe(*over, "optimizer.state_dtype=bf16"), stage)
         record("base", lambda *over: from_base(base, *over), stage)
-        record("bf16", lambda *over: recipe(*over), stage, "bf16")
-        for dtype in ("fp32", "bf16"):
+        # Stage 0 has no fp32 master weights, so that the trainer refuses 16 bits there.
+        if stage:
+            record("bf16", lambda *over: recipe(*over), stage, "bf16")
+        for dtype in ("fp32", "bf16") if stage else ("fp32",):
             record(f"new_rows/{dtype}", lambda *over: recipe(*over), stage, dtype, "new_rows")
         record("tied/new_rows", lambda *over: recipe(*over, **tied), stage, train="new_rows")
         record("scaled", lambda *over: recipe(*over), stage, **SCALE)

@@ -211,8 +211,10 @@ class Engine:
         if self.stage > 0:
             loss_scale = self.loss_scale
             self.engine.step()
-            if loss_scale and not self.engine.was_step_applied() and math.isfinite(self._verdict.norm):
-                self._set_loss_scale(loss_scale)  # it is skipped for its loss, not for an overflow
+            if not self.engine.was_step_applied():
+                self._drop_gradients()
+                if loss_scale and math.isfinite(self._verdict.norm):
+                    self._set_loss_scale(loss_scale)  # it is skipped for its loss, not for an overflow
             return
         trained = [parameter for parameter in self.engine.module.parameters() if parameter.grad is not None]
         if self._verdict.judge(norm_of(parameter.grad for parameter in trained)):
@@ -222,6 +224,15 @@ class Engine:
         else:
             torch.nn.utils.clip_grads_with_norm_(trained, self.clip or math.inf, self._verdict.norm)
         self.engine.step()
+
+    def _drop_gradients(self) -> None:
+        """Forget the sums of a step that was skipped.
+
+        DeepSpeed 0.19 keeps them where the optimizer is offloaded at ZeRO-1 and 2 and gradients are summed in
+        fp32 beside 16-bit ones: the next step would be made of both.
+        """
+        if self.stage in (1, 2):
+            self.optimizer.averaged_gradients = dict.fromkeys(self.optimizer.averaged_gradients)
 
     @torch.no_grad()
     def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,23 +16,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import peer
 from benchmarks.peer import Clock
+from benchmarks.ranks import join, leave, rank_folder, run_ranks, surroundings
 
 if TYPE_CHECKING:
     from benchmarks.gpu.engines import Setting, Shape
@@ -109,9 +104,7 @@ def main() -> int:
                 turns.setdefault(kind, []).append(found)
         results.append((case, turns))
     tree = {
-        "commit": commit(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers", "accelerate")},
+        **surroundings(("torch", "deepspeed", "transformers", "accelerate")),
         "results": [
             {**asdict(case), "turns": {kind: [asdict(one) for one in found] for kind, found in turns.items()}}
             for case, turns in results
@@ -155,38 +148,8 @@ def cases(args: argparse.Namespace) -> list[Case]:
 
 def measured(case: Case, kind: str, steps: int) -> Measured:
     """Train in new processes, one per rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    with tempfile.TemporaryDirectory(prefix="rewarm-step-") as folder:
-        shared = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "WORLD_SIZE": str(case.ranks),
-            "LOCAL_WORLD_SIZE": str(case.ranks),
-            "FOLDER": folder,
-            "PYTHONPATH": str(ROOT),
-            "DS_ACCELERATOR": "cpu",
-            "TOKENIZERS_PARALLELISM": "false",
-            # Two ranks have a core each; a single one has the machine.
-            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // case.ranks)),
-        }
-        told = ["--worker", json.dumps(asdict(case)), "--kind", kind, "--steps", str(steps)]
-        logs = [Path(folder, f"rank-{rank}.log") for rank in range(case.ranks)]
-        ranks = []
-        for rank, log in enumerate(logs):
-            with log.open("w") as stream:
-                ranks.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "benchmarks.step", *told],
-                        env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                        stdout=stream,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-        if max(abs(rank.wait()) for rank in ranks):
-            raise SystemExit(f"{kind} failed:\n" + "\n".join(log.read_text()[-4000:] for log in logs))
-        found = [json.loads(Path(folder, f"rank-{rank}.json").read_text()) for rank in range(case.ranks)]
+    told = ["--worker", json.dumps(asdict(case)), "--kind", kind, "--steps", str(steps)]
+    found = run_ranks("benchmarks.step", told, case.ranks)
     return Measured(
         tokens_per_s=found[0]["tokens"] / max(one["seconds"] for one in found),
         cpu_s=sum(one["cpu_s"] for one in found) / steps,
@@ -199,10 +162,9 @@ def measured(case: Case, kind: str, steps: int) -> Measured:
 def work(args: argparse.Namespace) -> int:
     """One rank: train, and leave what it took in a file."""
     case = Case(**json.loads(args.worker))
-    folder, rank = Path(os.environ["FOLDER"]), os.environ["RANK"]
     rate = matmul_flops()
     make = {"Trainer": trainer_steps, "rewarm": our_steps, "bare loop": bare_steps}[args.kind.split(",")[0]]
-    seconds, cpu_s, loss = make(case, folder / rank, args.steps, args.kind.endswith("compiled"))
+    seconds, cpu_s, loss = make(case, rank_folder(), args.steps, args.kind.endswith("compiled"))
     found = {
         "tokens": case.ranks * case.micro_batch_size * case.accumulation * case.seq_len * args.steps,
         "seconds": seconds,
@@ -211,7 +173,7 @@ def work(args: argparse.Namespace) -> int:
         "matmul_flops": rate,
         "loss": loss,
     }
-    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+    leave(found)
     return 0
 
 
@@ -253,18 +215,13 @@ def shape_of(body: str) -> Shape:
 
 def our_steps(case: Case, folder: Path, steps: int, compiled: bool) -> tuple[float, float, float]:
     """The trainer's engine and loader."""
-    import torch
-
     from benchmarks.gpu import engines
-    from trainer.machine import collectives, memory
-    from trainer.machine.ranks import World
+    from trainer.machine.memory import keep_freed_memory
 
-    memory.keep_freed_memory()
-    rank, ranks = int(os.environ["RANK"]), case.ranks
-    collectives.join_ranks(World(rank=rank, world_size=ranks, local_rank=rank))
-    torch.manual_seed(0)
+    keep_freed_memory()
+    join(case.ranks)
     setting = setting_of(case, compiled)
-    store = engines.make_noise(folder, case.vocab, 40 * setting.tokens_per_step * ranks)
+    store = engines.make_noise(folder, case.vocab, 40 * setting.tokens_per_step * case.ranks)
     ours = engines.Ours(setting, folder, store)
     ours.steps(WARM_UP)
     clock = Clock()
@@ -327,14 +284,6 @@ def ratios(found: list[Measured], peer: list[Measured] | None) -> list[str]:
     work = statistics.median(other.cpu_s / own.cpu_s for own, other in pairs)
     memory = statistics.median(own.peak_bytes / other.peak_bytes for own, other in pairs)
     return [f"{speed:.2f}x", f"{work:.2f}x", f"{peak / 2**30:.2f}", f"{memory:.2f}x"]
-
-
-def commit() -> str:
-    """The commit of this checkout."""
-    told = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return told.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

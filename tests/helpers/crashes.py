@@ -43,9 +43,13 @@ class Kill:
     asynchronous: bool
     launcher: bool
     """Started by the `deepspeed` launcher instead of by a fork."""
+    number: signal.Signals = signal.SIGKILL
+    """What is sent; all but SIGKILL let the ranks save and end by themselves."""
 
 
-def plan(count: int, steps: int, seed: int, launched: int) -> list[Kill]:
+def plan(
+    count: int, steps: int, seed: int, launched: int, numbers: tuple[signal.Signals, ...] = (signal.SIGKILL,)
+) -> list[Kill]:
     """`count` kills in the order of the steps they strike at, `launched` of them under the launcher."""
     dice = random.Random(seed)
     # The last third is left alone, so that no start ends before it is killed.
@@ -64,6 +68,7 @@ def plan(count: int, steps: int, seed: int, launched: int) -> list[Kill]:
                 dice.randrange(2),
                 asynchronous=number % 2 == 0,
                 launcher=number in under_launcher,
+                number=numbers[number % len(numbers)],
             )
         )
     return kills
@@ -112,19 +117,22 @@ class Started:
         return [found[rank] for rank in sorted(found)]
 
     def kill(self, kill: Kill) -> None:
-        """SIGKILL to one rank or to all; who is left then is ended as every launcher ends it."""
+        """A signal to one rank or to all; who is left by SIGKILL is ended as every launcher ends it."""
         pids = self.ranks()
         while len(pids) < 2 and self.running():  # one may be between fork and exec, and not known by name
             pids = self.ranks()
         if kill.ranks == "one":
             pids = pids[kill.rank : kill.rank + 1]
         elif self.launcher is not None:
-            os.killpg(self.launcher.pid, signal.SIGKILL)
+            os.killpg(self.launcher.pid, kill.number)
+            pids = pids if kill.number == signal.SIGKILL else []
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self._tear_down()
-        self.end()
+                os.kill(pid, kill.number)
+        # A rank that ends while it loads leaves its peer waiting, whatever it was ended by.
+        if kill.number == signal.SIGKILL or kill.moment == "start":
+            self._tear_down()
+        self.statuses = self.end()
 
     def _tear_down(self) -> None:
         """What deepspeed and srun do when a rank is gone, a second later.
@@ -132,7 +140,8 @@ class Started:
         A rank that waits for a dead one to join, or in DeepSpeed's shared memory, cannot know that it is
         dead, and would wait for ever.
         """
-        time.sleep(1)
+        for process in self._forked:
+            process.join(1)
         for process in self._forked:
             process.kill()
 

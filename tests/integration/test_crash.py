@@ -1,5 +1,7 @@
 """Killed at any moment, again and again, a run ends as if nothing had been: to the bit."""
 
+import signal
+
 import pytest
 
 from tests.helpers import crashes, runs
@@ -34,6 +36,24 @@ def test_ten_kills_leave_no_trace(data, tmp_path, environment):
     assert any("saving" in line for line in told), told
     assert crashes.differences(tmp_path / "undisturbed", tmp_path / "tormented") == []
     assert "restore" in crashes.starts(tmp_path / "tormented")
+
+
+def test_signals_at_any_moment_leave_no_trace_in_what_is_learnt(data, tmp_path, environment):
+    for name in ("undisturbed", "disturbed"):
+        tree = runs.long_recipe(data, tmp_path / name, 24)
+        runs.write(tree, tmp_path / f"{name}.yaml")
+    log = tmp_path / "log"
+    assert crashes.Started(tmp_path / "undisturbed.yaml", None, log).end() == [0, 0], log.read_text()
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    sent = crashes.plan(6, 24, SEED, launched=1, numbers=numbers)
+    assert {one.moment for one in sent} == {"start", "step", "save"}
+    told = []
+    crashes.torment(tmp_path / "disturbed.yaml", tmp_path / "disturbed", sent, log, told.append)
+    print("\n".join(told))
+    left, right = tmp_path / "undisturbed", tmp_path / "disturbed"
+    assert without_scores(runs.trace(left)) == without_scores(runs.trace(right))
+    assert not [line for line in crashes.differences(left, right) if "histories" not in line]
+    assert "Traceback" not in log.read_text()
 
 
 def test_flipped_bytes_are_found_at_the_start_and_the_one_before_is_used(data, tmp_path, environment):

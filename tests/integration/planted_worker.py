@@ -18,7 +18,8 @@ SMALLEST = 1000
 
 def without_last_rank(reduce: Callable[..., Any]) -> Callable[..., Any]:
     def planted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if tensor.numel() >= SMALLEST and deepspeed.comm.get_rank() == deepspeed.comm.get_world_size() - 1:
+        last = deepspeed.comm.get_world_size() - 1
+        if last and tensor.numel() >= SMALLEST and deepspeed.comm.get_rank() == last:
             tensor.zero_()
         return reduce(tensor, *args, **kwargs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -38,6 +39,7 @@ def test_a_rank_that_is_left_out_is_found_and_named(monkeypatch, capfd):
     alone = [line for line in lines if line.split()[0] == "1"]
     assert len(alone) == 4 + any("fp16" in line for line in lines) * 2
     assert all(line.endswith("ok") for line in alone), "one rank has no other to lose"
-    named = [line for line in lines if "2 ranks: gradients are 0.5 times plain PyTorch's" in line]
+    half = re.compile(r"2 ranks: gradients are (0\.5|0\.500\d|0\.499\d) times plain PyTorch's")  # bf16 rounds
+    named = [line for line in lines if half.search(line)]
     assert len(named) == len(alone)
     assert all("one of 2 ranks were left out: (W-1)/W" in line for line in named)

@@ -96,6 +96,9 @@ def test_a_slow_rank_is_named_and_a_rank_that_hangs_ends_all_with_their_stacks(d
     assert [rank.wait() for rank in ranks] == [75, 75]
     assert "rank 1 (host " in ranks[0].said()
     assert "is slow: its forward passes" in ranks[0].said()
-    for rank in ranks:
-        assert "(health.hang_after) while step 7" in rank.said()
+    for number, rank in enumerate(ranks):
+        kept = (tmp_path / "run" / "logs" / f"rank-{number:04d}.log").read_text()
+        for log in (rank.said(), kept):
+            assert "(health.hang_after) while step 7" in log
+            assert "trainer/run/loop.py" in log.split("stacks of all threads")[1]
     assert "sick_rank.py" in ranks[1].said().split("stacks of all threads")[1]

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TextIO
 
 from tokenization.errors import ExitCode
+from trainer.machine.log_lines import file_handler
 from trainer.machine.ranks import rank_or_0
 from trainer.machine.signals import end_now
 
@@ -91,8 +92,17 @@ class Watchdog:
         return True
 
     def _print_stacks(self, what: str) -> None:
-        print(f"rewarm: rank {rank_or_0()}: {what}; stacks of all threads:", file=self._stream, flush=True)
-        faulthandler.dump_traceback(self._stream, all_threads=True)
+        self._print(f"{what}; stacks of all threads:")
+        for stream in self._streams():
+            faulthandler.dump_traceback(stream, all_threads=True)
+
+    def _print(self, what: str) -> None:
+        for stream in self._streams():
+            print(f"rewarm: rank {rank_or_0()}: {what}", file=stream, flush=True)
+
+    def _streams(self) -> list[TextIO]:
+        """The terminal, and the log of this rank in the run directory."""
+        return [stream for stream in (self._stream, file_handler.file) if stream is not None]
 
     def look_after_stop(self) -> bool:
         """End a run that was asked to stop if it takes much longer than a step; returns whether it did."""
@@ -104,8 +114,7 @@ class Watchdog:
         if self._saving or silence < max(STOP_PATIENCE_S, 1.5 * self._longest_s):
             return False
         stuck = f"asked to stop, but no progress for {silence:.0f} s while {self._doing}"
-        line = f"{stuck}: another rank does not answer; ending unsaved"
-        print(f"rewarm: rank {rank_or_0()}: {line}", file=self._stream, flush=True)
+        self._print(f"{stuck}: another rank does not answer; ending unsaved")
         self._end(ExitCode.REQUEUE)
         return True
 

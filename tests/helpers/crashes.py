@@ -112,8 +112,10 @@ class Started:
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.launcher.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    if str(self._recipe) in child.cmdline() and "RANK" in child.environ():
-                        found[int(child.environ()["RANK"])] = child.pid
+                    # Asked once: of a process that has just ended, the environment is empty.
+                    rank = child.environ().get("RANK") if str(self._recipe) in child.cmdline() else None
+                    if rank is not None:
+                        found[int(rank)] = child.pid
         return [found[rank] for rank in sorted(found)]
 
     def kill(self, kill: Kill) -> None:

@@ -39,6 +39,7 @@ setup(
         "tensorboard>=2.15",
         "tqdm>=4.66",
         "psutil>=5.9",
+        "scipy>=1.13",
         "packaging>=23",
     ],
     extras_require={"liger": ["liger-kernel>=0.8"]},

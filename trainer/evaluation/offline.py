@@ -43,6 +43,14 @@ class _Alone:
         )
         return nats.double(), targets.double()
 
+    @torch.no_grad()
+    def score_tokens(self, micro: MicroBatch) -> torch.Tensor:
+        """Return the nats of each target: [micro_batch_size, seq_len]."""
+        arrays = (micro.input_ids, micro.targets, micro.positions)
+        tensors = (None if array is None else torch.from_numpy(array).to(self.device) for array in arrays)
+        nats: torch.Tensor = self.model(*tensors, True)[1]
+        return nats
+
 
 def score_model(
     model: str,

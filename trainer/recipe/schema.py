@@ -13,6 +13,7 @@ from tokenization.errors import did_you_mean
 from trainer.recipe.fields import Count, Exact, Positive, Rate, Seconds, Section
 from trainer.recipe.numbers import count
 from trainer.recipe.schedule import Schedule
+from trainer.recipe.validation import Validation
 
 
 class EveryN(Section):
@@ -170,22 +171,11 @@ class Phase(Section):
         return self
 
 
-class Validation(Section):
-    """Held-out text of the old distribution and of the new one, and when the losses on it are measured."""
-
-    every_tokens: Positive
-    upstream: str | None = None
-    """Shard prefix of held-out text of the base's distribution."""
-    downstream: str | None = None
-    """Shard prefix of held-out text of the new distribution."""
-    max_tokens: Positive | None = None
-    """Evaluate only the first so many tokens of each set."""
-
-
 class Checkpointing(Section):
     """When the run is saved, and what is kept."""
 
-    every_tokens: Positive
+    every_tokens: Positive | None = None
+    """Default: every 5 % of the run, and twice at least."""
     keep_last: Annotated[int, BeforeValidator(count), Field(ge=2)] = 3
     """At least 2, since a crash may have damaged the newest."""
     keep_every: Positive | None = None
@@ -241,8 +231,8 @@ class Recipe(Section):
     """Samples of `seq_len` in an optimizer step; phases with another one have as many tokens in a step."""
     sources: dict[str, Source] = Field(min_length=1)
     phases: tuple[Phase, ...] = Field(min_length=1)
-    validation: Validation
-    checkpoint: Checkpointing
+    validation: Validation = Validation()
+    checkpoint: Checkpointing = Checkpointing()
     micro_batch_size: Positive | Literal["auto"] = "auto"
     """Samples per rank (per group of ranks with `sequence_parallel_size`) and forward pass."""
     sequence_parallel_size: Positive = 1
@@ -274,6 +264,22 @@ class Recipe(Section):
     def tokens_per_step(self) -> int:
         """Tokens in an optimizer step."""
         return self.seq_len * self.global_batch_size
+
+    @property
+    def validate_every(self) -> int:
+        """Tokens between two validations."""
+        return self.validation.every_tokens or self._twentieth
+
+    @property
+    def save_every(self) -> int:
+        """Tokens between two checkpoints."""
+        return self.checkpoint.every_tokens or self._twentieth
+
+    @property
+    def _twentieth(self) -> int:
+        """Return 5 % of the run's tokens, or half of what `stop_after` leaves of it if that is less."""
+        whole = sum(phase.length for phase in self.phases)
+        return max(1, min(whole // 20, (self.stop_after or whole) // 2))
 
     def seq_len_of(self, phase: int) -> int:
         """Return the tokens in a sample of a phase."""

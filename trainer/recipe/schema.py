@@ -59,8 +59,11 @@ class Optimizer(Section):
     """AdamW; the defaults are LLaMA-2's settings."""
 
     beta1: Decay = 0.9
+    """How much of the first moment is kept at each step."""
     beta2: Decay = 0.95
+    """How much of the second moment is kept at each step."""
     eps: Annotated[Rate, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: Rate = 0.1
     """Applied to matrices only, not to norms and biases."""
     grad_clip: Rate = 1.0
@@ -127,10 +130,13 @@ class Phase(Section):
     """A mixture, a schedule, a token budget, and what is trained."""
 
     name: str
+    """Another one for each phase; overrides may use it: `phases.embeddings.tokens=1e9`."""
     tokens: Positive
     """Budget and horizon of the schedule; an `anneal` may end the phase before or after it."""
     mixture: tuple[Segment, ...] = Field(min_length=1)
+    """Shares of the tokens: `{zh-web: 75%, en-web: 25%}`, `{replay_ratio: 25%}`, or a list with `from`."""
     schedule: Schedule
+    """The learning rate over this phase."""
     train: Literal["all", "embeddings", "new_rows"] | tuple[str, ...] = "all"
     """What is trained; a list holds regular expressions searched in parameter names."""
     keep_optimizer: bool = False
@@ -190,8 +196,11 @@ class Logging(Section):
     """Where metrics are written; `metrics.jsonl` always is."""
 
     every_steps: Positive = 1
+    """Steps between two lines of metrics."""
     tensorboard: bool = True
+    """Write TensorBoard event files, too."""
     wandb_project: str | None = None
+    """Log to this project of Weights & Biases, too; needs the package `wandb`."""
     profile_steps: Count = 0
     """Steps that each start traces with PyTorch's profiler, after five that warm up (`--profile`)."""
 
@@ -222,7 +231,9 @@ class Recipe(Section):
     """A whole run."""
 
     name: str
+    """The run's name; it names its default run directory, too."""
     model: Model
+    """The base, its tokenizer, and how it computes."""
     deepspeed: str
     """The ds_config: how memory is sharded, and nothing else."""
     seq_len: Positive
@@ -230,9 +241,13 @@ class Recipe(Section):
     global_batch_size: Positive
     """Samples of `seq_len` in an optimizer step; phases with another one have as many tokens in a step."""
     sources: dict[str, Source] = Field(min_length=1)
+    """The token corpora, by names that mixtures use."""
     phases: tuple[Phase, ...] = Field(min_length=1)
+    """What is trained, one phase after another."""
     validation: Validation = Validation()
+    """Held-out text; without it nothing is watched."""
     checkpoint: Checkpointing = Checkpointing()
+    """When the run is saved."""
     micro_batch_size: Positive | Literal["auto"] = "auto"
     """Samples per rank (per group of ranks with `sequence_parallel_size`) and forward pass."""
     sequence_parallel_size: Positive = 1
@@ -240,11 +255,15 @@ class Recipe(Section):
     run_dir: str | None = None
     """The run directory; default `runs/NAME`."""
     seed: Count = 0
+    """Of the data order and of random weights."""
     document_mask: Literal["none", "causal_per_document"] = "none"
     """Whether attention may cross documents within a sample."""
     optimizer: Optimizer = Optimizer()
+    """AdamW's settings."""
     logging: Logging = Logging()
+    """Where metrics are written."""
     health: Health = Health()
+    """What is done about bad steps."""
     stop_after: Positive | None = None
     """End the run early after so many tokens in all; no learning rate changes."""
     allow: tuple[str, ...] = ()

@@ -30,7 +30,7 @@ def test_sets_are_named_below_their_roles_beside_the_two_fields():
         ([WIKI.replace("en-wiki", "en/wiki")], "'en/wiki' is not a name for a set"),
         ([WIKI.replace("1/2", "0")], "validation.sets.en-wiki.weight"),
         ([WIKI.replace("upstream", "up")], "validation.sets.en-wiki.role"),
-        ([WIKI.replace("weight", "wieght")], "did you mean 'weight'"),
+        ([WIKI.replace("weight", "weights")], "did you mean 'weight'"),
     ],
 )
 def test_what_is_wrong_with_a_set_is_one_line(edits, line):

@@ -67,7 +67,7 @@ class Runs:
         return mixed(values), self._document[begins]
 
     def signatures(self, length: int) -> Hashes:
-        """Return the MinHash of each document's runs of `length` tokens: [d, BINS], `NO_HASH` where none is."""
+        """Return the MinHash of each document's runs of `length` tokens: [d, BINS]; `NO_HASH` where none."""
         hashes, document = self.of_length(length)
         found = np.full(len(self.lengths) * BINS, NO_HASH, np.uint64)
         place = document * BINS + (hashes >> _BIN_BITS).astype(np.int64)

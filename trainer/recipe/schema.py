@@ -13,7 +13,7 @@ from tokenization.errors import did_you_mean
 from trainer.recipe.fields import Count, Exact, Positive, Rate, Seconds, Section
 from trainer.recipe.numbers import count
 from trainer.recipe.schedule import Schedule
-from trainer.recipe.validation import Validation
+from trainer.recipe.validation import Probe, Validation
 
 
 class EveryN(Section):
@@ -246,6 +246,8 @@ class Recipe(Section):
     """What is trained, one phase after another."""
     validation: Validation = Validation()
     """Held-out text; without it nothing is watched."""
+    probe: Probe | None = None
+    """Prompts whose continuations are shown at each validation."""
     checkpoint: Checkpointing = Checkpointing()
     """When the run is saved."""
     micro_batch_size: Positive | Literal["auto"] = "auto"
@@ -338,6 +340,8 @@ class Recipe(Section):
                 problems.append(
                     f"{where}: the first segment must begin at 0 and each one after the last, not at {starts}"
                 )
+        if self.probe is not None and self.sequence_parallel_size > 1:
+            problems.append("probe: prompts cannot be continued where ranks share samples; leave it out")
         problems += self._length_problems()
         for phase in self.phases:
             phase.schedule.fit_to_steps(

@@ -23,7 +23,7 @@ from trainer.engine.result import OwnTime, StepResult
 from trainer.engine.row_lr import ScaledSlice, scale_updates
 from trainer.engine.skipping import NEVER, NO_LIMITS, Limits, Verdict
 from trainer.machine import collectives
-from trainer.mixer.batch import MicroBatch, begins_within
+from trainer.mixer.batch import MicroBatch, begins_within, document_bounds
 from trainer.mixer.permutation import key_of
 from trainer.recipe.schema import Optimizer
 from trainer.storage.fragment import Fragment
@@ -246,11 +246,14 @@ class Engine:
         """This rank's part of the rows, where ranks share them."""
         return micro if self._part[1] == 1 else micro.cut(*self._part)
 
-    def _to_device(self, micro: MicroBatch) -> Iterable[torch.Tensor | None]:
+    def _to_device(self, micro: MicroBatch) -> Iterable[Any]:
         # Rows without a boundary of documents need no mask for them, and the model need not look for one.
         positions = micro.positions if begins_within(micro.positions) else None
         for array in (micro.input_ids, micro.targets, positions):
             yield None if array is None else self._moved(array)
+        if positions is not None and getattr(self.engine.module, "by_documents", False):
+            bounds, longest = document_bounds(positions)
+            yield self._moved(bounds), longest
 
     def _moved(self, array: np.ndarray) -> torch.Tensor:
         """A copy on the device; the host does not wait for what the device still computes."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from trainer.model.cross_entropy import IGNORED, cross_entropy
+from trainer.model.documents import ATTENTION, CUDNN, Documents
 from trainer.model.packing import known_packing
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
@@ -33,13 +34,19 @@ class CausalLM(nn.Module):
         head.forward = partial(self._score, head, head.forward)
         self.one_row = hf.config._attn_implementation == "flash_attention_2"
         """Whether rows are joined end to end: these kernels separate documents only within a single row."""
+        self.by_documents = hf.config._attn_implementation in (ATTENTION, CUDNN)
+        """Whether the attention takes documents in place of a mask, as `forward` does then."""
         self.gathered_whole: list[type[nn.Module]] = []
         """Kinds of module that ZeRO-3 gathers at once; hooks inside would cut compiled code into pieces."""
         self.row_hooks: list[RemovableHandle] = []
         """Hooks that keep old embedding rows unchanged (see `trainable`)."""
 
     def forward(
-        self, input_ids: Tensor, targets: Tensor, positions: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        targets: Tensor,
+        positions: Tensor | None = None,
+        documents: Documents | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the cross-entropy of each row's targets, in nats.
 
@@ -48,16 +55,19 @@ class CausalLM(nn.Module):
             targets: `[micro, seq]`, the token that follows each input; `IGNORED` does not count.
             positions: `[micro, seq]`, or None for 0, 1, 2, …. A new document begins wherever they do not
                 rise by one, and attention does not look back beyond it.
+            documents: where they begin, if the model is `by_documents` and there are positions.
 
         Returns:
             The sum over all counted targets, with z-loss (to be divided by their global number, then
             backward), the sums per row `[micro]` (detached), and the counted targets per row `[micro]`.
         """
-        hidden = self.hidden(input_ids, positions).flatten(0, 1)
+        hidden = self.hidden(input_ids, positions, documents).flatten(0, 1)
         total, nats = self.hf.get_output_embeddings()(hidden, targets.flatten())
         return total, nats.view_as(targets).sum(dim=1), (targets != IGNORED).sum(dim=1)
 
-    def hidden(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, positions: Tensor | None = None, documents: Documents | None = None
+    ) -> Tensor:
         """Compute the last hidden state `[micro, seq, hidden]`, before the output embedding.
 
         transformers makes the block-diagonal mask from the positions, sliding windows included.
@@ -65,11 +75,15 @@ class CausalLM(nn.Module):
         if self.one_row and positions is not None:
             row = self._backbone(input_ids.reshape(1, -1), positions.reshape(1, -1))
             return row.view(*input_ids.shape, -1)
-        return self._backbone(input_ids, positions)
+        return self._backbone(input_ids, positions, documents)
 
-    def _backbone(self, input_ids: Tensor, positions: Tensor | None) -> Tensor:
+    def _backbone(
+        self, input_ids: Tensor, positions: Tensor | None, documents: Documents | None = None
+    ) -> Tensor:
+        assert positions is None or documents is not None or not self.by_documents, "documents would be mixed"
+        more = {} if documents is None else {"documents": documents}
         with known_packing(positions is not None):
-            output = self.hf.base_model(input_ids, position_ids=positions, use_cache=False)
+            output = self.hf.base_model(input_ids, position_ids=positions, use_cache=False, **more)
         hidden: Tensor = output.last_hidden_state
         return hidden
 

@@ -231,7 +231,7 @@ def layer_bytes(shape: Shape, settings: MemorySettings) -> int:
     attention = p * 2 * (shape.queries + shape.keys) + 4 * shape.heads
     if settings.attention == "eager":
         attention += shape.heads * settings.seq_len * (4 + p)
-    if settings.document_mask and settings.attention != "flash_attention_2":
+    if settings.document_mask and (settings.dtype == "fp32" or settings.attention in ("eager", "sdpa")):
         attention += p * (settings.seq_len + shape.queries)
     if shape.gated:
         return 2 * shape.hidden * (4 + 2 * p) + attention + 4 * p * shape.inner

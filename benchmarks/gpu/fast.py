@@ -4,7 +4,7 @@
 
 1B random weights at 4,096 tokens in bf16, each loop with the card to itself: ours and the bare one, layers
 compiled, the largest LLaMA that fits (moments in bf16), transformers' `Trainer` in a process of its own,
-Liger's loss, documents, cuDNN's attention, products in 8 bits, a larger vocabulary, recomputation.
+Liger's loss, documents, products in 8 bits, a larger vocabulary, recomputation.
 """
 
 from __future__ import annotations
@@ -87,9 +87,8 @@ def measure(folder: Path, cpu: bool, until: float) -> None:
     took(bench, "32k, compiled, documents", packed, alone=True)
     took(bench, "32k, compiled, documents by a mask", replace(packed, attention="sdpa"), alone=True)
     if cpu:
-        row(f"{shape.name} 32k, 8 bits and cuDNN", note="not tried: no card")
+        row(f"{shape.name} 32k, 8-bit products", note="not tried: no card")
     else:
-        took(bench, "32k, compiled, cuDNN's attention", replace(quick, attention="cudnn"), alone=True)
         took(bench, "32k, compiled, 8-bit products", replace(quick, float8=True), alone=True)
     took(bench, "55k", replace(first, vocab_size=large))
     took(bench, "55k, compiled", replace(quick, vocab_size=large), alone=True)

@@ -63,7 +63,6 @@ def check_config(
     return [
         *_shape_problems(recipe, config),
         *context_problems(recipe, configs),
-        *_cudnn_problems(recipe, config),
         *_sequence_problems(recipe, configs),
         *_vocabulary_problems(recipe, config, vocab_size, known_pieces),
         *_not_trainable(recipe, config),
@@ -202,21 +201,6 @@ def has_fast_documents(config: Mapping[str, Any]) -> bool:
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     dropout, window = config.get("attention_dropout") or 0.0, config.get("sliding_window")
     return size % 8 == 0 and size <= 256 and dropout == 0.0 and window is None
-
-
-def _cudnn_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[UserError]:
-    """Find what cuDNN's attention cannot do, or the kernels that take its place for documents."""
-    if recipe.model.attention != "cudnn":
-        return
-    field, value, fix = "model.attention", "cudnn", "use auto"
-    if recipe.model.dtype == "fp32":
-        yield UserError("computes in bf16 or fp16 only", field=field, value=value, fix=fix)
-    if recipe.sequence_parallel_size > 1:
-        what = "cannot be used with sequence_parallel_size"
-        yield UserError(what, field=field, value=value, fix=fix)
-    if not has_fast_documents(config):
-        what = "takes heads of a multiple of 8 and at most 256, no dropout and no sliding window"
-        yield UserError(what, field=field, value=value, fix=fix)
 
 
 def _sequence_problems(recipe: Recipe, configs: Mapping[int, Mapping[str, Any]]) -> Iterator[UserError]:

@@ -81,16 +81,7 @@ def build_model(
 
 
 def attention_of(recipe: Recipe, config: Mapping[str, Any]) -> str:
-    """Return the attention implementation that `model.attention` stands for on this machine.
-
-    Raises:
-        UserError: this machine cannot compute what the recipe names.
-    """
-    if recipe.model.attention == "cudnn":
-        if not documents.available():
-            what, fix = "needs an NVIDIA card of 2020 or newer and PyTorch from 2.11 on", "use auto"
-            raise UserError(what, field="model.attention", value="cudnn", fix=fix)
-        return documents.CUDNN
+    """Return the attention implementation that `model.attention` stands for on this machine."""
     if recipe.model.attention != "auto":
         return recipe.model.attention
     if not torch.cuda.is_available() or recipe.model.dtype == "fp32":

@@ -4,28 +4,15 @@ has for NVIDIA cards: it takes no mask, and no time for what a mask would hide."
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ATTENTION = "rewarm_documents"
 """The name under which transformers finds this attention; it makes no mask of its own for such a name."""
-
-CUDNN = "rewarm_cudnn"
-"""The same, with cuDNN's kernels first where each row is one document (`model.attention: cudnn`)."""
-
-FIRST_CUDNN = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
 
 Documents = tuple[Tensor, int]
 """Where documents begin in all rows laid end to end, then where the last one ends, `[documents + 1]` int32 on
@@ -40,7 +27,7 @@ def available() -> bool:
         from torch.nn.attention import varlen
     except ImportError:
         return False
-    return {"window_size", "scale", "enable_gqa"} <= set(inspect.signature(varlen.varlen_attn).parameters)
+    return {"window_size", "scale"} <= set(inspect.signature(varlen.varlen_attn).parameters)
 
 
 def attend(
@@ -52,7 +39,6 @@ def attend(
     *,
     documents: Documents | None = None,
     scaling: float | None = None,
-    cudnn: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend causally within each document, or within each row, as an attention function of transformers.
@@ -65,15 +51,13 @@ def attend(
         attention_mask: not used.
         documents: the documents of all rows; None where each row is one.
         scaling: the factor of the scores; None: one by the root of head_dim.
-        cudnn: whether cuDNN's kernels come first where there are no documents.
         kwargs: what SDPA takes beside these.
 
     Returns:
         `[micro, seq, heads, head_dim]`, and no weights.
     """
     if documents is None:
-        with sdpa_kernel(FIRST_CUDNN, set_priority=True) if cudnn else nullcontext():
-            found, _ = sdpa_attention_forward(module, query, key, value, None, scaling=scaling, **kwargs)
+        found, _ = sdpa_attention_forward(module, query, key, value, None, scaling=scaling, **kwargs)
         return found, None
     rows, heads, length, size = query.shape
     packed = (one.transpose(1, 2).flatten(0, 1) for one in (query, key, value))
@@ -87,6 +71,13 @@ def _within(
     """Attend over `[tokens, heads, head_dim]`."""
     from torch.nn.attention.varlen import varlen_attn
 
+    grouped: Any = {}
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+            grouped = {"enable_gqa": True}
+        else:  # PyTorch 2.11
+            shared = query.shape[1] // key.shape[1]
+            key, value = (one.repeat_interleave(shared, dim=1) for one in (key, value))
     found = varlen_attn(
         query,
         key,
@@ -97,11 +88,10 @@ def _within(
         longest,
         scale=scaling,
         window_size=(-1, 0),  # causal
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
     assert isinstance(found, Tensor)
     return found
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
-ALL_ATTENTION_FUNCTIONS.register(CUDNN, partial(attend, cudnn=True))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from trainer.model.cross_entropy import IGNORED, cross_entropy
-from trainer.model.documents import ATTENTION, CUDNN, Documents
+from trainer.model.documents import ATTENTION, Documents
 from trainer.model.packing import known_packing
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
@@ -34,7 +34,7 @@ class CausalLM(nn.Module):
         head.forward = partial(self._score, head, head.forward)
         self.one_row = hf.config._attn_implementation == "flash_attention_2"
         """Whether rows are joined end to end: these kernels separate documents only within a single row."""
-        self.by_documents = hf.config._attn_implementation in (ATTENTION, CUDNN)
+        self.by_documents = hf.config._attn_implementation == ATTENTION
         """Whether the attention takes documents in place of a mask, as `forward` does then."""
         self.gathered_whole: list[type[nn.Module]] = []
         """Kinds of module that ZeRO-3 gathers at once; hooks inside would cut compiled code into pieces."""

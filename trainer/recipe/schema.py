@@ -36,9 +36,9 @@ class Model(Section):
     activation_checkpointing: Literal["none", "full", "offload"] | EveryN = "none"
     """What is computed again in the backward pass: `full`, each layer (less memory, a third more time);
     `every_n: 2`, every second one; `offload`, each layer, and their inputs wait in host memory."""
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "cudnn"] = "auto"
-    """The implementation; `auto` is FlashAttention on a GPU where the package is installed, else SDPA, with
-    PyTorch's own kernels for documents in place of a mask. `cudnn`: cuDNN's kernels come first."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """The implementation; `auto` is FlashAttention on a GPU where the package is installed, else SDPA; on
+    a GPU in 16 bits with PyTorch's kernels for documents in place of a mask."""
     loss: Literal["auto", "torch", "liger"] = "auto"
     """Who computes the output layer's loss: PyTorch (`auto` is that today), or Liger's kernel, on GPUs."""
     compile: bool = False

@@ -177,16 +177,6 @@ def test_flash_attention_wants_its_package_and_half_precision():
     assert "model.attention: 'flash_attention_2' computes in bf16 or fp16 only" in told
 
 
-def test_cudnn_attention_tells_what_it_cannot_compute():
-    wrong = recipe("model.attention=cudnn", "sequence_parallel_size=2", attention_dropout=0.1)
-    told = [str(problem) for problem in config_problems(wrong, 90) if "'cudnn'" in str(problem)]
-    assert [any(word in line for line in told) for word in ("bf16", "sequence_parallel", "no dropout")] == [
-        True
-    ] * 3
-    right = recipe("model.attention=cudnn", "model.dtype=bf16", hidden_size=64, num_attention_heads=4)
-    assert not [problem for problem in config_problems(right, 90) if "'cudnn'" in str(problem)]
-
-
 @pytest.mark.parametrize(
     ("override", "words"),
     [

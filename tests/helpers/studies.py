@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.recipe.load import dump_recipe, load_recipe
-from trainer.study.results import Planned, StudyRecord, write_record
+from trainer.study.results import Arm, Planned, ScoreCurve, StudyRecord, write_record
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "launch" / "recipes" / "quickstart.yaml"
 STEP = 2048
@@ -65,3 +65,26 @@ def write_study(
             middle = ((base[0] + old) / 2, (base[1] + new) / 2)
             write_run(out / directory, (base[0], middle[0], old), (base[1], middle[1], new))
     write_record(out, StudyRecord(study, "recipe.yaml", tuple(planned)))
+
+
+def arm(
+    name: str,
+    seed: int,
+    upstream: float,
+    downstream: float,
+    *,
+    early: float | None = None,
+    base: tuple[float, float] = (2.0, 3.0),
+    tokens: int = 1000,
+    **changes: object,
+) -> Arm:
+    """A finished arm that ended at these bits per byte; `early`: its upstream score after a tenth."""
+    places = (0, tokens // 10, tokens)
+    old = (base[0], upstream if early is None else early, upstream)
+    new = (base[1], (base[1] + downstream) / 2, downstream)
+    fields = {
+        "name": name, "seed": seed, "size": "", "fields": {}, "parameters": 1_000_000, "tokens": tokens,
+        "replay": 0.0, "upstream": ScoreCurve(places, old, old), "downstream": ScoreCurve(places, new, new),
+        "finished": True, "diverged": False, "from_scratch": False, "directory": Path(name),
+    }  # fmt: skip
+    return Arm(**{**fields, **changes})

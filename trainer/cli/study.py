@@ -50,7 +50,7 @@ def add_study(commands: Any) -> None:
 def study_command(args: argparse.Namespace) -> int:
     """Repeat a paper's experiment with your recipe, before you spend the cluster."""
     from trainer.study import series
-    from trainer.study.page import PAGE, conclude
+    from trainer.study.page import STUDY_PAGE, conclude
 
     request = _request(args)
     arms = series.plan_arms(request)
@@ -63,7 +63,7 @@ def study_command(args: argparse.Namespace) -> int:
     status = series.train_arms(request, arms, args.parallel)
     if status in (ExitCode.REQUEUE, ExitCode.INTERRUPTED) or status > 128:
         return status
-    page = request.out / PAGE
+    page = request.out / STUDY_PAGE
     text = f"{conclude(request.out)}\n\n{page}"
     print_answer(args, {**result, "report": str(page)}, text)
     return status

@@ -12,7 +12,7 @@ from trainer.report.style import STYLE
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
-PATIENCE_S = 60.0
+DRAW_S = 60.0
 """A browser that takes longer for a picture is given up."""
 
 
@@ -79,7 +79,7 @@ def _draw(browser: str, svg: Path, png: Path, width: int, height: int) -> bool:
     size, out = f"--window-size={width},{height}", f"--screenshot={png.resolve()}"
     words = [browser, *options, size, out, svg.resolve().as_uri()]
     try:
-        subprocess.run(words, capture_output=True, timeout=PATIENCE_S, check=True)
+        subprocess.run(words, capture_output=True, timeout=DRAW_S, check=True)
     except (OSError, subprocess.SubprocessError):
         return False
     return png.exists()

@@ -12,7 +12,7 @@ from trainer.model.architecture import SIZES as WIDTHS
 from trainer.model.architecture import read_config
 from trainer.model.extend import extend_model
 from trainer.recipe.schema import Recipe
-from trainer.study.spec import SCALES, Model
+from trainer.study.spec import SCALES, StartModel
 
 _SHAPE = (
     *WIDTHS, "model_type", "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps",
@@ -63,7 +63,7 @@ def _scaled(init: Mapping[str, Any], size: str) -> Fields:
 
 
 def model_fields(
-    model: Model, recipe: Recipe, unextended: Recipe | None, out: Path, seed: int, size: str = ""
+    model: StartModel, recipe: Recipe, unextended: Recipe | None, out: Path, seed: int, size: str = ""
 ) -> Fields:
     """Return the fields of the recipe that let an arm start from `model`, which is written if need be.
 

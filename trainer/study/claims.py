@@ -83,7 +83,7 @@ def worse(measure: str, one: str, other: str) -> Contrast:
     )
 
 
-def alike(measure: str, one: str, other: str) -> Contrast:
+def near(measure: str, one: str, other: str) -> Contrast:
     """Return the contrast by which the losses of two arms differ by less than 1 %."""
     of = _MEASURES[measure]
     return Contrast(
@@ -149,7 +149,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
             "The length of the warm-up matters little at the end",
             _GUPTA,
             tuple(
-                alike(measure, f"warmup-{share}", "warmup-1")
+                near(measure, f"warmup-{share}", "warmup-1")
                 for measure in ("downstream", "upstream")
                 for share in ("0", "0.5", "2", "10")
             ),
@@ -160,7 +160,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
             "An infinite schedule ends as cosine does",
             _IBRAHIM,
             tuple(
-                alike(measure, arm, "cosine")
+                near(measure, arm, "cosine")
                 for measure in ("downstream", "upstream")
                 for arm in ("infinite-cosine", "infinite-inverse-sqrt")
             ),

@@ -18,8 +18,8 @@ from trainer.study.spec import (
     NOTHING,
     ArmSpec,
     Change,
-    Model,
     Options,
+    StartModel,
     combinations,
     curve_of,
     last_phase,
@@ -149,7 +149,7 @@ def _new_rows(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
     if recipe.model.base is None:
         fix = "name the model with its extended vocabulary"
         raise UserError("is missing: new rows are rows beside a base's", field="model.base", fix=fix)
-    kinds: tuple[Model, ...] = ("subpiece_mean", "mean", "random", "unextended")
+    kinds: tuple[StartModel, ...] = ("subpiece_mean", "mean", "random", "unextended")
     for kind in kinds:
         name = "no-extension" if kind == "unextended" else kind.replace("_", "-")
         yield last_phase(recipe, name, {}, kind)

@@ -25,13 +25,13 @@ from trainer.study.summary import (
     summarize,
     summary_table,
 )
-from trainer.study.verdicts import Verdict, judge_study, verdict_lines
+from trainer.study.verdicts import Judgement, judge_study, verdict_lines
 
-PAGE = "report.html"
-FIGURES = "figures"
+STUDY_PAGE = "report.html"
+FIGURE_FOLDER = "figures"
 """Folder in a study's directory."""
 
-WIDTH, HEIGHT = 480, 300
+FIGURE_WIDTH, FIGURE_HEIGHT = 480, 300
 
 FRONT = 13
 """Number of a line that is grey and dashed."""
@@ -47,17 +47,17 @@ def conclude(out: Path) -> str:
         UserError: the directory is not a study's, or its page is not one of ours.
         InfrastructureError: the disk is full or fails.
     """
-    refuse_other_page(out / PAGE)
+    refuse_other_page(out / STUDY_PAGE)
     name, arms = read_record(out).study, read_results(out)
     summaries, verdicts = summarize(arms), judge_study(name, arms)
     pictures = draw_study(summaries)
-    notes = write_figures(pictures, out / FIGURES, WIDTH, HEIGHT)
+    notes = write_figures(pictures, out / FIGURE_FOLDER, FIGURE_WIDTH, FIGURE_HEIGHT)
     drawn = {
-        which: [kind for kind in ("svg", "png") if (out / FIGURES / f"{which}.{kind}").exists()]
+        which: [kind for kind in ("svg", "png") if (out / FIGURE_FOLDER / f"{which}.{kind}").exists()]
         for which in pictures
     }
     now = datetime.datetime.now().astimezone()
-    disk.write_atomically(out / PAGE, study_page(name, arms, verdicts, pictures, drawn, now))
+    disk.write_atomically(out / STUDY_PAGE, study_page(name, arms, verdicts, pictures, drawn, now))
     study = find_study(name)
     signs = filter(None, [signs_line(arms), *notes])
     told = [*verdict_lines(verdicts)] or ["no paper's finding is held against this study"]
@@ -101,7 +101,12 @@ def _over_tokens(stream: str, summaries: Sequence[tuple[int, Summary]]) -> str:
         lines.append(Line(one.title, number, band.tokens, band.means, dots=True, band=several))
     described = f"{stream} bits per byte over tokens"
     return chart(
-        lines, x_format=short, y_format="{:.2f}".format, described=described, width=WIDTH, height=HEIGHT
+        lines,
+        x_format=short,
+        y_format="{:.2f}".format,
+        described=described,
+        width=FIGURE_WIDTH,
+        height=FIGURE_HEIGHT,
     )
 
 
@@ -128,8 +133,8 @@ def _plane(summaries: Sequence[tuple[int, Summary]]) -> str:
         zero=True,
         at_end=True,
         described="forgetting over downstream bits per byte",
-        width=WIDTH,
-        height=HEIGHT,
+        width=FIGURE_WIDTH,
+        height=FIGURE_HEIGHT,
     )
 
 
@@ -152,7 +157,7 @@ _CAPTIONS = {
 def study_page(
     name: str,
     arms: Sequence[Arm],
-    verdicts: Sequence[Verdict],
+    verdicts: Sequence[Judgement],
     pictures: Mapping[str, str],
     drawn: Mapping[str, Sequence[str]],
     now: datetime.datetime,
@@ -175,18 +180,18 @@ def study_page(
 def _figure(which: str, picture: str, seeds: int, kinds: Sequence[str]) -> str:
     title, what = _CAPTIONS[which]
     band = "; bands: from the lowest to the highest seed" if seeds > 1 and which != "trade-off" else ""
-    files = " · ".join(f"<a href='{FIGURES}/{which}.{kind}'>{kind.upper()}</a>" for kind in kinds)
+    files = " · ".join(f"<a href='{FIGURE_FOLDER}/{which}.{kind}'>{kind.upper()}</a>" for kind in kinds)
     caption = f"<figcaption><b>{escape(title)}</b>{escape(what + band)} · {files}</figcaption>"
     return f"<figure id='{which}'>{caption}{picture}</figure>"
 
 
-def _verdicts(verdicts: Sequence[Verdict]) -> str:
+def _verdicts(verdicts: Sequence[Judgement]) -> str:
     if not verdicts:
         return "<section><p>No paper's finding is held against this: the question is your own.</p></section>"
     return f"<section><h2>Verdicts on this data</h2>{''.join(map(_verdict, verdicts))}</section>"
 
 
-def _verdict(verdict: Verdict) -> str:
+def _verdict(verdict: Judgement) -> str:
     kind = {"holds": "holds", "does not hold": "fails"}.get(verdict.outcome, "open")
     size = f" ({verdict.size})" if verdict.size else ""
     rows = "".join(

@@ -17,7 +17,7 @@ from trainer.metrics.heartbeat import read_status
 from trainer.report.runs import gather_runs
 from trainer.report.status import duration
 
-EVERY_S = 300.0
+TABLE_EVERY_S = 300.0
 """How often the table is printed while nothing ends."""
 
 
@@ -109,7 +109,7 @@ class Watch:
 
     def beat(self) -> None:
         """Print the table if it was not printed for a while."""
-        if self._clock() - self._printed >= EVERY_S:
+        if self._clock() - self._printed >= TABLE_EVERY_S:
             self._print()
 
     def _print(self) -> None:

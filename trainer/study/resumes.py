@@ -12,7 +12,7 @@ from trainer.recipe.schema import Recipe
 from trainer.scheduler.curves import Curve
 from trainer.study.spec import ArmSpec, Change, Options, combinations, phase_fields
 
-PIECES = 32
+STRAIGHT_PIECES = 32
 """Straight pieces that half of a curve is drawn with: within 0.1 % of its highest value."""
 
 LENGTHS = (5, 10, 20)
@@ -71,7 +71,7 @@ def _part(curve: Curve, start: int, stop: int, step: int) -> Change:
     schedule: dict[str, Any] = {"kind": "stages", "warmup": 0, "lr_scale": curve.schedule.lr_scale}
     if warm:
         schedule |= {"warmup": warm, "start_lr": first.lr_from}
-    width = max(step, -(-(stop - start) // PIECES) // step * step)
+    width = max(step, -(-(stop - start) // STRAIGHT_PIECES) // step * step)
     joints = [start + warm, *(at for at in range(start, stop, width) if at > start + warm), stop]
     schedule["stages"] = [
         {"shape": "linear", "length": after - before, "end_lr": float(curve(after))}

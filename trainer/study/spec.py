@@ -14,7 +14,7 @@ from tokenization.errors import UserError
 from trainer.recipe.schema import Phase, Recipe
 from trainer.recipe.yaml_text import read_yaml
 
-Model = Literal["random_weights", "subpiece_mean", "mean", "random", "unextended"]
+StartModel = Literal["random_weights", "subpiece_mean", "mean", "random", "unextended"]
 """A model that an arm starts from: random weights in the base's shape; the base without the extension of its
 vocabulary, extended in one of three manners, or as it is."""
 
@@ -34,7 +34,7 @@ class ArmSpec:
     """By their dotted names."""
     phase: int
     """The first phase that is studied; those before it are the same in all arms of a seed."""
-    model: Model | None = None
+    model: StartModel | None = None
     """The model that the arm starts from, if not the recipe's; it is made or read before arms are planned."""
 
     @property
@@ -62,7 +62,7 @@ def flow(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
 
 
-def last_phase(recipe: Recipe, name: str, change: Change, model: Model | None = None) -> ArmSpec:
+def last_phase(recipe: Recipe, name: str, change: Change, model: StartModel | None = None) -> ArmSpec:
     """Return an arm that changes fields of the last phase."""
     last = len(recipe.phases) - 1
     return ArmSpec(name, {f"phases.{last}.{field}": value for field, value in change.items()}, last, model)

@@ -33,7 +33,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """What became of a finding."""
 
     claim: Claim
@@ -45,7 +45,7 @@ class Verdict:
     compared: tuple[Compared, ...] = ()
 
 
-def judge_study(study: str, arms: Sequence[Arm]) -> list[Verdict]:
+def judge_study(study: str, arms: Sequence[Arm]) -> list[Judgement]:
     """Return a verdict on each of the papers' findings that a study is about, size by size."""
     sizes = dict.fromkeys(arm.size for arm in arms) or {"": None}
     return [
@@ -55,7 +55,7 @@ def judge_study(study: str, arms: Sequence[Arm]) -> list[Verdict]:
     ]
 
 
-def judge_claim(claim: Claim, arms: Sequence[Arm], size: str = "") -> Verdict:
+def judge_claim(claim: Claim, arms: Sequence[Arm], size: str = "") -> Judgement:
     """Return a verdict on a finding from arms of one size.
 
     Differences are taken seed by seed, between arms that share data order and start, and each mean has its
@@ -64,7 +64,7 @@ def judge_claim(claim: Claim, arms: Sequence[Arm], size: str = "") -> Verdict:
     nor where an arm is missing or has diverged.
     """
     if problem := _unfit(claim, arms):
-        return Verdict(claim, size, "not decided", problem, ())
+        return Judgement(claim, size, "not decided", problem, ())
     seeds = tuple(sorted(_common(claim, arms)))
     by_seed = [{arm.name: arm for arm in arms if arm.seed == seed} for seed in seeds]
     compared = []
@@ -74,13 +74,13 @@ def judge_claim(claim: Claim, arms: Sequence[Arm], size: str = "") -> Verdict:
         compared.append(compare_values(contrast, values, margin, len(claim.contrasts)))
     if any(not math.isfinite(one.interval.mean) for one in compared):
         reason = "a score that it needs was not measured"
-        return Verdict(claim, size, "not decided", reason, seeds, tuple(compared))
+        return Judgement(claim, size, "not decided", reason, seeds, tuple(compared))
     outcomes = {one.outcome for one in compared}
     outcome: Outcome = (
         "does not hold" if "does not hold" in outcomes
         else "not decided" if "not decided" in outcomes else "holds"
     )  # fmt: skip
-    return Verdict(claim, size, outcome, _reason(outcome, compared, seeds), seeds, tuple(compared))
+    return Judgement(claim, size, outcome, _reason(outcome, compared, seeds), seeds, tuple(compared))
 
 
 def compare_values(
@@ -155,7 +155,7 @@ def _asked(open_ones: Sequence[Compared], count: int) -> str:
     return f"{about}: about {max(needed, count + 1)} seeds would decide it, if the spread stays so"
 
 
-def verdict_lines(verdicts: Sequence[Verdict]) -> Iterator[str]:
+def verdict_lines(verdicts: Sequence[Judgement]) -> Iterator[str]:
     """Yield the verdicts as lines of text."""
     for verdict in verdicts:
         size = f" ({verdict.size})" if verdict.size else ""

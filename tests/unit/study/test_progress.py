@@ -4,7 +4,7 @@ import pytest
 
 from tests.helpers import studies
 from trainer.metrics.heartbeat import write_status
-from trainer.study.progress import EVERY_S, ArmProgress, Watch, has_diverged, progress_table, study_eta
+from trainer.study.progress import TABLE_EVERY_S, ArmProgress, Watch, has_diverged, progress_table, study_eta
 
 
 def running(done, eta_s):
@@ -43,7 +43,7 @@ def test_the_watch_speaks_when_an_arm_ends_and_every_few_minutes(tmp_path, log_l
     watch.ended("a")
     assert any("0 of 2 arms finished, about 1 min to go" in line for line in log_lines)
     before = len(log_lines)
-    now += EVERY_S - 1
+    now += TABLE_EVERY_S - 1
     watch.beat()
     assert len(log_lines) == before
     now += 1

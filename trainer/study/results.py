@@ -104,17 +104,21 @@ class Arm:
 
 
 def write_record(directory: Path, record: StudyRecord) -> None:
-    """Write what a study is to its directory.
+    """Write what a study is to its directory; arms of earlier calls, of other seeds or values, stay in it.
 
     Raises:
         UserError: the directory holds another study.
     """
-    path = directory / RECORD
-    if path.exists() and (earlier := read_record(directory).study) != record.study:
-        what, fix = f"holds the study {earlier}, not {record.study}", "give another --out"
-        raise UserError(what, field="--out", value=str(directory), fix=fix)
+    path, arms = directory / RECORD, record.arms
+    if path.exists():
+        earlier = read_record(directory)
+        if earlier.study != record.study:
+            what, fix = f"holds the study {earlier.study}, not {record.study}", "give another --out"
+            raise UserError(what, field="--out", value=str(directory), fix=fix)
+        known = {arm.directory for arm in arms}
+        arms += tuple(arm for arm in earlier.arms if arm.directory not in known)
     directory.mkdir(parents=True, exist_ok=True)
-    tree = {**vars(record), "arms": [vars(arm) for arm in record.arms]}
+    tree = {**vars(record), "arms": [vars(arm) for arm in arms]}
     disk.write_atomically(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
 
 

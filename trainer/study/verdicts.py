@@ -30,6 +30,8 @@ class Compared:
     outcome: Outcome
     needed: int | None
     """Seeds that would decide it; None if it is decided, or if `MOST_SEEDS` would not do."""
+    equal: bool
+    """Whether the value is 0 in every seed."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,15 @@ def judge_claim(claim: Claim, arms: Sequence[Arm], size: str = "") -> Judgement:
         "does not hold" if "does not hold" in outcomes
         else "not decided" if "not decided" in outcomes else "holds"
     )  # fmt: skip
-    return Judgement(claim, size, outcome, _reason(outcome, compared, seeds), seeds, tuple(compared))
+    reason = _reason(outcome, compared, seeds) + _same(compared)
+    return Judgement(claim, size, outcome, reason, seeds, tuple(compared))
+
+
+def _same(compared: Sequence[Compared]) -> str:
+    """Name arms that ended equal to the last digit: what they vary may be less than a step."""
+    same = [" and ".join(one.contrast.arms) for one in compared if one.equal]
+    pairs = "; ".join(dict.fromkeys(same))
+    return f" (equal to the last digit, so that this budget may not tell them apart: {pairs})" if same else ""
 
 
 def compare_values(
@@ -107,11 +117,11 @@ def compare_values(
         distance = abs(margin - mean)
     outcome: Outcome = "holds" if holds else "does not hold" if fails else "not decided"
     if outcome != "not decided" or interval.count < 2 or not math.isfinite(distance):
-        return Compared(contrast, interval, margin, outcome, None)
+        return Compared(contrast, interval, margin, outcome, None, not any(values))
     level = (
         LEVEL if (interval.mean > 0) == (contrast.expected == "above zero") else 1 - (1 - LEVEL) / contrasts
     )
-    return Compared(contrast, interval, margin, outcome, seeds_needed(spread, distance, level))
+    return Compared(contrast, interval, margin, outcome, seeds_needed(spread, distance, level), False)
 
 
 def _unfit(claim: Claim, arms: Sequence[Arm]) -> str:

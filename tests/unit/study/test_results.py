@@ -55,6 +55,14 @@ def test_scores_are_counted_from_the_studied_phase_on(tmp_path):
     assert (arm.upstream.base, arm.forgetting, arm.tokens) == (2.0, 0.5, 102400)
 
 
+def test_arms_of_an_earlier_call_stay_in_the_record(tmp_path):
+    first, second = Planned("a", "a", 0), Planned("a", "a-seed-1", 1)
+    write_record(tmp_path, StudyRecord("grid", "recipe.yaml", (first, second)))
+    again = Planned("a", "a", 0, fields={"x": 1})
+    write_record(tmp_path, StudyRecord("grid", "recipe.yaml", (again,)))
+    assert read_record(tmp_path).arms == (again, second)
+
+
 def test_a_directory_that_is_not_this_study_is_told(tmp_path):
     with pytest.raises(UserError, match=r"study\.json: is missing; give the --out"):
         read_results(tmp_path)

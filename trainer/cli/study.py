@@ -51,6 +51,8 @@ def study_command(args: argparse.Namespace) -> int:
     """Repeat a paper's experiment with your recipe, before you spend the cluster."""
     from trainer.study import series
     from trainer.study.page import STUDY_PAGE, conclude
+    from trainer.study.results import read_results
+    from trainer.study.verdicts import judge_study
 
     request = _request(args)
     arms = series.plan_arms(request)
@@ -64,8 +66,13 @@ def study_command(args: argparse.Namespace) -> int:
     if status in (ExitCode.REQUEUE, ExitCode.INTERRUPTED) or status > 128:
         return status
     page = request.out / STUDY_PAGE
+    verdicts = judge_study(request.study, read_results(request.out))
+    told = [
+        {"finding": one.claim.name, "size": one.size, "outcome": one.outcome, "reason": one.reason}
+        for one in verdicts
+    ]
     text = f"{conclude(request.out)}\n\n{page}"
-    print_answer(args, {**result, "report": str(page)}, text)
+    print_answer(args, {**result, "report": str(page), "verdicts": told}, text)
     return status
 
 

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,8 @@ class ShardMeta:
     version: int = META_VERSION
     job: str = ""
     """Identity of the job that wrote it, which all parts of a source share; empty if no job did."""
+    generated: dict[str, Any] | None = None
+    """The model that wrote the text, and how; None if people wrote it."""
 
     @classmethod
     def read(cls, prefix: Path) -> ShardMeta:
@@ -84,6 +87,7 @@ class ShardMeta:
                     fix="run `rewarm data prepare` again",
                 )
             read.setdefault("job", "")  # shards of earlier versions have none
+            read.setdefault("generated", None)
             return cls(**{field.name: read[field.name] for field in fields(cls)})
         except FileNotFoundError:
             raise UserError(
@@ -121,7 +125,8 @@ def check_size(path: Path, expected: int) -> None:
 def write_meta(prefix: Path, meta: ShardMeta) -> None:
     """Write the side file, after everything else is on the disk; it marks the shard as whole."""
     sync_path(prefix.parent)
-    write_atomically(with_ending(prefix, ".json"), json.dumps(asdict(meta), indent=2) + "\n")
+    told = {name: value for name, value in asdict(meta).items() if name != "generated" or value is not None}
+    write_atomically(with_ending(prefix, ".json"), json.dumps(told, indent=2) + "\n")
 
 
 @contextlib.contextmanager

@@ -118,6 +118,13 @@ def utilization(text: str) -> float:
     return share
 
 
+def temperature(text: str) -> float:
+    """Parse a temperature of sampling: a number above 0."""
+    if not 0 < (value := float(fraction(text))) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a temperature above 0 and up to 100")
+    return value
+
+
 def part_of(text: str) -> tuple[int, int]:
     """Parse I/N, the I-th of N parts."""
     number, slash, parts = text.partition("/")

@@ -89,3 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     for add in (add_vocab, add_data, add_model, add_selftest, add_runs, add_merge, add_jobs, add_study):
         add(commands)
     return parser
+
+
+if __name__ == "__main__":  # of the ranks that `rewarm data generate` starts
+    sys.exit(main([word for word in sys.argv[1:] if not word.startswith("--local_rank")]))

@@ -105,13 +105,13 @@ def check_trained(config: Mapping[str, Any], recipe: Recipe, vocab_size: int) ->
     return problems
 
 
-def load_model(model: str, vocab_size: int) -> CausalLM:
-    """Load an existing model in fp32, for scoring.
+def load_model(model: str, vocab_size: int, dtype: torch.dtype | str = torch.float32) -> CausalLM:
+    """Load an existing model in `dtype`, for scoring or sampling; `auto` is that of its files.
 
     Raises:
         UserError: it cannot be loaded.
     """
-    hf = _pretrained(model, {"dtype": torch.float32})
+    hf = _pretrained(model, {"dtype": dtype})
     hf.config.use_cache = False
     return CausalLM(hf.eval(), vocab_size)
 

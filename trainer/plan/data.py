@@ -75,7 +75,7 @@ def open_validation(recipe: Recipe, missing: Collection[str] = ()) -> dict[str, 
     """Open the validation sets that the recipe names, but for those `missing`: `upstream`, `downstream`.
 
     Raises:
-        UserErrors: a set is missing, damaged or too short.
+        UserErrors: a set is missing, damaged, too short, or written by a model.
     """
     sets = {"upstream": recipe.validation.upstream, "downstream": recipe.validation.downstream}
     named = {name: prefix for name, prefix in sets.items() if prefix is not None and name not in missing}
@@ -83,6 +83,10 @@ def open_validation(recipe: Recipe, missing: Collection[str] = ()) -> dict[str, 
     for field, store in stores.items():
         if store.tokens < 2:
             what, fix = "holds fewer than 2 tokens", "prepare more held-out text"
+            problems.append(UserError(what, field=field, value=str(store.prefix), fix=fix))
+        if store.generated:
+            what = f"was written by the model {store.generated.get('model')!r}, and scores are of true text"
+            fix = "hold out text that people wrote"
             problems.append(UserError(what, field=field, value=str(store.prefix), fix=fix))
     if problems:
         raise UserErrors(problems)

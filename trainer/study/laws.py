@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import least_squares
 
-Floats = npt.NDArray[np.float64]
+from trainer.scheduler.curves import Floats
 
 BOOTSTRAPS = 200
 """Fits of the wild bootstrap."""
@@ -248,8 +248,8 @@ def fit_law(law: Law, data: Observations, seed: int = 0, bootstraps: int = BOOTS
     """Fit a law by least squares, with a wild bootstrap over arms; None if the points are too few for it.
 
     Parameters whose input has one value only are held. The fits of the bootstrap take the predicted losses
-    and add each arm's residuals with a random sign (Rademacher weights by cluster), so that the design, such
-    as the only arm without replay, stays.
+    and add what an arm's residuals have in common with one random sign, and the rest of each with another
+    (Rademacher weights), so that the design, such as the only arm without replay, stays.
     """
     free = [one for one in law.parameters if not one.needs or any(map(data.varies, one.needs))]
     if len(data) <= len(free) or len(set(data.arm.tolist())) < FEWEST_ARMS:
@@ -258,13 +258,15 @@ def fit_law(law: Law, data: Observations, seed: int = 0, bootstraps: int = BOOTS
     random = np.random.default_rng(seed)
     best = _search(law, data, free, held, random)
     predicted = law.predict(best, data)
-    stretch = np.sqrt(len(data) / (len(data) - len(free)))
+    residuals = (data.loss - predicted) * np.sqrt(len(data) / (len(data) - len(free)))
     arms, place = np.unique(data.arm, return_inverse=True)
+    shared = (np.bincount(place, residuals) / np.bincount(place))[place]
     samples = []
     for _ in range(bootstraps):
-        signs = random.choice([-1.0, 1.0], arms.size)[place]
-        drawn = replace(data, loss=predicted + signs * stretch * (data.loss - predicted))
-        samples.append(_descend(law, drawn, free, held, [best[one.name] for one in free])[0])
+        of_arm, of_point = (random.choice([-1.0, 1.0], count) for count in (arms.size, len(data)))
+        moved = of_arm[place] * shared + of_point * (residuals - shared)
+        drawn = replace(data, loss=predicted + moved)
+        samples.append(_descend(law, drawn, free, held, [best[one.name] for one in free], most=40)[0])
     return Fit(law, best, tuple(one.name for one in free), data, tuple(samples))
 
 
@@ -298,14 +300,19 @@ def _residuals(
 
 
 def _descend(
-    law: Law, data: Observations, free: Sequence[LawParameter], held: Mapping[str, float], at: Sequence[float]
+    law: Law,
+    data: Observations,
+    free: Sequence[LawParameter],
+    held: Mapping[str, float],
+    at: Sequence[float],
+    most: int = 300,
 ) -> tuple[dict[str, float], float]:
     """Follow a start to its end; return the parameters and their cost."""
     bounds = ([one.low for one in free], [one.high for one in free])
     inside = np.clip(at, *bounds)
     found = least_squares(
         lambda theta: _residuals(law, data, free, held, theta), inside, bounds=bounds, x_scale="jac",
-        max_nfev=300,
+        max_nfev=most,
     )  # fmt: skip
     values = {**held, **{one.name: float(value) for one, value in zip(free, found.x, strict=True)}}
     return {one.name: values[one.name] for one in law.parameters}, float(found.cost)

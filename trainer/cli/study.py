@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenization.errors import ExitCode, UserError
 from trainer.cli.answer import print_answer
-from trainer.cli.arguments import add_command, path_text, positive_number
+from trainer.cli.arguments import add_command, add_noun, path_text, positive_number
+from trainer.cli.recommend import add_recommend
 from trainer.storage.run_directory import RunDirectory
 from trainer.study.grids import STUDIES
 from trainer.study.spec import SCALES, Options, read_vary
@@ -19,10 +20,17 @@ if TYPE_CHECKING:  # what a study imports takes a second
 
 
 def add_study(commands: Any) -> None:
-    """Add `study`."""
-    example = "replay --recipe recipe.yaml --out runs/replay phases.0.tokens=1e8"
-    study = add_command(commands, "study", study_command, example)
-    study.add_argument("name", metavar="NAME", help=", ".join(STUDIES))
+    """Add `study`, its studies, and what follows from them."""
+    kinds = add_noun(commands, "study", "a paper's experiment with your recipe, and what follows from it")
+    for name, study in STUDIES.items():
+        example = f"--recipe recipe.yaml --out runs/{name} phases.0.tokens=1e8"
+        one = add_command(kinds, name, study_command, example, study.question.replace("%", "%%"))
+        one.set_defaults(name=name)
+        _add_options(one)
+    add_recommend(kinds)
+
+
+def _add_options(study: argparse.ArgumentParser) -> None:
     study.add_argument("--recipe", type=path_text, help="recipe (branch: default is the run's own)")
     study.add_argument("--out", type=path_text, required=True, metavar="DIR")
     ranks = "number of ranks of each arm (default: one per GPU, or 1)"

@@ -4,5 +4,7 @@
 recipe, and what the papers found. `bases` makes the models that arms start from. `series` plans all arms,
 trains what they share (`trunk`), then each of them, and tells how far it is (`progress`). `results` reads a
 study's directory as a table; `claims` says what the papers found, `verdicts` what the seeds decide of it with
-the `intervals` of paired differences, and `page` shows it, as `summary` sums it up.
+the `intervals` of paired differences, and `page` shows it, as `summary` sums it up. `laws` are fitted to
+what the arms have `observed`; `recommend` says which replay, max_lr and warm-up follow, and `recommended`
+writes them as a recipe.
 """

@@ -65,11 +65,11 @@ def find_study(name: str) -> Study:
 
 def _replay(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
     for share in ("0", "1", "5", "10", "25", "50"):
-        change = {"mixture": _mixture(recipe, Fraction(int(share), 100))}
+        change = {"mixture": mixture_of_replay(recipe, Fraction(int(share), 100))}
         yield last_phase(recipe, f"replay-{share}", change)
 
 
-def _mixture(recipe: Recipe, share: Fraction) -> Change:
+def mixture_of_replay(recipe: Recipe, share: Fraction) -> Change:
     """Return the last phase's mixture with this share of replay; within a role the proportions stay."""
     replayed = {name for name, source in recipe.sources.items() if source.role == "replay"}
     if not replayed:
@@ -142,7 +142,7 @@ def _schedule(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
 def _same_data(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
     for name, change in _rates(recipe):
         arm = "going-on" if name == "constant" else name.replace("max-lr", "re-warmed")
-        yield last_phase(recipe, arm, {"mixture": _mixture(recipe, Fraction(1)), **change})
+        yield last_phase(recipe, arm, {"mixture": mixture_of_replay(recipe, Fraction(1)), **change})
 
 
 def _new_rows(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:

@@ -85,7 +85,7 @@ class Law:
 
 
 @dataclass(frozen=True)
-class Fit:
+class LawFit:
     """A law with the parameters that fit best."""
 
     law: Law
@@ -173,7 +173,7 @@ def _d_cpt(p: Mapping[str, float], data: Observations) -> Floats:
     return np.asarray(p["E"] + size + tokens + p["C"] / (ratio + p["epsilon"]) ** p["gamma"])
 
 
-D_CPT = Law(
+D_CPT_LAW = Law(
     "D-CPT",
     "L = E + A/N^alpha + B·r^eta/D^beta + C/(r + epsilon)^gamma",
     "D-CPT law, arXiv 2406.01375; r is the share of the scored text in the mixture",
@@ -198,7 +198,7 @@ def _forgetting(p: Mapping[str, float], data: Observations) -> Floats:
     return np.asarray(data.inputs["base"] + p["A"] * data.share("tokens") ** p["b"] / kept ** p["a"] + p["E"])
 
 
-FORGETTING = Law(
+FORGETTING_LAW = Law(
     "forgetting",
     "L = L0 + A·D^b/((1 + B·p)·N)^a + E",
     "Bethune et al. 2025, arXiv 2502.06042; L0 is the base's loss, p the share of replay",
@@ -221,7 +221,7 @@ def _dynamics(p: Mapping[str, float], data: Observations) -> Floats:
     return np.asarray(p["L0"] + trained - p["C"] * annealed + shifted)
 
 
-DYNAMICS = Law(
+DYNAMICS_LAW = Law(
     "learning dynamics",
     "L = L0 + A·(S0 + S1)^-alpha − C·S2 + B·(1 − (1 + K·S1)^-beta)",
     "Wang et al. 2025, arXiv 2505.07796; S1 is the sum of the learning rates, S2 the annealing area, and S0 "
@@ -241,11 +241,11 @@ DYNAMICS = Law(
 )
 """Its areas are shares of the largest forward area that was measured."""
 
-LAWS = {law.name: law for law in (D_CPT, FORGETTING, DYNAMICS)}
+LAWS = {law.name: law for law in (D_CPT_LAW, FORGETTING_LAW, DYNAMICS_LAW)}
 
 
-def fit_law(law: Law, data: Observations, seed: int = 0, bootstraps: int = BOOTSTRAPS) -> Fit | None:
-    """Fit a law by least squares, with a wild bootstrap over arms; None if the points are too few for it.
+def fit_law(law: Law, data: Observations, seed: int = 0, bootstraps: int = BOOTSTRAPS) -> LawFit | None:
+    """LawFit a law by least squares, with a wild bootstrap over arms; None if the points are too few for it.
 
     Parameters whose input has one value only are held. The fits of the bootstrap take the predicted losses
     and add what an arm's residuals have in common with one random sign, and the rest of each with another
@@ -266,8 +266,8 @@ def fit_law(law: Law, data: Observations, seed: int = 0, bootstraps: int = BOOTS
         of_arm, of_point = (random.choice([-1.0, 1.0], count) for count in (arms.size, len(data)))
         moved = of_arm[place] * shared + of_point * (residuals - shared)
         drawn = replace(data, loss=predicted + moved)
-        samples.append(_descend(law, drawn, free, held, [best[one.name] for one in free], most=40)[0])
-    return Fit(law, best, tuple(one.name for one in free), data, tuple(samples))
+        samples.append(_descend(law, drawn, free, held, [best[one.name] for one in free], most=12)[0])
+    return LawFit(law, best, tuple(one.name for one in free), data, tuple(samples))
 
 
 def _search(

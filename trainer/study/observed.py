@@ -17,12 +17,12 @@ from trainer.report.runs import finite, gather_runs
 from trainer.storage.run_directory import RunDirectory
 from trainer.study.laws import (
     BOOTSTRAPS,
-    D_CPT,
-    DYNAMICS,
-    FORGETTING,
+    D_CPT_LAW,
+    DYNAMICS_LAW,
+    FORGETTING_LAW,
     BackTest,
-    Fit,
     Law,
+    LawFit,
     Observations,
     annealing_areas,
     back_tests,
@@ -72,7 +72,7 @@ class FittedLaw:
     """A law on one validation set, and how it predicts what it has not seen."""
 
     stream: str
-    fit: Fit
+    fit: LawFit
     tests: tuple[BackTest, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -210,18 +210,18 @@ def _points(curve: ScoreCurve, whole: int) -> list[tuple[int, float]]:
 
 
 def fit_forgetting(arms: Sequence[StudiedArm]) -> FittedLaw | None:
-    """Fit the law of forgetting to arms of one schedule; None if they are too few for it."""
-    return _fitted(FORGETTING, "upstream", observe_mixture(of_one_schedule(arms), "upstream"))
+    """LawFit the law of forgetting to arms of one schedule; None if they are too few for it."""
+    return _fitted(FORGETTING_LAW, "upstream", observe_mixture(of_one_schedule(arms), "upstream"))
 
 
 def fit_all(arms: Sequence[StudiedArm], bootstraps: int = BOOTSTRAPS) -> list[FittedLaw]:
-    """Fit every law on every validation set where there are scores enough."""
+    """LawFit every law on every validation set where there are scores enough."""
     asked: list[tuple[Law, str, Callable[..., Observations | None], list[StudiedArm]]] = [
-        (FORGETTING, "upstream", observe_mixture, of_one_schedule(arms)),
-        (D_CPT, "upstream", observe_mixture, of_one_schedule(arms)),
-        (D_CPT, "downstream", observe_mixture, of_one_schedule(arms)),
-        (DYNAMICS, "upstream", observe_dynamics, of_one_replay(arms)),
-        (DYNAMICS, "downstream", observe_dynamics, of_one_replay(arms)),
+        (FORGETTING_LAW, "upstream", observe_mixture, of_one_schedule(arms)),
+        (D_CPT_LAW, "upstream", observe_mixture, of_one_schedule(arms)),
+        (D_CPT_LAW, "downstream", observe_mixture, of_one_schedule(arms)),
+        (DYNAMICS_LAW, "upstream", observe_dynamics, of_one_replay(arms)),
+        (DYNAMICS_LAW, "downstream", observe_dynamics, of_one_replay(arms)),
     ]
     found = [_fitted(law, stream, observe(some, stream), bootstraps) for law, stream, observe, some in asked]
     return [one for one in found if one is not None]
@@ -230,7 +230,7 @@ def fit_all(arms: Sequence[StudiedArm], bootstraps: int = BOOTSTRAPS) -> list[Fi
 def _fitted(
     law: Law, stream: str, data: Observations | None, bootstraps: int = BOOTSTRAPS
 ) -> FittedLaw | None:
-    """Fit a law if what it is about varies: a law of mixtures tells nothing of arms that have only one."""
+    """LawFit a law if what it is about varies: a law of mixtures tells nothing of arms that have only one."""
     about = "replay" if "weights" in law.inputs else "forward_area"
     if data is None or not data.varies(about):
         return None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trainer.study.intervals import t_interval
-from trainer.study.laws import Fit, Observations
+from trainer.study.laws import LawFit, Observations
 from trainer.study.observed import (
     LEAST_WEIGHTS,
     FittedLaw,
@@ -36,7 +36,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Advice:
+class KnobAdvice:
     """An answer to one question, or why there is none."""
 
     knob: str
@@ -58,14 +58,14 @@ class Recommendation:
     """All answers for a run to come."""
 
     target: Target
-    advice: tuple[Advice, ...]
+    advice: tuple[KnobAdvice, ...]
     notes: tuple[str, ...]
     """How far it is from what was measured."""
     gain: float | None
     """By how much ln(forgetting) falls per unit of logit(replay): what a forgetting budget is steered by."""
     law: FittedLaw | None
 
-    def of(self, knob: str) -> Advice:
+    def of(self, knob: str) -> KnobAdvice:
         """Return the answer to one question."""
         return next(one for one in self.advice if one.knob == knob)
 
@@ -106,8 +106,8 @@ def recommend(
     """Answer what the arms can say of a run of `tokens` and `weights`; by default those of the largest arm.
 
     The replay is the least that keeps forgetting at the given bits per byte, by the law of forgetting (see
-    `laws.FORGETTING`); where nothing is extrapolated it lies between the arms that broke and that kept it.
-    `max_lr` and the warm-up are those of the arms that learnt most among those that kept it. Beyond
+    `laws.FORGETTING_LAW`); where nothing is extrapolated it lies between the arms that broke it and that
+    kept it. `max_lr` and the warm-up are those of the arms that learnt most among those that kept it. Beyond
     `FARTHEST` times the largest arm no number is named.
     """
     usual = of_one_schedule(arms)
@@ -121,7 +121,7 @@ def recommend(
     too_far = _too_far(usual, target, ratios, law)
     gain = measured_gain(usual)
     if too_far:
-        advice = tuple(Advice(knob, None, lines=(too_far,)) for knob in _SHOWN)
+        advice = tuple(KnobAdvice(knob, None, lines=(too_far,)) for knob in _SHOWN)
         return Recommendation(target, advice, _notes(usual, ratios), gain, law)
     replay = _replay(usual, target, ratios, law)
     own = usual[0].knobs
@@ -187,12 +187,12 @@ def _notes(arms: Sequence[StudiedArm], ratios: Sequence[float]) -> tuple[str, ..
 
 def _replay(
     arms: Sequence[StudiedArm], target: Target, ratios: Sequence[float], law: FittedLaw | None
-) -> Advice:
+) -> KnobAdvice:
     """Return the least share of replay that keeps the target."""
     shares = sorted({one.knobs.replay for one in arms})
     if len(shares) < 3:
         what = f"the arms have {len(shares)} share(s) of replay, and 3 are needed; run `rewarm study replay`"
-        return Advice("replay", None, lines=(what,))
+        return KnobAdvice("replay", None, lines=(what,))
     here = max(ratios) <= 1.001 and min(ratios) > 0.999
     failed, kept = _bracket(arms, target) if here else (0.0, shares[-1])
     supporting = tuple(str(one.arm.directory) for one in arms)
@@ -202,7 +202,7 @@ def _replay(
             f"no share up to {shares[-1]:.0%} kept forgetting at {target.forgetting:g}; the least was "
             f"{worst:.4f} bits per byte; the arm that would help most: a larger share, or a lower max_lr"
         )
-        return Advice("replay", None, lines=(what,), arms=supporting)
+        return KnobAdvice("replay", None, lines=(what,), arms=supporting)
     found = [] if law is None else solve_replay(law.fit, target, shares[-1])
     lines = []
     if here:
@@ -210,8 +210,8 @@ def _replay(
     if law is None:
         if not here:
             what = "the scores are too few to fit a law of forgetting, so nothing is extrapolated"
-            return Advice("replay", None, lines=(what,), arms=supporting)
-        return Advice("replay", kept, (failed, kept), tuple(lines), supporting)
+            return KnobAdvice("replay", None, lines=(what,), arms=supporting)
+        return KnobAdvice("replay", kept, (failed, kept), tuple(lines), supporting)
     unreached = sum(math.isinf(one) for one in found) / len(found)
     if unreached > 0.025 and not here:
         what = (
@@ -219,7 +219,7 @@ def _replay(
             f"keeps forgetting at {target.forgetting:g}; the arm that would help most: {shares[-1]:.0%} or "
             f"more replay, and as many of the {target.tokens:,.0f} tokens as you can"
         )
-        return Advice("replay", None, lines=(what,), arms=supporting)
+        return KnobAdvice("replay", None, lines=(what,), arms=supporting)
     bounds = np.quantile(found, (0.5, 0.025, 0.975), method="higher")
     middle, low, high = np.clip(bounds, failed, kept).tolist()
     lines += [
@@ -227,7 +227,7 @@ def _replay(
         + "".join(f"; {test.held_out} predicted within {test.error:.2%}" for test in law.tests),
         f"{len(arms)} arms of max_lr {arms[0].knobs.max_lr:g} support it",
     ]
-    return Advice("replay", middle, (low, high), tuple(lines), supporting)
+    return KnobAdvice("replay", middle, (low, high), tuple(lines), supporting)
 
 
 def _forgetting_of(arms: Sequence[StudiedArm], share: float) -> float:
@@ -253,7 +253,7 @@ def _measured(arms: Sequence[StudiedArm], failed: float, kept: float, target: Ta
     return f"measured forgetting: {', '.join(told)} bits per byte, against {target.forgetting:g}"
 
 
-def solve_replay(fit: Fit, target: Target, most: float) -> list[float]:
+def solve_replay(fit: LawFit, target: Target, most: float) -> list[float]:
     """Return the least share up to `most` that keeps the target in each fit of the bootstrap, or infinity."""
     odds = np.linspace(math.log(1e-4), math.log(most / (1 - most)) if most < 1 else 9.0, 2000)
     shares = np.concatenate([[0.0], 1 / (1 + np.exp(-odds))])
@@ -275,13 +275,13 @@ def solve_replay(fit: Fit, target: Target, most: float) -> list[float]:
 
 def _knob(
     arms: Sequence[StudiedArm], name: str, of: Callable[[Knobs], float], target: Target, own: Knobs
-) -> Advice:
+) -> KnobAdvice:
     """Return the value that learnt most among those that kept the target, and those as good as it."""
     group = _varied(arms, name, of)
     values = sorted({of(one.knobs) for one in group})
     if len(values) < 2:
         what = f"it did not vary: {_SHOWN[name](of(own))} is what the arms had; run `rewarm study {name}`"
-        return Advice(name, of(own), lines=(what,))
+        return KnobAdvice(name, of(own), lines=(what,))
     ends = {value: [one for one in group if of(one.knobs) == value] for value in values}
     forgetting = {value: fmean(one.arm.forgetting for one in held) for value, held in ends.items()}
     replay = group[0].knobs.replay
@@ -297,14 +297,14 @@ def _knob(
             f"none kept the target at {replay:.1%} replay; {_SHOWN[name](of(own))} is that of the arms that "
             "the replay above was found with"
         )
-        return Advice(name, of(own), None, tuple(lines), supporting)
+        return KnobAdvice(name, of(own), None, tuple(lines), supporting)
     best = min(keeping or values, key=lambda value: fmean(one.downstream for one in ends[value]))
     alike = [value for value in keeping or values if _not_told_apart(ends[best], ends[value])]
     if len(ends[best]) < 2:
         lines.append("one seed: which others do as well is not known")
     if of(own) != best:
         lines.append(f"the replay above was found with {_SHOWN[name](of(own))}")
-    return Advice(name, best, (min(alike), max(alike)), tuple(lines), supporting)
+    return KnobAdvice(name, best, (min(alike), max(alike)), tuple(lines), supporting)
 
 
 def _varied(arms: Sequence[StudiedArm], name: str, of: Callable[[Knobs], float]) -> list[StudiedArm]:

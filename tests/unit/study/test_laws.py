@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.study.laws import (
-    D_CPT,
-    DYNAMICS,
-    FORGETTING,
+    D_CPT_LAW,
+    DYNAMICS_LAW,
+    FORGETTING_LAW,
     LAWS,
     Law,
     Observations,
@@ -77,13 +77,13 @@ def test_what_was_planted_is_predicted_through_the_noise(name):
 def test_intervals_hold_what_was_planted_about_as_often_as_they_say():
     inside = []
     for seed in range(12):
-        fit = fit_law(FORGETTING, observed(FORGETTING, noise=0.003, seed=seed), bootstraps=100)
+        fit = fit_law(FORGETTING_LAW, observed(FORGETTING_LAW, noise=0.003, seed=seed), bootstraps=100)
         inside += [fit.interval(p)[0] <= v <= fit.interval(p)[1] for p, v in PLANTED["forgetting"].items()]
     assert np.mean(inside) > 0.8
 
 
 def test_the_parameters_of_forgetting_are_recovered():
-    fit = fit_law(FORGETTING, observed(FORGETTING), bootstraps=0)
+    fit = fit_law(FORGETTING_LAW, observed(FORGETTING_LAW), bootstraps=0)
     assert fit.values == pytest.approx(PLANTED["forgetting"], rel=1e-3)
 
 
@@ -91,8 +91,8 @@ def test_the_parameters_of_forgetting_are_recovered():
 @given(st.floats(0.2, 3.0), st.floats(0.1, 1.0), st.floats(20.0, 2000.0), st.floats(0.2, 1.0))
 def test_any_forgetting_is_recovered(scale, by_tokens, by_replay, by_size):
     planted = {"A": scale, "b": by_tokens, "B": by_replay, "a": by_size, "E": 0.01}
-    data = observed(FORGETTING, **planted)
-    fit = fit_law(FORGETTING, data, bootstraps=0)
+    data = observed(FORGETTING_LAW, **planted)
+    fit = fit_law(FORGETTING_LAW, data, bootstraps=0)
     assert np.abs(fit.residuals).max() < 1e-3 * scale
     assert fit.values["b"] == pytest.approx(by_tokens, rel=0.05)
 
@@ -113,15 +113,15 @@ def test_a_law_that_holds_predicts_what_it_has_not_seen_and_one_that_does_not_is
 
 
 def test_the_dynamics_predict_the_second_half():
-    tests = {one.held_out: one for one in back_tests(DYNAMICS, observed(DYNAMICS, noise=0.001))}
+    tests = {one.held_out: one for one in back_tests(DYNAMICS_LAW, observed(DYNAMICS_LAW, noise=0.001))}
     second = tests["the second half of the tokens"]
     assert second.error < 0.02
     assert second.error < second.error_without
 
 
 def test_what_one_size_cannot_tell_is_held_and_said():
-    data = observed(D_CPT, sizes=(1e8,))
-    fit = fit_law(D_CPT, data, bootstraps=0)
+    data = observed(D_CPT_LAW, sizes=(1e8,))
+    fit = fit_law(D_CPT_LAW, data, bootstraps=0)
     assert {"A", "alpha"}.isdisjoint(fit.free)
     assert fit.values["A"] == 0
     assert fit.relative_error < 1e-3
@@ -130,17 +130,19 @@ def test_what_one_size_cannot_tell_is_held_and_said():
 
 
 def test_too_few_points_are_not_fitted():
-    data = observed(FORGETTING)
-    assert fit_law(FORGETTING, data.only(data.arm < 2)) is None
+    data = observed(FORGETTING_LAW)
+    assert fit_law(FORGETTING_LAW, data.only(data.arm < 2)) is None
     last = data.inputs["tokens"] == 1e9
-    assert fit_law(FORGETTING, data.only(last & (data.arm < 8))) is None, "4 points for 4 parameters"
+    assert fit_law(FORGETTING_LAW, data.only(last & (data.arm < 8))) is None, "4 points for 4 parameters"
 
 
 def test_intervals_shrink_with_the_noise_and_are_the_same_again():
-    loud, quiet = (fit_law(FORGETTING, observed(FORGETTING, noise=n), bootstraps=40) for n in (0.05, 0.002))
+    loud, quiet = (
+        fit_law(FORGETTING_LAW, observed(FORGETTING_LAW, noise=n), bootstraps=40) for n in (0.05, 0.002)
+    )
     widths = [np.subtract(*reversed(fit.interval("b"))) for fit in (loud, quiet)]
     assert widths[0] > 5 * widths[1] > 0
-    again = fit_law(FORGETTING, observed(FORGETTING, noise=0.05), bootstraps=40)
+    again = fit_law(FORGETTING_LAW, observed(FORGETTING_LAW, noise=0.05), bootstraps=40)
     assert json.dumps(again.to_json()) == json.dumps(loud.to_json())
 
 

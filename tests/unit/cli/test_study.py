@@ -17,7 +17,6 @@ RECIPE = str(studies.QUICKSTART)
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["replya"], "NAME: 'replya' is not a study; did you mean 'replay'?"),
         (["replay", "--vary", "seed=1,2"], "--vary: has no effect on the study replay"),
         (["grid"], "--vary: is missing"),
         (["grid", "--vary", "seed=1"], "--vary: 'seed=1' is not FIELD=VALUE,VALUE"),
@@ -34,6 +33,13 @@ def test_what_does_not_fit_is_one_line_and_writes_nothing(words, why, tmp_path, 
     assert main(["study", name, "--recipe", RECIPE, "--out", "out", "--nproc", "1", *rest]) == 2
     assert why in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_a_study_that_is_not_known_is_refused_with_those_that_are(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "replya", "--recipe", RECIPE, "--out", "out"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'replya' (choose from 'replay', 'max_lr'" in capsys.readouterr().err
 
 
 def test_a_recipe_is_asked_for(capsys):

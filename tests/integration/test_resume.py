@@ -10,33 +10,53 @@ import pytest
 
 from tests.helpers import runs
 from trainer.machine.run_lock import hold_run_lock
+from trainer.metrics.jsonl import read_metrics
 
 pytestmark = pytest.mark.slow
 
 STAGES = (0, 1, 2, 3)
 
 
+def tree_of(data, run, stage):
+    """A run of two phases with one validation set by name beside the recipe's own two."""
+    tree = runs.recipe(data, run, stage, phases=2, name="run")
+    tree["validation"]["sets"] = {"again": {"path": str(data / "en-val"), "role": "downstream"}}
+    return tree
+
+
+def scores(run):
+    """All scores of all validations, exactly."""
+    return [
+        {name: value for name, value in record.items() if name.startswith("eval/")}
+        for record in read_metrics(run)
+    ]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory):
     """The history of a run of two phases that nothing interrupts, by ZeRO stage."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    trees = [runs.recipe(data, folder / f"stage-{stage}", stage, phases=2, name="run") for stage in STAGES]
+    trees = [tree_of(data, folder / f"stage-{stage}", stage) for stage in STAGES]
     runs.launch_several(folder, [runs.Job(tree) for tree in trees], 2)
-    return {stage: runs.trace(folder / f"stage-{stage}") for stage in STAGES}
+    found = {stage: folder / f"stage-{stage}" for stage in STAGES}
+    return {stage: (runs.trace(run), scores(run)) for stage, run in found.items()}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_in_the_second_phase_the_run_goes_on_exactly(data, tmp_path, undisturbed, stage):
-    expected = undisturbed[stage]
+    expected, expected_scores = undisturbed[stage]
     assert [record["step"] for record in expected] == list(range(25))
 
-    killed = runs.write(
-        runs.recipe(data, tmp_path / "killed", stage, phases=2, name="run"), tmp_path / "b.yaml"
-    )
+    killed = runs.write(tree_of(data, tmp_path / "killed", stage), tmp_path / "b.yaml")
     assert runs.kill_after(killed, tmp_path / "killed", 2, step=18) >= 18
     again = runs.launch(killed, 2)
     assert again.returncode == 0, again.stderr[-2000:]
     assert runs.trace(tmp_path / "killed") == expected
+    assert scores(tmp_path / "killed") == expected_scores
+    last = expected_scores[-1]
+    assert last["eval/downstream/again/bits_per_byte"] == last["eval/upstream/bits_per_byte"]
+    assert last["eval/downstream/again/bits_per_byte_latin"] == last["eval/upstream/bits_per_byte_latin"]
+    assert "eval/downstream/bits_per_byte_cjk" in last
 
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "killed" / "lineage.jsonl").open()]
     assert kinds == ["start", "new_phase", "restore"]

@@ -13,6 +13,8 @@ from tokenization.errors import UserError, UserErrors
 from trainer.engine.ds_config import check_saved, complete, read_preset, stage
 from trainer.engine.layout import Layout
 from trainer.machine.slurm import shipped_scripts
+from trainer.plan.ahead import Ahead
+from trainer.plan.make import make_plan
 from trainer.recipe.load import dump_recipe, load_recipe, parse_recipe
 from trainer.scheduler.curves import Curve
 
@@ -57,9 +59,43 @@ def test_every_recipe_is_read_and_its_resolved_copy_is_the_same_recipe(path):
     recipe = load_recipe(path)
     assert parse_recipe(dump_recipe(recipe)) == recipe
     assert (ROOT / recipe.deepspeed).is_file()
-    assert recipe.validation.upstream
-    assert recipe.validation.downstream
+    assert {name.partition("/")[0] for name in recipe.validation.paths} == {"upstream", "downstream"}
     assert {source.role for source in recipe.sources.values()} >= {"new"}
+
+
+@by_name(RECIPES)
+def test_every_recipe_plans_before_anything_is_there(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ds_configs").symlink_to(ROOT / "ds_configs")
+    recipe = load_recipe(path)
+    gpus = 64 if "70b" in path.stem else 8
+    plan = make_plan(recipe, gpus, ahead=Ahead(available=72 * 2**30))
+    assert plan.decision.kind == "start"
+    if "quickstart" not in path.stem:  # whose base is not a well-known model
+        assert plan.memory.largest_micro_batch(plan.available) >= 1
+
+
+@by_name(RECIPES)
+def test_every_recipe_says_why_before_it_says_what(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[1].startswith("# ")
+    assert "quickstart" in path.stem or "arXiv" in path.read_text(encoding="utf-8")
+
+
+def test_the_recipe_that_goes_on_from_another_names_its_last_checkpoint():
+    recipes = {path.stem: load_recipe(path) for path in RECIPES}
+    before = recipes["llama2-13b-zh"]
+    steps = sum(before.phase_samples(phase) // before.batch_of(phase) for phase in (0, 1))
+    base = recipes["llama2-13b-zh-better-text"].model.base
+    assert base == f"{before.directory}/checkpoints/step-{steps:08d}"
+
+
+def test_the_other_sizes_without_an_extension_are_the_overrides_that_the_recipe_names():
+    path = ROOT / "launch" / "recipes" / "llama2-7b-zh-own-vocabulary.yaml"
+    lines = [line.removeprefix("#   ") for line in path.read_text(encoding="utf-8").splitlines()]
+    found = [load_recipe(path, line.split()) for line in lines if line.startswith("name=")]
+    assert [recipe.name[:10] for recipe in found] == ["llama2-13b", "llama2-70b"]
+    assert found[1].phases[0].schedule.max_lr == 5e-5
 
 
 @by_name(RECIPES)
@@ -69,9 +105,11 @@ def test_every_recipe_takes_whole_steps_with_a_curve_from_nothing_over_max_lr(pa
         curve = Curve(phase.schedule, phase.tokens)
         steps = recipe.phase_samples(number) // recipe.global_batch_size
         rates = [float(curve(tokens)) for tokens in range(0, phase.tokens, -(-phase.tokens // 2000))]
-        assert rates[0] == 0
-        assert max(rates) == pytest.approx(phase.schedule.max_lr, rel=1e-2)
-        assert rates[-1] == pytest.approx(phase.schedule.max_lr / 10, rel=0.02)
+        top, schedule = phase.schedule.max_lr, phase.schedule
+        assert rates[0] == (0 if schedule.warmup.amount else top)
+        assert max(rates) == pytest.approx(top, rel=1e-2)
+        end = {"constant": top, "infinite": rates[-1]}.get(schedule.kind, schedule.min_lr)
+        assert rates[-1] == pytest.approx(end, rel=0.02, abs=top / 100)
         assert steps > 100
         assert recipe.global_batch_size % 8 == 0
 

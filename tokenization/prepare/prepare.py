@@ -19,7 +19,9 @@ import numpy as np
 
 from tokenization.errors import UserError, UserErrors
 from tokenization.prepare import duplicates
+from tokenization.prepare.clean import write_clean
 from tokenization.prepare.job import Job, PartCounts, PrepareResult
+from tokenization.prepare.overlap import find_overlap
 from tokenization.prepare.parts import finished_parts, write_counts
 from tokenization.prepare.progress import Meter
 from tokenization.prepare.workers import EncodedDocuments, Encoding, map_in_workers, tasks
@@ -53,6 +55,7 @@ def prepare(
     workers: int = 1,
     part: tuple[int, int] | None = None,
     validation: Fraction | float = 0,
+    clean: bool = False,
     dedup: bool = False,
     max_rejects: Limit = None,
     engine: str | None = None,
@@ -63,8 +66,9 @@ def prepare(
 
     `part` is (I, N), I from 1: do the I-th of N parts, for job arrays. Without it all parts are done, and
     their number follows from the size of the inputs. `validation` is the share of documents, chosen by their
-    hash, that go to the prefix `out`-validation instead. `dedup` keeps the first of equal documents. `txt`
-    says what a document of a `.txt` is; `.txt` and `.jsonl` files that are not UTF-8 are read in `encoding`.
+    hash, that go to the prefix `out`-validation instead; with `clean` those of them that are not trained on,
+    not even in part, are written to `out`-validation-clean, too. `dedup` keeps the first of equal documents.
+    `txt` says what a document of a `.txt` is; files that are not UTF-8 are read in `encoding`.
     The job stops if more than `max_rejects` records of a part, or that share of them, are not documents;
     empty records do not count. A part that was finished before is kept, unless `overwrite`.
 
@@ -73,7 +77,7 @@ def prepare(
         InfrastructureError: the disk failed or a worker was killed.
     """
     began = time.monotonic()
-    _check(workers, part, validation, max_rejects)
+    _check(workers, part, validation, clean, max_rejects)
     _check_out(str(out))
     format = documents.DocumentFormat(text_field, txt, check_encoding(encoding))
     found = find_files(inputs, text_field, format.encoding)
@@ -96,12 +100,30 @@ def prepare(
         duplicates.remove_cache(job)
     if len(wanted) == parts:
         _refuse_empty(inputs, result)
+    if clean:
+        result.notes += _clean(job, workers, overwrite=overwrite)
     result.seconds = time.monotonic() - began
     return result
 
 
+def _clean(job: Job, workers: int, *, overwrite: bool) -> list[str]:
+    """Write the validation documents that are not trained on at a prefix of their own; say what was found."""
+    found = find_overlap([job.out], [f"{job.out}-validation"], workers=workers)
+    return [
+        *(overlap.to_text(most=5) for overlap in found),
+        *(
+            f"{write_clean(overlap, job.tokenizer, job=job.identity, overwrite=overwrite)}: the others"
+            for overlap in found
+        ),
+    ]
+
+
 def _check(
-    workers: int, part: tuple[int, int] | None, validation: Fraction | float, max_rejects: Limit
+    workers: int,
+    part: tuple[int, int] | None,
+    validation: Fraction | float,
+    clean: bool,
+    max_rejects: Limit,
 ) -> None:
     problems = []
     if workers < 1:
@@ -117,6 +139,10 @@ def _check(
                 fix="write it like 0.5%",
             )
         )
+    if clean and (part is not None or not validation):
+        what = "has no effect with --part" if validation else "has no effect without --validation"
+        fix = "run `rewarm data overlap --write-clean` when all parts are there" if validation else "add it"
+        problems.append(UserError(what, field="--clean-validation", fix=fix))
     if max_rejects is not None and max_rejects < 0:
         problems.append(UserError("is negative", field="--max-rejects", value=str(max_rejects)))
     if problems:

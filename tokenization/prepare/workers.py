@@ -26,6 +26,7 @@ from tokenization.tokenizer.engines import Encoded, EncodingEngine
 
 Task = list[documents.Block]
 
+Todo = TypeVar("Todo")
 Made = TypeVar("Made")
 
 _SPLIT_SEED = 0x5EED
@@ -129,7 +130,7 @@ def tasks(found: Iterable[documents.Block], task_bytes: int = documents.BLOCK_BY
 
 
 def map_in_workers(
-    function: Callable[[Task], Made], todo: Iterable[Task], workers: int
+    function: Callable[[Todo], Made], todo: Iterable[Todo], workers: int
 ) -> Generator[Made, None, None]:
     """Yield the result of `function` for each task, in order, reading ahead twice the number of workers.
 
@@ -159,10 +160,10 @@ def map_in_workers(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_function: Callable[[Task], object]
+_function: Callable[[Any], object]
 
 
-def _begin_worker(function: Callable[[Task], object], parent: int) -> None:
+def _begin_worker(function: Callable[[Any], object], parent: int) -> None:
     global _function
     _function = function
     gc.freeze()  # inherited objects are not garbage, and to collect them would copy their pages
@@ -170,7 +171,7 @@ def _begin_worker(function: Callable[[Task], object], parent: int) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _work(task: Task) -> Any:
+def _work(task: object) -> Any:
     return _function(task)
 
 

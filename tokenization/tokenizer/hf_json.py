@@ -108,6 +108,13 @@ def to_model(tokenizer_json: dict[str, Any], file: object) -> spm.ModelProto:
         )
 
     bpe = tokenizer_json["model"]
+    if _splits_bytes(tokenizer_json):
+        raise UserError(
+            "is a byte-level BPE, as those of LLaMA 3 and Qwen2 are: it cannot be extended as a "
+            "SentencePiece vocabulary is",
+            file=file,
+            fix="train with the base's own tokenizer, as launch/recipes/llama3-8b-zh.yaml does",
+        )
     if bpe.get("type") != "BPE" or not bpe.get("byte_fallback"):
         raise refuse("is not a BPE with byte fallback")
     if not _is_llama_text(tokenizer_json):
@@ -153,6 +160,13 @@ def _scores(merges: list[tuple[str, ...]]) -> dict[str, float] | None:
         scores.setdefault(piece, -float(len(scores) - (len(runs) if runs_come_last else 0)))
         previous = piece
     return scores
+
+
+def _splits_bytes(tokenizer_json: dict[str, Any]) -> bool:
+    """Tell whether a tokenizer's pieces are made of bytes."""
+    rules = [tokenizer_json.get("pre_tokenizer") or {}, tokenizer_json.get("normalizer") or {}]
+    inner = [one for rule in rules for one in rule.get("pretokenizers") or rule.get("normalizers") or ()]
+    return any(rule.get("type") == "ByteLevel" for rule in (*rules, *inner))
 
 
 def _is_llama_text(tokenizer_json: dict[str, Any]) -> bool:

@@ -45,6 +45,10 @@ def add_data(commands: Any) -> None:
     prepare.add_argument("--documents", choices=("file", "blocks", "lines"), default="file", help=documents)
     held_out = "share of the documents to hold out, chosen by their hash, such as 0.5%%"
     prepare.add_argument("--validation", type=fraction, default=0, metavar="SHARE", help=held_out)
+    clean = (
+        "write the held-out documents that are not trained on, not even in part, to PREFIX-validation-clean"
+    )
+    prepare.add_argument("--clean-validation", action="store_true", help=clean)
     prepare.add_argument("--deduplicate", action="store_true", help="drop exact copies of documents")
     add_rejects(prepare)
     engine = "use only this encoder (it must still reproduce the reference ids)"
@@ -52,6 +56,19 @@ def add_data(commands: Any) -> None:
     prepare.add_argument("--overwrite", action="store_true", help="replace what another job wrote at --out")
 
     _add_generate(kinds)
+
+    example = "--train data/zh data/en --validation data/zh-validation"
+    overlap = add_command(kinds, "overlap", overlap_command, example)
+    overlap.add_argument("--train", type=path_text, nargs="+", required=True, metavar="PREFIX")
+    overlap.add_argument("--validation", type=path_text, nargs="+", required=True, metavar="PREFIX")
+    least = "likeness from which on a document counts as trained on (default: 50%%)"
+    overlap.add_argument("--least", type=fraction, default="50%", metavar="SHARE", help=least)
+    overlap.add_argument("--workers", type=positive_number, help="number of processes (default: one per CPU)")
+    write = "write each set without those documents to PREFIX-clean"
+    overlap.add_argument("--write-clean", action="store_true", help=write)
+    made = "the one that made the shards; needed for --write-clean"
+    overlap.add_argument("--tokenizer", type=path_text, help=made)
+    overlap.add_argument("--overwrite", action="store_true", help="replace what is at PREFIX-clean")
 
     inspect = add_command(kinds, "inspect", inspect_command, "data/zh")
     inspect.add_argument("prefix", type=path_text)
@@ -103,6 +120,7 @@ def prepare_command(args: argparse.Namespace) -> int:
         workers=allowed_cpus() if args.workers is None else args.workers,
         part=args.part,
         validation=args.validation,
+        clean=args.clean_validation,
         dedup=args.deduplicate,
         max_rejects=args.max_rejects,
         engine=args.engine,
@@ -141,6 +159,33 @@ def generate_command(args: argparse.Namespace) -> int:
         text = f"{args.out}: {meta.tokens:,} tokens in {meta.documents:,} documents of {args.model}"
         counts = ", ".join(f"{name} {count:,}" for name, count in told.get("documents", {}).items())
         print_answer(args, dataclasses.asdict(meta), f"{text}\ndocuments: {counts}")
+    return ExitCode.DONE
+
+
+def overlap_command(args: argparse.Namespace) -> int:
+    """Find validation documents that are trained on: copies, near copies, and runs of 13 tokens."""
+    from tokenization.prepare.clean import write_clean
+    from tokenization.prepare.cpus import allowed_cpus
+    from tokenization.prepare.overlap import find_overlap
+    from tokenization.tokenizer.files import open_tokenizer
+
+    if not 0 < args.least <= 1:
+        what, fix = "is not a share above 0 and up to 100%", "write it like 50%"
+        raise UserError(what, field="--least", value=str(args.least), fix=fix)
+    if args.write_clean and args.tokenizer is None:
+        fix = "give the tokenizer that made the shards"
+        raise UserError("is needed for --write-clean", field="--tokenizer", fix=fix)
+    tokenizer = open_tokenizer(args.tokenizer) if args.write_clean else None
+    workers = args.workers or allowed_cpus()
+    found = find_overlap(args.train, args.validation, workers=workers, least=float(args.least))
+    lines = [overlap.to_text() for overlap in found]
+    if tokenizer is not None:
+        for overlap in found:
+            out = write_clean(overlap, tokenizer, overwrite=args.overwrite)
+            lines.append(
+                f"{out}: {overlap.documents - len(overlap.found):,} documents that are not trained on"
+            )
+    print_answer(args, [overlap.to_json() for overlap in found], "\n".join(lines))
     return ExitCode.DONE
 
 

@@ -14,6 +14,7 @@ from trainer.cli.data import add_data
 from trainer.cli.jobs import add_jobs
 from trainer.cli.merge import add_merge
 from trainer.cli.model import add_model
+from trainer.cli.recipe import add_recipes
 from trainer.cli.runs import add_runs
 from trainer.cli.selftest import add_selftest
 from trainer.cli.study import add_study
@@ -86,7 +87,17 @@ def build_parser() -> argparse.ArgumentParser:
         prog="rewarm", description="Continued pretraining of LLaMA-style models that does not forget."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_vocab, add_data, add_model, add_selftest, add_runs, add_merge, add_jobs, add_study):
+    for add in (
+        add_vocab,
+        add_data,
+        add_model,
+        add_recipes,
+        add_selftest,
+        add_runs,
+        add_merge,
+        add_jobs,
+        add_study,
+    ):
         add(commands)
     return parser
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tokenization.errors import ExitCode
+from tokenization.errors import ExitCode, UserError
 from trainer.cli.answer import print_answer
 from trainer.cli.arguments import (
     add_command,
@@ -39,11 +39,18 @@ def add_runs(commands: Any) -> None:
     example = "runs/x/checkpoints/step-00001000 --data data/en"
     score = add_command(commands, "eval", evaluate_command, example)
     score.add_argument("model", type=path_text, metavar="MODEL|CHECKPOINT")
-    score.add_argument(
-        "--data", type=path_text, nargs="+", required=True, metavar="PREFIX", help="token shards"
-    )
+    score.add_argument("--data", type=path_text, nargs="+", default=[], metavar="PREFIX", help="token shards")
     score.add_argument("--seq-len", type=positive_number)
     score.add_argument("--max-tokens", type=positive_number)
+    base = "another model: what the first has forgotten against it on each shard"
+    score.add_argument("--against", type=path_text, metavar="BASE", help=base)
+    other = "the same texts as --data, for a BASE with another tokenizer"
+    score.add_argument("--against-data", type=path_text, nargs="+", metavar="PREFIX", help=other)
+    tasks = "tasks for lm-eval's harness (an extra) instead of, or beside, --data"
+    score.add_argument("--tasks", metavar="NAME,…", help=tasks)
+    files = "folder of task files of your own; then nothing is fetched"
+    score.add_argument("--tasks-path", type=path_text, metavar="DIR", help=files)
+    score.add_argument("--limit", type=positive_number, metavar="N", help="only N examples of each task")
 
     export = add_command(commands, "export", export_command, "runs/x --out models/llama2-zh")
     newest = "a checkpoint, or a run directory for its newest"
@@ -139,24 +146,62 @@ def _train(args: argparse.Namespace, world: World) -> int:
 
 
 def evaluate_command(args: argparse.Namespace) -> int:
-    """Measure nats per token and bits per byte of a model or checkpoint on token shards."""
+    """Measure bits per byte of a model on token shards, against another model if you like, and tasks."""
+    if not args.data and args.tasks is None:
+        what, fix = "is missing", "give token shards, or --tasks"
+        raise UserError(what, field="--data", fix=fix)
+    if args.tasks is None and (args.tasks_path is not None or args.limit is not None):
+        raise UserError("have no effect without --tasks", field="--tasks-path, --limit", fix="leave them out")
+    data, lines = _scores(args) if args.data else ({}, [])
+    if args.tasks is not None:
+        from trainer.evaluation.tasks import run_tasks
+
+        found = run_tasks(args.model, args.tasks.split(","), args.tasks_path, args.limit)
+        data |= {"tasks": found}
+        lines += [
+            f"{task}: {', '.join(f'{name} {value:.4f}' for name, value in numbers.items())}"
+            for task, numbers in found.items()
+        ]
+    print_answer(args, data, "\n".join(lines))
+    return ExitCode.DONE
+
+
+def _scores(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Score the shards that `args` name; the answer, and the same as lines."""
+    from trainer.evaluation.against import score_against
     from trainer.evaluation.offline import run_seq_len, score_model
 
-    scores = score_model(args.model, args.data, args.seq_len, args.max_tokens)
+    if args.against is None:
+        if args.against_data is not None:
+            fix = "give --against BASE, or leave it out"
+            raise UserError("has no effect without --against", field="--against-data", fix=fix)
+        scores, pairs = score_model(args.model, args.data, args.seq_len, args.max_tokens), {}
+    else:
+        pairs = score_against(
+            args.model, args.against, args.data, args.against_data, args.seq_len, args.max_tokens
+        )
+        scores = {prefix: both.model for prefix, both in pairs.items()}
     of_run = run_seq_len(args.model)
     columns = ("bits_per_byte", "nats_per_token", "tokens", "measured_on")
     data = {
         prefix: {name: getattr(score, name) for name in columns} | {"run_seq_len": of_run}
         for prefix, score in scores.items()
     }
+    for prefix, both in pairs.items():
+        base = {"model": args.against, "bits_per_byte": both.base.bits_per_byte}
+        data[prefix] |= {"against": base, "forgetting": both.forgetting}
     lines = [
         f"{prefix}: {score.bits_per_byte:.4f} bits/byte, {score.nats_per_token:.4f} nats/token, "
         f"{score.tokens:,} tokens in windows of {_windows(score.measured_on['seq_len'], of_run)}; "
         f"document_mask {score.measured_on['document_mask']}"
         for prefix, score in scores.items()
     ]
-    print_answer(args, data, "\n".join(lines))
-    return ExitCode.DONE
+    lines += [
+        f"{prefix}: forgetting {both.forgetting:+.4f} bits/byte against {args.against} "
+        f"({both.base.bits_per_byte:.4f} → {both.model.bits_per_byte:.4f})"
+        for prefix, both in pairs.items()
+    ]
+    return data, lines
 
 
 def _windows(seq_len: int, of_run: int | None) -> str:

@@ -242,6 +242,14 @@ class Engine:
         self.engine.train()
         return nats.double(), targets.double()
 
+    @torch.no_grad()
+    def score_tokens(self, micro: MicroBatch) -> torch.Tensor:
+        """Return the nats of each target of an evaluation batch, [micro, seq_len]; ranks share no rows."""
+        self.engine.eval()
+        _, nats, _ = self.engine(*self._to_device(micro), by_token=True)
+        self.engine.train()
+        return nats
+
     def _own(self, micro: MicroBatch) -> MicroBatch:
         """This rank's part of the rows, where ranks share them."""
         return micro if self._part[1] == 1 else micro.cut(*self._part)

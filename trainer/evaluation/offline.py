@@ -43,18 +43,28 @@ class _Alone:
         )
         return nats.double(), targets.double()
 
+    @torch.no_grad()
+    def score_tokens(self, micro: MicroBatch) -> torch.Tensor:
+        """Return the nats of each target: [micro_batch_size, seq_len]."""
+        arrays = (micro.input_ids, micro.targets, micro.positions)
+        tensors = (None if array is None else torch.from_numpy(array).to(self.device) for array in arrays)
+        nats: torch.Tensor = self.model(*tensors, True)[1]
+        return nats
+
 
 def score_model(
     model: str,
     prefixes: Sequence[str],
     seq_len: int | None = None,
     max_tokens: int | None = None,
+    document_mask: str | None = None,
+    field: str = "--data",
 ) -> dict[str, Score]:
     """Return the loss of `model` on each token shard; what cannot be compared is logged.
 
     `seq_len` is the length of each window of text: by default that of the run (see `run_seq_len`), else the
-    model's context, at most 4,096. Attention is within documents where the run's
-    `document_mask` is.
+    model's context, at most 4,096. Attention is within documents where `document_mask` says so, by default
+    that of the run. `field` is what an error calls the shards.
 
     Raises:
         UserError: the model or a shard does not exist, a shard is empty, or has another tokenizer than the
@@ -62,7 +72,7 @@ def score_model(
     """
     stores = {prefix: open_tokens(prefix) for prefix in prefixes}
     if problems := [
-        UserError(f"has {store.tokens} token(s), none to score", field="--data", value=prefix, fix=_MORE)
+        UserError(f"has {store.tokens} token(s), none to score", field=field, value=prefix, fix=_MORE)
         for prefix, store in stores.items()
         if store.tokens < 2
     ]:
@@ -70,13 +80,13 @@ def score_model(
     sizes = {store.vocab_size for store in stores.values()}
     if len(sizes) > 1:
         what = f"vocabulary sizes differ: {sorted(sizes)}"
-        raise UserError(what, field="--data", fix="give shards of one tokenizer")
-    for line in hold_tokenizer(model, stores):
+        raise UserError(what, field=field, fix="give shards of one tokenizer")
+    for line in hold_tokenizer(model, stores, field):
         logger.warning(line)
     causal = _open(model, sizes.pop())
     _check_rows(model, causal, stores)
     _check_context(model, causal, seq_len)
-    mask = run_document_mask(model)
+    mask = document_mask or run_document_mask(model)
     length = seq_len or run_seq_len(model) or min(causal.hf.config.max_position_embeddings, 4096)
     scorer = _Alone(causal)
     return {
@@ -148,7 +158,7 @@ def _checkpoints_of(path: Path) -> Path | None:
     return path if path.is_dir() and history.list_checkpoints(path) else None
 
 
-def hold_tokenizer(model: str, stores: Mapping[str, TokenStore]) -> list[str]:
+def hold_tokenizer(model: str, stores: Mapping[str, TokenStore], field: str = "--data") -> list[str]:
     """Compare the tokenizer of the shards with that of the model; return warnings.
 
     Raises:
@@ -161,7 +171,7 @@ def hold_tokenizer(model: str, stores: Mapping[str, TokenStore]) -> list[str]:
     problems = [
         UserError(
             f"was made with tokenizer {store.tokenizer}, and {model} is of {wanted}",
-            field="--data",
+            field=field,
             value=prefix,
             fix="prepare it with the model's own tokenizer",
         )

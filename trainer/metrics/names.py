@@ -15,9 +15,6 @@ SAMPLES_CRC32 = "data/samples_crc32"
 SKIPPED_TOKENS = "tokens/skipped"
 """Tokens of all steps that were skipped for non-finite gradients."""
 
-FORGETTING = "eval/upstream/forgetting"
-"""Upstream bits per byte above the base's, which was measured before the first step."""
-
 TOKENS_PER_S = "perf/tokens_per_s"
 STEP_S = "perf/step_s"
 DATA_WAIT_S = "perf/data_wait_s"
@@ -44,7 +41,7 @@ OF_SAVES = (SAVE_S, SAVE_BLOCKED_S)
 
 
 def stream_bits_per_byte(stream: str) -> str:
-    """Loss on a validation set, `upstream` or `downstream`; comparable across tokenizers."""
+    """Loss on a role or a set, as `upstream` or `upstream/en-wiki`; comparable across tokenizers."""
     return f"eval/{stream}/bits_per_byte"
 
 
@@ -53,17 +50,28 @@ def stream_nats_per_token(stream: str) -> str:
     return f"eval/{stream}/nats_per_token"
 
 
+def stream_class_bits_per_byte(stream: str, byte_class: str) -> str:
+    """Loss on the bytes of one class in a validation set: `cjk`, `latin`, `digits`, `other`."""
+    return f"eval/{stream}/bits_per_byte_{byte_class}"
+
+
+def stream_forgetting(stream: str) -> str:
+    """Bits per byte above the base's, which was measured before the first step."""
+    return f"eval/{stream}/forgetting"
+
+
 STREAMS = ("upstream", "downstream")
-"""The validation sets."""
+"""The roles of validation sets. A role's score is that of its only set, or the mean of its sets."""
 
 
 def stream_of(metric: str) -> str | None:
-    """The validation set that a metric is a score on; None of another metric."""
+    """The role or the set, as `upstream/en-wiki`, that a metric is a score on; None of another metric."""
     kind, _, rest = metric.partition("/")
-    return rest.partition("/")[0] if kind == "eval" else None
+    return rest.rpartition("/")[0] if kind == "eval" else None
 
 
 UPSTREAM, DOWNSTREAM = stream_bits_per_byte("upstream"), stream_bits_per_byte("downstream")
+FORGETTING = stream_forgetting("upstream")
 
 SHOWN = (LOSS, LR, UPSTREAM, DOWNSTREAM, FORGETTING, TOKENS_PER_S)
 """What a person looks at while a run trains; the last values stand in `status.json`."""

@@ -47,6 +47,7 @@ class CausalLM(nn.Module):
         targets: Tensor,
         positions: Tensor | None = None,
         documents: Documents | None = None,
+        by_token: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the cross-entropy of each row's targets, in nats.
 
@@ -56,6 +57,7 @@ class CausalLM(nn.Module):
             positions: `[micro, seq]`, or None for 0, 1, 2, …. A new document begins wherever they do not
                 rise by one, and attention does not look back beyond it.
             documents: where they begin, if the model is `by_documents` and there are positions.
+            by_token: whether the second result is of each token, `[micro, seq]`.
 
         Returns:
             The sum over all counted targets, with z-loss (to be divided by their global number, then
@@ -63,7 +65,8 @@ class CausalLM(nn.Module):
         """
         hidden = self.hidden(input_ids, positions, documents).flatten(0, 1)
         total, nats = self.hf.get_output_embeddings()(hidden, targets.flatten())
-        return total, nats.view_as(targets).sum(dim=1), (targets != IGNORED).sum(dim=1)
+        own = nats.view_as(targets)
+        return total, own if by_token else own.sum(dim=1), (targets != IGNORED).sum(dim=1)
 
     def hidden(
         self, input_ids: Tensor, positions: Tensor | None = None, documents: Documents | None = None

@@ -54,13 +54,13 @@ def find_missing(recipe: Recipe) -> Missing:
     """Find what a recipe names that is not there: something that is there and damaged is an error as ever."""
     missing, model = Missing(), recipe.model
     missing.sources = {name for name, source in recipe.sources.items() if not _has_shards(source.path)}
-    held_out = {"upstream": recipe.validation.upstream, "downstream": recipe.validation.downstream}
-    missing.validation = {name for name, prefix in held_out.items() if prefix and not _has_shards(prefix)}
+    held_out = recipe.validation.paths
+    missing.validation = {name for name, prefix in held_out.items() if not _has_shards(prefix)}
     if missing.sources:
         paths = ", ".join(source.path for name, source in recipe.sources.items() if name in missing.sources)
         missing.notes.append(f"sources: {paths}: {NOT_THERE}; sample counts are not known")
     if missing.validation:
-        paths = ", ".join(str(held_out[name]) for name in sorted(missing.validation))
+        paths = ", ".join(held_out[name] for name in sorted(missing.validation))
         missing.notes.append(f"validation: {paths}: {NOT_THERE}")
     if not Path(model.tokenizer).exists():
         missing.tokenizer = True

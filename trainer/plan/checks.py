@@ -17,6 +17,7 @@ from trainer.model.base import check_weights, expected_weights
 from trainer.model.trained import trained_names
 from trainer.model.weights import is_plain, weight_shapes
 from trainer.recipe.schema import Recipe
+from trainer.recipe.validation import field_of
 from trainer.storage.run_directory import RunDirectory
 
 T = TypeVar("T")
@@ -126,25 +127,35 @@ def baselines(checkpoint: manifest.Checkpoint | None) -> dict[str, Baseline]:
 def unmeasured(
     recipe: Recipe, validation: Mapping[str, TokenStore], checkpoint: manifest.Checkpoint | None
 ) -> Iterator[str]:
-    """Note that forgetting cannot be measured, if the base has no score on the same text."""
-    if checkpoint is None or "upstream" not in validation:
+    """Note each upstream set whose forgetting cannot be measured: the base has no score on the same text."""
+    if checkpoint is None:
         return
-    base = baselines(checkpoint).get("upstream")
-    now = measured_on(
-        validation["upstream"], recipe.seq_len, recipe.validation.max_tokens, recipe.document_mask
-    )
-    prefix = recipe.validation.upstream
-    where = f"validation.upstream: {prefix!r}: forgetting is not measured, since the base was"
-    if base is None:
-        yield f"{where} not scored on it before the first step; start in a new run_dir to measure it"
-    elif changed := ", ".join(base.unlike(now)):
-        yield f"{where} scored on another set ({changed}); restore that set, or start in a new run_dir"
+    for name, store in validation.items():
+        if not name.startswith("upstream"):
+            continue
+        base = baselines(checkpoint).get(name)
+        now = measured_on(store, recipe.seq_len, recipe.validation.max_tokens, recipe.document_mask)
+        prefix = recipe.validation.paths[name]
+        where = f"{field_of(name)}: {prefix!r}: forgetting is not measured, since the base was"
+        if base is None:
+            yield f"{where} not scored on it before the first step; start in a new run_dir to measure it"
+        elif changed := ", ".join(base.unlike(now)):
+            yield f"{where} scored on another set ({changed}); restore that set, or start in a new run_dir"
+
+
+def unwatched(recipe: Recipe) -> Iterator[str]:
+    """Note that a recipe names no validation set."""
+    if not recipe.validation.paths:
+        yield (
+            "validation: no held-out text is named: what the run learns and forgets is not measured; give "
+            "validation.upstream and validation.downstream"
+        )
 
 
 def validation_windows(recipe: Recipe) -> Iterator[str]:
     """Note in which windows the validation sets are scored, if some phase has samples of another length."""
     lengths = {recipe.seq_len_of(phase) for phase in range(len(recipe.phases))}
-    if lengths != {recipe.seq_len} and (recipe.validation.upstream or recipe.validation.downstream):
+    if lengths != {recipe.seq_len} and recipe.validation.paths:
         yield (
             f"validation: every phase is scored in windows of seq_len {recipe.seq_len:,}, so that forgetting "
             "is measured on one scale; `rewarm eval --seq-len` scores longer windows"

@@ -11,6 +11,7 @@ from tokenization.tokenizer.files import Tokenizer
 from tokenization.tokenizer.fingerprint import same
 from trainer.mixer.mixture import SourceSize
 from trainer.recipe.schema import Recipe
+from trainer.recipe.validation import field_of
 from trainer.scheduler.state import RunState
 
 
@@ -72,14 +73,13 @@ def sizes_of(
 
 
 def open_validation(recipe: Recipe, missing: Collection[str] = ()) -> dict[str, TokenStore]:
-    """Open the validation sets that the recipe names, but for those `missing`: `upstream`, `downstream`.
+    """Open the validation sets that the recipe names, but for those `missing`, by their names in metrics.
 
     Raises:
         UserErrors: a set is missing, damaged, too short, or written by a model.
     """
-    sets = {"upstream": recipe.validation.upstream, "downstream": recipe.validation.downstream}
-    named = {name: prefix for name, prefix in sets.items() if prefix is not None and name not in missing}
-    stores, problems = _open_all({f"validation.{name}": prefix for name, prefix in named.items()})
+    named = {name: prefix for name, prefix in recipe.validation.paths.items() if name not in missing}
+    stores, problems = _open_all({field_of(name): prefix for name, prefix in named.items()})
     for field, store in stores.items():
         if store.tokens < 2:
             what, fix = "holds fewer than 2 tokens", "prepare more held-out text"
@@ -133,7 +133,7 @@ def trained_on(
         for source, store in stores.items():
             if share_tokens(store, held_out):
                 yield (
-                    f"validation.{name}: {str(held_out.prefix)!r} holds tokens that sources.{source} trains "
+                    f"{field_of(name)}: {str(held_out.prefix)!r} holds tokens that sources.{source} trains "
                     "on: its score says nothing about other text; hold text out with "
                     "`rewarm data prepare --validation`"
                 )
@@ -160,7 +160,7 @@ def check_one_tokenizer(
         UserErrors: one for each.
     """
     places = {f"sources.{name}.path": store for name, store in stores.items()}
-    places |= {f"validation.{name}": store for name, store in validation.items()}
+    places |= {field_of(name): store for name, store in validation.items()}
     named = f"model.tokenizer {recipe.model.tokenizer}"
     problems = []
     for field, store in places.items():

@@ -40,6 +40,7 @@ from trainer.plan.checks import (
     newest_checkpoint,
     refuse_another_run,
     unmeasured,
+    unwatched,
     validation_windows,
 )
 from trainer.plan.data import (
@@ -84,7 +85,7 @@ class Inputs:
     stores: dict[str, TokenStore]
     """The sources, by name; one that no phase takes from any more may be missing."""
     validation: dict[str, TokenStore]
-    """`upstream`, `downstream`."""
+    """By the names that they have in metrics: `upstream`, `downstream/zh-law`."""
     remarks: list[str]
     """A line for each difference between the base and the tokenizer, and for each input that is missing."""
     missing: Missing
@@ -161,6 +162,7 @@ def make_plan(
             *trained_on(recipe, inputs.stores, inputs.validation),
             *unmeasured(recipe, inputs.validation, checkpoint),
             *validation_windows(recipe),
+            *unwatched(recipe),
         ),
         generation=generation_of(recipe, checkpoint),
         data=data,

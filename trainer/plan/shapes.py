@@ -29,6 +29,9 @@ SHAPES = {
     "llama3-8b": _llama(4096, 14336, 32, 32, 8, vocab_size=128_256, max_position_embeddings=8_192),
     "llama3-70b": _llama(8192, 28672, 80, 64, 8, vocab_size=128_256, max_position_embeddings=8_192),
     "mistral-7b": _llama(4096, 14336, 32, 32, 8, model_type="mistral", max_position_embeddings=32_768),
+    "qwen2-7b": _llama(
+        3584, 18944, 28, 28, 4, model_type="qwen2", vocab_size=152_064, max_position_embeddings=131_072
+    ),
     "tinyllama-1.1b": _llama(2048, 5632, 22, 32, 4, max_position_embeddings=2_048),
     "pythia-410m": _llama(
         1024, 4096, 24, 16, 16, model_type="gpt_neox", vocab_size=50_304, max_position_embeddings=2_048

@@ -20,7 +20,9 @@ class Stage(Section):
     """One shape of a `stages` schedule."""
 
     shape: Literal["linear", "cosine", "inverse_sqrt", "exponential", "1-sqrt", "constant"]
+    """How the LR goes from that of the stage before to `end_lr`."""
     length: LengthField
+    """Of the stage."""
     end_lr: Annotated[Level, BeforeValidator(Level.read), PlainSerializer(str)] | None = None
     """The LR that the stage ends with, absolute or in per cent of max_lr; a `constant` stage has none."""
 
@@ -43,7 +45,9 @@ class Anneal(Section):
     tokens: Positive
     """Length; the phase then ends at from_tokens + tokens."""
     end_lr: Rate
+    """The LR that it ends with."""
     shape: Literal["linear", "cosine", "exponential", "1-sqrt"] = "linear"
+    """How the LR falls."""
 
     @model_validator(mode="after")
     def _ending(self) -> Anneal:
@@ -75,7 +79,9 @@ class Schedule(Section):
     kind: Literal[
         "cosine", "cosine_clamped", "linear", "inverse_sqrt", "constant", "wsd", "infinite", "stages"
     ]
+    """The curve after the warm-up: `cosine` of Ibrahim et al. 2024, `cosine_clamped` of Gupta 2023."""
     max_lr: Annotated[Rate, Field(gt=0)]
+    """The LR at the end of the warm-up."""
     min_lr: Rate | None = None
     """Default: a tenth of max_lr (Ibrahim et al. 2024)."""
     start_lr: Rate | Literal["reached"] = 0.0
@@ -101,6 +107,7 @@ class Schedule(Section):
     cycles: Positive = 1
     """Repeats of the whole curve, warm-up included, within the phase; lengths are then per cycle."""
     anneal: Anneal | None = None
+    """Leave the curve at any token, and decay to the end of the phase."""
     lr_scale: dict[str, Annotated[Rate, Field(gt=0)]] = Field(default_factory=dict)
     """Factor on the LR of a parameter group: `embeddings`, `new_rows` (default: as the embeddings)."""
 

@@ -13,6 +13,7 @@ from tokenization.errors import did_you_mean
 from trainer.recipe.fields import Count, Exact, Positive, Rate, Seconds, Section
 from trainer.recipe.numbers import count
 from trainer.recipe.schedule import Schedule
+from trainer.recipe.validation import Validation
 
 
 class EveryN(Section):
@@ -59,8 +60,11 @@ class Optimizer(Section):
     """AdamW; the defaults are LLaMA-2's settings."""
 
     beta1: Decay = 0.9
+    """How much of the first moment is kept at each step."""
     beta2: Decay = 0.95
+    """How much of the second moment is kept at each step."""
     eps: Annotated[Rate, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: Rate = 0.1
     """Applied to matrices only, not to norms and biases."""
     grad_clip: Rate = 1.0
@@ -127,10 +131,13 @@ class Phase(Section):
     """A mixture, a schedule, a token budget, and what is trained."""
 
     name: str
+    """Another one for each phase; overrides may use it: `phases.embeddings.tokens=1e9`."""
     tokens: Positive
     """Budget and horizon of the schedule; an `anneal` may end the phase before or after it."""
     mixture: tuple[Segment, ...] = Field(min_length=1)
+    """Shares of the tokens: `{zh-web: 75%, en-web: 25%}`, `{replay_ratio: 25%}`, or a list with `from`."""
     schedule: Schedule
+    """The learning rate over this phase."""
     train: Literal["all", "embeddings", "new_rows"] | tuple[str, ...] = "all"
     """What is trained; a list holds regular expressions searched in parameter names."""
     keep_optimizer: bool = False
@@ -171,22 +178,11 @@ class Phase(Section):
         return self
 
 
-class Validation(Section):
-    """Held-out text of the old distribution and of the new one, and when the losses on it are measured."""
-
-    every_tokens: Positive
-    upstream: str | None = None
-    """Shard prefix of held-out text of the base's distribution."""
-    downstream: str | None = None
-    """Shard prefix of held-out text of the new distribution."""
-    max_tokens: Positive | None = None
-    """Evaluate only the first so many tokens of each set."""
-
-
 class Checkpointing(Section):
     """When the run is saved, and what is kept."""
 
-    every_tokens: Positive
+    every_tokens: Positive | None = None
+    """Default: every 5 % of the run, and twice at least."""
     keep_last: Annotated[int, BeforeValidator(count), Field(ge=2)] = 3
     """At least 2, since a crash may have damaged the newest."""
     keep_every: Positive | None = None
@@ -201,8 +197,11 @@ class Logging(Section):
     """Where metrics are written; `metrics.jsonl` always is."""
 
     every_steps: Positive = 1
+    """Steps between two lines of metrics."""
     tensorboard: bool = True
+    """Write TensorBoard event files, too."""
     wandb_project: str | None = None
+    """Log to this project of Weights & Biases, too; needs the package `wandb`."""
     profile_steps: Count = 0
     """Steps that each start traces with PyTorch's profiler, after five that warm up (`--profile`)."""
 
@@ -233,7 +232,9 @@ class Recipe(Section):
     """A whole run."""
 
     name: str
+    """The run's name; it names its default run directory, too."""
     model: Model
+    """The base, its tokenizer, and how it computes."""
     deepspeed: str
     """The ds_config: how memory is sharded, and nothing else."""
     seq_len: Positive
@@ -241,9 +242,13 @@ class Recipe(Section):
     global_batch_size: Positive
     """Samples of `seq_len` in an optimizer step; phases with another one have as many tokens in a step."""
     sources: dict[str, Source] = Field(min_length=1)
+    """The token corpora, by names that mixtures use."""
     phases: tuple[Phase, ...] = Field(min_length=1)
-    validation: Validation
-    checkpoint: Checkpointing
+    """What is trained, one phase after another."""
+    validation: Validation = Validation()
+    """Held-out text; without it nothing is watched."""
+    checkpoint: Checkpointing = Checkpointing()
+    """When the run is saved."""
     micro_batch_size: Positive | Literal["auto"] = "auto"
     """Samples per rank (per group of ranks with `sequence_parallel_size`) and forward pass."""
     sequence_parallel_size: Positive = 1
@@ -251,11 +256,15 @@ class Recipe(Section):
     run_dir: str | None = None
     """The run directory; default `runs/NAME`."""
     seed: Count = 0
+    """Of the data order and of random weights."""
     document_mask: Literal["none", "causal_per_document"] = "none"
     """Whether attention may cross documents within a sample."""
     optimizer: Optimizer = Optimizer()
+    """AdamW's settings."""
     logging: Logging = Logging()
+    """Where metrics are written."""
     health: Health = Health()
+    """What is done about bad steps."""
     stop_after: Positive | None = None
     """End the run early after so many tokens in all; no learning rate changes."""
     allow: tuple[str, ...] = ()
@@ -275,6 +284,22 @@ class Recipe(Section):
     def tokens_per_step(self) -> int:
         """Tokens in an optimizer step."""
         return self.seq_len * self.global_batch_size
+
+    @property
+    def validate_every(self) -> int:
+        """Tokens between two validations."""
+        return self.validation.every_tokens or self._twentieth
+
+    @property
+    def save_every(self) -> int:
+        """Tokens between two checkpoints."""
+        return self.checkpoint.every_tokens or self._twentieth
+
+    @property
+    def _twentieth(self) -> int:
+        """Return 5 % of the run's tokens, or half of what `stop_after` leaves of it if that is less."""
+        whole = sum(phase.length for phase in self.phases)
+        return max(1, min(whole // 20, (self.stop_after or whole) // 2))
 
     def seq_len_of(self, phase: int) -> int:
         """Return the tokens in a sample of a phase."""

@@ -14,6 +14,7 @@ from trainer.metrics import names
 from trainer.report.charts import COLOURS
 from trainer.report.figures import figures, mixtures, rate
 from trainer.report.runs import RunHistory, alike, cells, compare_runs, gather_runs, unlike_line
+from trainer.report.sets import sets_section, sets_text
 from trainer.report.style import STYLE
 
 
@@ -30,7 +31,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> str:
     arms = gather_runs(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     disk.write_atomically(out, page(arms, datetime.datetime.now().astimezone()))
-    return compare_runs(arms)
+    return "\n\n".join(filter(None, [compare_runs(arms), sets_text(arms)]))
 
 
 def refuse_other_page(out: Path) -> None:
@@ -47,7 +48,17 @@ def refuse_other_page(out: Path) -> None:
 def page(arms: Sequence[RunHistory], now: datetime.datetime) -> str:
     """Return the whole page, dated `now`."""
     title = ", ".join(arm.name for arm in arms)
-    body = "".join((_header(arms, now), _summary(arms), figures(arms), mixtures(arms), _starts(arms), TERMS))
+    body = "".join(
+        (
+            _header(arms, now),
+            _summary(arms),
+            figures(arms),
+            sets_section(arms),
+            mixtures(arms),
+            _starts(arms),
+            TERMS,
+        )
+    )
     return html_page(title, body)
 
 

@@ -83,11 +83,11 @@ class RunHistory:
 
     @property
     def measured_on(self) -> MeasuredOn:
-        """What the last scores are measured on, by validation set; of older runs, what the recipe says."""
+        """What the last scores are measured on, by role and by set; of older runs, what the recipe says."""
         on = {attempt.number: attempt.measured_on for attempt in self.attempts}
         found: MeasuredOn = {}
         for record in reversed(self.records):
-            for stream in names.STREAMS:
+            for stream in filter(None, map(names.stream_of, record)):
                 if names.stream_bits_per_byte(stream) in record and stream not in found:
                     found[stream] = on[record["attempt"]].get(stream) or self._from_recipe(stream)
         return found
@@ -96,7 +96,7 @@ class RunHistory:
         if self.recipe is None:
             return {}
         validation = self.recipe.validation
-        prefix = getattr(validation, stream)
+        prefix = validation.paths.get(stream)
         return {"path": prefix, "max_tokens": validation.max_tokens, "seq_len": self.recipe.seq_len}
 
     @property

@@ -130,7 +130,7 @@ def _flat(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _is_path(name: str) -> bool:
-    return name in PATHS or (name.startswith("sources.") and name.endswith(".path"))
+    return name in PATHS or (name.startswith(("sources.", "validation.sets.")) and name.endswith(".path"))
 
 
 def _most_common(values: Sequence[str]) -> str:

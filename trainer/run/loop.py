@@ -27,10 +27,10 @@ def train_phase(session: Session) -> Ending:
         if session.spike is not None:
             return "spiked"
         stop = session.stop_agreed
-        if not stop and (session.due(recipe.validation.every_tokens) or session.state.phase_done):
+        if not stop and (session.due(recipe.validate_every) or session.state.phase_done):
             stop = not session.evaluate()
         session.step_log.write_if_due(session.state)
-        if session.due(recipe.checkpoint.every_tokens) or session.state.phase_done:
+        if session.due(recipe.save_every) or session.state.phase_done:
             session.save()
         if stop or session.out_of_budget:
             session.save()

@@ -7,11 +7,13 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from tokenization import disk
+from tokenization.tokenizer.files import open_tokenizer
+from tokenization.tokenizer.piece_bytes import ByteClasses, piece_bytes
 from trainer.checkpoint import manifest
 from trainer.checkpoint.base import load_exact_base
 from trainer.checkpoint.history import raise_damage
@@ -21,7 +23,6 @@ from trainer.engine.defaults import with_defaults
 from trainer.engine.ds_config import complete
 from trainer.engine.engine import Engine, clear_swapped, sharded_loading
 from trainer.engine.layout import Layout
-from trainer.evaluation.held_out import measured_on
 from trainer.machine import collectives
 from trainer.machine.devices import peak_flops
 from trainer.machine.log_lines import logger
@@ -52,7 +53,7 @@ from trainer.run.left_out import record_left_out
 from trainer.run.saving import Saves
 from trainer.run.session import Session
 from trainer.run.step_log import StepLog
-from trainer.run.validation import ValidationSets, validation_is_missing
+from trainer.run.validation import ValidationSets, measured_on_all, validation_is_missing
 from trainer.storage.hub import local_directory
 from trainer.storage.records import append_record
 from trainer.storage.run_directory import RunDirectory
@@ -93,15 +94,7 @@ class PhaseRunner:
             tokens=checkpoint.manifest.tokens if checkpoint else 0,
             restored_step=checkpoint.manifest.step if checkpoint else None,
             config=json.loads(self.recipe.model_dump_json()),
-            measured_on={
-                name: measured_on(
-                    store,
-                    self.recipe.seq_len,
-                    self.recipe.validation.max_tokens,
-                    self.recipe.document_mask,
-                )
-                for name, store in plan.validation.items()
-            },
+            measured_on=measured_on_all(self.recipe, plan.validation),
             others=[self.heartbeat],
         )
 
@@ -201,6 +194,7 @@ class PhaseRunner:
                 World(group, self.world.local_rank, plan.layout.data_parallel_size),
                 baselines(checkpoint),
                 stop_requested=lambda: self.signals.stop_requested,
+                classes=self._byte_classes,
                 progress=self.watchdog.beat,
             ),
             step_log=step_log,
@@ -228,6 +222,13 @@ class PhaseRunner:
             session.evaluate()
             step_log.write_if_due(state)
         return session
+
+    @cached_property
+    def _byte_classes(self) -> ByteClasses | None:
+        """What takes the scores of validation sets apart, unless ranks share rows."""
+        if not self.plan.validation or self.recipe.sequence_parallel_size > 1:
+            return None
+        return ByteClasses(piece_bytes(open_tokenizer(self.recipe.model.tokenizer)))
 
     def _validation_micro_batch(self) -> int:
         """Windows of validation text in a forward pass: no more tokens than in one of training."""

@@ -88,8 +88,8 @@ class Session:
             or self.out_of_budget
             or self.state.phase_done
             or self.state.step % recipe.logging.every_steps == 0
-            or self.due(recipe.validation.every_tokens)
-            or self.due(recipe.checkpoint.every_tokens)
+            or self.due(recipe.validate_every)
+            or self.due(recipe.save_every)
         )
 
     @property

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from tokenization.shards.store import TokenStore
+from tokenization.tokenizer.piece_bytes import ByteClasses
 from trainer.evaluation.held_out import Baseline, Scorer, evaluate, measured_on
+from trainer.evaluation.means import weighted_mean, with_means
 from trainer.machine import collectives
 from trainer.machine.ranks import World
 from trainer.metrics import names
@@ -27,7 +30,7 @@ def validation_is_missing(plan: Plan, world: World) -> bool:
     That of the first start always is, and one whose validation gave way to a stop: where one was due, and at
     the end of a phase.
     """
-    state, every = plan.decision.state, plan.recipe.validation.every_tokens
+    state, every = plan.decision.state, plan.recipe.validate_every
     before = state.tokens - plan.recipe.tokens_per_step
     at_an_end = plan.decision.kind == "new_phase" or state.phase_done
     if state.step == 0 or not (plan.validation and (at_an_end or before // every < state.tokens // every)):
@@ -42,6 +45,15 @@ def validation_is_missing(plan: Plan, world: World) -> bool:
     return not collectives.broadcast(scored)
 
 
+def measured_on_all(recipe: Recipe, stores: Mapping[str, TokenStore]) -> dict[str, dict[str, Any]]:
+    """Return what the scores of each set, and of each role with several, are measured on."""
+    own = {
+        name: measured_on(store, recipe.seq_len, recipe.validation.max_tokens, recipe.document_mask)
+        for name, store in stores.items()
+    }
+    return with_means(own, recipe.validation.means())
+
+
 class _Stopped(Exception):
     """Any rank was asked to stop; raised on every rank after the same batch."""
 
@@ -52,7 +64,7 @@ class ValidationSets:
 
     scorer: Scorer
     stores: Mapping[str, TokenStore]
-    """`upstream`, `downstream`."""
+    """By the names that they have in metrics: `upstream`, `downstream/zh-law`."""
     recipe: Recipe
     micro_batch_size: int
     world: World
@@ -62,6 +74,8 @@ class ValidationSets:
     """Adds up over the ranks."""
     stop_requested: Callable[[], bool] = lambda: False
     """Whether this rank was asked to stop."""
+    classes: ByteClasses | None = None
+    """Takes scores apart by the class of bytes; None: not done, as where ranks share rows."""
     progress: Callable[[str], None] = lambda doing: None
     """Called every few batches with what is being done."""
 
@@ -77,7 +91,7 @@ class ValidationSets:
 
     def _measure(self, step: int) -> dict[str, float]:
         seq_len, max_tokens = self.recipe.seq_len, self.recipe.validation.max_tokens
-        found = {}
+        found: dict[str, float] = {}
         for name, store in self.stores.items():
             score = evaluate(
                 _StoppableScorer(self, f"validating {name} after step {step}"),
@@ -89,6 +103,7 @@ class ValidationSets:
                 rank=self.world.rank,
                 world_size=self.world.world_size,
                 total=self.total,
+                classes=self.classes,
             )
             now = measured_on(store, seq_len, max_tokens, self.recipe.document_mask)
             if step == 0:
@@ -96,9 +111,21 @@ class ValidationSets:
             base = self.baseline.get(name)
             found[names.stream_bits_per_byte(name)] = score.bits_per_byte
             found[names.stream_nats_per_token(name)] = score.nats_per_token
-            if name == "upstream" and base is not None and not base.unlike(now):
-                found[names.FORGETTING] = score.bits_per_byte - base.bits_per_byte
-        return found
+            for kind, bits in score.class_bits_per_byte.items():
+                found[names.stream_class_bits_per_byte(name, kind)] = bits
+            if name.startswith("upstream") and base is not None and not base.unlike(now):
+                found[names.stream_forgetting(name)] = score.bits_per_byte - base.bits_per_byte
+        return found | self._means(found)
+
+    def _means(self, found: Mapping[str, float]) -> dict[str, float]:
+        """The scores of each role that has several sets, as far as all of them have one."""
+        kinds = (names.stream_bits_per_byte, names.stream_nats_per_token, names.stream_forgetting)
+        means = {
+            kind(role): weighted_mean({kind(name): weight for name, weight in weights.items()}, found)
+            for role, weights in self.recipe.validation.means().items()
+            for kind in kinds
+        }
+        return {name: value for name, value in means.items() if value is not None}
 
 
 class _StoppableScorer:
@@ -109,9 +136,18 @@ class _StoppableScorer:
 
     def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Score a batch; see `Scorer`."""
+        self._look()
+        return self._sets.scorer.score(micro)
+
+    def score_tokens(self, micro: MicroBatch) -> torch.Tensor:
+        """Score each token of a batch; see `Scorer`."""
+        self._look()
+        return self._sets.scorer.score_tokens(micro)
+
+    def _look(self) -> None:
+        """Stop if any rank was asked to."""
         if self._batches % STOP_EVERY == 0:
             self._sets.progress(self._doing)
             if float(self._sets.total(torch.tensor([float(self._sets.stop_requested())]))[0]) > 0:
                 raise _Stopped
         self._batches += 1
-        return self._sets.scorer.score(micro)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenization.tokenizer.piece_bytes import BYTE_CLASSES, ByteClasses
 from trainer.evaluation.held_out import Baseline, Score, evaluate, measured_on
 
 
@@ -72,6 +73,64 @@ def test_bits_per_byte_by_hand():
     assert score.nats_per_token == 3.0
     assert score.bits_per_byte == pytest.approx(300 / (math.log(2) * 250))
     assert score.bits_per_byte == pytest.approx(1.7312, abs=1e-4)
+
+
+class TokenScorer:
+    """A token's loss is a tenth of its number plus one, in fp32, whole or by row."""
+
+    def score_tokens(self, micro):
+        return torch.tensor(np.where(micro.targets >= 0, micro.targets / 10 + 1, 0), dtype=torch.float32)
+
+    def score(self, micro):
+        counted = torch.tensor((micro.targets >= 0).sum(axis=1), dtype=torch.float64)
+        return self.score_tokens(micro).sum(dim=1).double(), counted
+
+
+PIECES = [b"", b"the", b" 2", "中文".encode(), "中".encode()[:1], "中".encode()[1:], b"a1"]
+"""Token 0 ends a document; 4 and 5 make a character."""
+
+
+class Text:
+    fingerprint = "a"
+    ids = np.array([1, 2, 3, 4, 5, 6, 0, 1, 3])
+    tokens, utf8_bytes = len(ids), 40
+
+    def read(self, start, count):
+        return self.ids[start : start + count]
+
+
+@pytest.mark.parametrize("seq_len", [3, 4, 100])  # the character is cut by a window's end, or not
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_nats_are_divided_among_the_classes_of_their_bytes(seq_len, world_size):
+    options = {"seq_len": seq_len, "micro_batch_size": 2, "max_tokens": None, "world_size": world_size}
+    ranks = range(world_size)
+    scores = [
+        evaluate(TokenScorer(), Text(), **options, rank=rank, classes=ByteClasses(PIECES)) for rank in ranks
+    ]
+    found = {
+        kind: [sum(score.by_class[kind][place] for score in scores) for place in (0, 1)]
+        for kind in BYTE_CLASSES
+    }
+    # Targets: " 2" (1.2 nats), 中文 (1.3), 中's bytes (1.4 and 1.5), "a1" (1.6), an end, "the" (1.1), 中文.
+    assert found["cjk"] == pytest.approx([1.3 + 1.4 + 1.5 + 1.3, 6 + 1 + 2 + 6])
+    assert found["latin"] == pytest.approx([1.6 / 2 + 1.1, 1 + 3])
+    assert found["digits"] == pytest.approx([1.2 / 2 + 1.6 / 2, 1 + 1])
+    assert found["other"] == pytest.approx([1.2 / 2, 1])
+
+
+@pytest.mark.parametrize("max_tokens", [None, 5])
+def test_a_score_is_the_same_number_with_classes_and_without(max_tokens):
+    options = {"seq_len": 4, "micro_batch_size": 3, "max_tokens": max_tokens}
+    plain = evaluate(TokenScorer(), Text(), **options)
+    apart = evaluate(TokenScorer(), Text(), **options, classes=ByteClasses(PIECES))
+    assert (apart.nats, apart.tokens, apart.bits_per_byte) == (plain.nats, plain.tokens, plain.bits_per_byte)
+    assert plain.class_bits_per_byte == {}
+
+
+def test_a_class_of_hardly_any_bytes_has_no_score():
+    by_class = {"cjk": (math.log(2) * 990, 990), "latin": (5.0, 9), "digits": (0.0, 0), "other": (0.0, 1)}
+    score = Score(1.0, 1, 1000, {}, by_class)
+    assert score.class_bits_per_byte == {"cjk": pytest.approx(1.0)}
 
 
 def test_a_part_of_the_tokens_counts_for_its_part_of_the_bytes():

@@ -86,3 +86,57 @@ def test_a_state_that_is_damaged_is_named(folder, capsys):
     assert main(["eval", str(folder / "of-run"), "--data", str(folder / "held")]) == 2
     assert "rewarm.json: does not tell the state of a run; export it again" in capsys.readouterr().err
     assert run_seq_len(str(folder / "other")) is None
+
+
+def test_a_model_against_another_is_scored_in_windows_of_one_length_on_the_same_text(folder, capsys):
+    own = json.loads(evaluated(folder, capsys, "of-run", "--json"))
+    (told,) = json.loads(
+        evaluated(folder, capsys, "of-run", "--against", str(folder / "other"), "--json")
+    ).values()
+    base = json.loads(evaluated(folder, capsys, "other", "--seq-len", "16", "--json"))
+    held = str(folder / "held")
+    assert told["bits_per_byte"] == own[held]["bits_per_byte"]
+    assert told["against"]["bits_per_byte"] == base[held]["bits_per_byte"]
+    assert told["forgetting"] == told["bits_per_byte"] - told["against"]["bits_per_byte"]
+    text = evaluated(folder, capsys, "other", "--against", str(folder / "other"))
+    assert f"{held}: forgetting +0.0000 bits/byte against {folder / 'other'}" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--against-data", "x"], "has no effect without --against"),
+        (["--against", "other", "--against-data", "x", "y"], "names 2 shard(s), and --data 1"),
+        (
+            ["--against", "other", "--against-data", "held", "--max-tokens", "9"],
+            "different parts of the text",
+        ),
+        (["--against", "other", "--against-data", "nowhere"], "has no token shards"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(folder, capsys, monkeypatch, words, line):
+    monkeypatch.chdir(folder)
+    assert main(["eval", "of-run", "--data", "held", *words]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_a_base_with_another_tokenizer_is_scored_on_shards_of_its_own(folder, capsys, monkeypatch):
+    """A model whose vocabulary was extended, against the base that it was extended from."""
+    monkeypatch.chdir(folder)
+    tok = open_tokenizer(tokenizer(folder / "own-tok", *ENGLISH))
+    causal = build(recipe(), tok.size)
+    weights = [Weight.of(*named) for named in causal.named_parameters()]
+    export_model(
+        weights, causal.hf.config, folder / "own-tok", folder / "base",
+        vocab_size=tok.size, dtype="fp32", card=Card("base"),
+    )  # fmt: skip
+    options = {"vocab_size": tok.size, "tokenizer": tok.fingerprint, "eos_id": 2}
+    with ShardWriter(folder / "own-held", **options) as shard:
+        shard.add_document([*np.random.default_rng(1).integers(3, tok.size, 399), 2], 900)
+    words = ["eval", "of-run", "--data", "held", "--against", "base"]
+    assert main(words) == 2
+    assert "was made with tokenizer" in capsys.readouterr().err
+    assert main([*words, "--against-data", "own-held", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out).values()
+    alone = score_model("base", ["own-held"], 16)["own-held"]
+    assert told["against"]["bits_per_byte"] == pytest.approx(alone.bits_per_byte)

@@ -94,6 +94,22 @@ def test_a_validation_set_that_is_added_to_a_run_is_told(file):
     assert "the base was not scored on it before the first step" in note
 
 
+def test_sets_by_name_are_opened_and_one_that_the_base_was_not_scored_on_is_told(file, data):
+    sets = f"validation.sets={{wiki: {{path: {data}/zh-val, role: upstream}}}}"
+    saved(file, sets, baseline=scored(file))
+    found = plan(file, sets)
+    assert list(found.validation) == ["upstream", "downstream", "upstream/wiki"]
+    (note,) = found.notes
+    assert note.startswith(f"validation.sets.wiki: '{data}/zh-val': forgetting is not measured")
+    with pytest.raises(UserErrors, match=r"validation\.sets\.wiki: .*nowhere"):
+        plan(file, sets.replace(f"{data}/zh-val", "nowhere"))
+
+
+def test_a_run_that_watches_nothing_is_told(file):
+    (note,) = plan(file, "validation={}").notes
+    assert note.startswith("validation: no held-out text is named: what the run learns and forgets is not")
+
+
 def test_a_bare_score_of_an_older_checkpoint_needs_no_note(file):
     saved(file, baseline={"upstream": 2.0})
     assert plan(file).notes == ()

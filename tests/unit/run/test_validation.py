@@ -76,6 +76,69 @@ def test_a_bare_score_of_an_older_checkpoint_counts():
     assert measure(2.5, 7, "a", {"upstream": Baseline.from_json(2.0)})[0] == pytest.approx(0.5)
 
 
+SETS = (
+    "validation.sets={wiki: {path: w, role: upstream, weight: 3}, news: {path: n, role: upstream}, "
+    "law: {path: l, role: downstream}}"
+)
+
+
+def measure_sets(step, bits, baseline):
+    """All metrics of a step, where the model needs so many bits for the tokens of each set."""
+    recipe = scheduler_runs.recipe(edits=[SETS])
+    stores = {name: Text(name) for name in recipe.validation.paths}
+
+    class PerSet:
+        def score(self, micro):
+            return Model(next(queue)).score(micro)
+
+    batches = -(-100 // (2 * scheduler_runs.SEQ_LEN))
+    queue = iter([bits[name] for name in stores for _ in range(batches)])
+    sets = ValidationSets(PerSet(), stores, recipe, 2, World(), dict(baseline), total=lambda alone: alone)
+    return sets.measure(step), sets.baseline
+
+
+def test_each_set_has_its_scores_and_a_role_their_weighted_mean():
+    begin = {"upstream/wiki": 2.0, "upstream/news": 4.0, "downstream/law": 6.0}
+    found, base = measure_sets(0, begin, {})
+    assert found[names.UPSTREAM] == pytest.approx((3 * 2.0 + 4.0) / 4)
+    assert found[names.FORGETTING] == 0.0
+    after = {"upstream/wiki": 2.5, "upstream/news": 3.5, "downstream/law": 5.0}
+    found, _ = measure_sets(7, after, base)
+    assert found["eval/upstream/wiki/bits_per_byte"] == pytest.approx(2.5)
+    assert found["eval/upstream/wiki/forgetting"] == pytest.approx(0.5)
+    assert found["eval/upstream/news/forgetting"] == pytest.approx(-0.5)
+    assert found[names.UPSTREAM] == pytest.approx((3 * 2.5 + 3.5) / 4)
+    assert found[names.FORGETTING] == pytest.approx((3 * 0.5 - 0.5) / 4)
+    assert found[names.DOWNSTREAM] == found["eval/downstream/law/bits_per_byte"] == pytest.approx(5.0)
+    assert "eval/downstream/law/forgetting" not in found
+
+
+def test_a_mean_with_a_set_that_the_base_was_not_scored_on_has_no_forgetting():
+    _, base = measure_sets(0, {"upstream/wiki": 2.0, "upstream/news": 4.0, "downstream/law": 6.0}, {})
+    del base["upstream/news"]
+    found, _ = measure_sets(7, {"upstream/wiki": 2.5, "upstream/news": 3.5, "downstream/law": 5.0}, base)
+    assert names.UPSTREAM in found
+    assert found["eval/upstream/wiki/forgetting"] == pytest.approx(0.5)
+    assert names.FORGETTING not in found
+
+
+def test_a_text_that_the_recipe_names_for_a_role_stays_its_score():
+    recipe = scheduler_runs.recipe(edits=[SETS.replace(", weight: 3", ""), "validation.upstream=u"])
+    assert set(recipe.validation.means()) == {"downstream"}
+    assert list(recipe.validation.paths) == ["upstream", "upstream/wiki", "upstream/news", "downstream/law"]
+
+
+def test_means_of_other_sets_or_weights_are_not_comparable():
+    def on(*edits):
+        recipe = scheduler_runs.recipe(edits=[SETS, *edits])
+        stores = {name: Text(name) for name in recipe.validation.paths}
+        return validation.measured_on_all(recipe, stores)["upstream"]
+
+    assert on() == on("validation.sets.wiki.weight=6", "validation.sets.news.weight=2")
+    assert on() != on("validation.sets.wiki.weight=2")
+    assert on()["tokens"] == 202
+
+
 @pytest.mark.parametrize(("asked_at", "batches"), [(1, 0), (2, 4), (3, 8), (None, 10)])
 def test_a_signal_cuts_a_validation_short_on_all_ranks_after_the_same_batch(asked_at, batches):
     """A rank that went on alone would wait for ever for the others in the collectives of sharded weights."""

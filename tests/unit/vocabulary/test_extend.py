@@ -203,6 +203,10 @@ def test_a_rebuilt_base_that_takes_runs_of_spaces_otherwise_is_told_so(tmp_path)
     [
         (lambda held: held["model"]["merges"].pop(), "does not merge every split of its pieces"),
         (lambda held: held["model"].update(byte_fallback=False), "is not a BPE with byte fallback"),
+        (
+            lambda held: held.update(pre_tokenizer={"type": "ByteLevel"}),
+            "byte-level BPE, as those of LLaMA 3",
+        ),
         (lambda held: held.update(normalizer={"type": "NFC"}), "does not prepare text by"),
         (lambda held: held["added_tokens"].append({"id": 999, "content": "<pad>"}), "outside its vocabulary"),
     ],

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.mixer.replay_control import (
-    STEPS,
+    PARTS,
     Bounds,
     ControlSettings,
     ControlState,
@@ -80,14 +80,14 @@ def fixed_path(plants, ratio, clock):
 
 def best_fixed(plants, clock):
     """The lowest fixed ratio that never breaks the budget; above the highest: NaN."""
-    low, high = np.full_like(plants.size, LOWEST / STEPS), np.full_like(plants.size, HIGHEST / STEPS)
+    low, high = np.full_like(plants.size, LOWEST / PARTS), np.full_like(plants.size, HIGHEST / PARTS)
     holds = lambda ratio: fixed_path(plants, ratio, clock).max(axis=0) <= BUDGET  # noqa: E731
     possible, always = holds(high), holds(low)
     for _ in range(24):
         middle = (low + high) / 2
         good = holds(middle)
         low, high = np.where(good, low, middle), np.where(good, middle, high)
-    return np.where(possible, np.where(always, LOWEST / STEPS, high), np.nan)
+    return np.where(possible, np.where(always, LOWEST / PARTS, high), np.nan)
 
 
 def steer(plants, at, kind, decisions, *, raw=False, seed=0, sign=1, settings=None, start=START):
@@ -97,8 +97,8 @@ def steer(plants, at, kind, decisions, *, raw=False, seed=0, sign=1, settings=No
     settings = settings or ControlSettings(BUDGET)
     size, gain, lag, drift = (getattr(plants, name)[at] for name in ("size", "gain", "lag", "drift"))
     wiggle, offset, hill = plants.wiggle[at], plants.offset[at], plants.hill[at] if raw else 0.0
-    state, bounds = ControlState(logit_of(start / STEPS)), Bounds(LOWEST, HIGHEST)
-    ratio = coming = start / STEPS
+    state, bounds = ControlState(logit_of(start / PARTS)), Bounds(LOWEST, HIGHEST)
+    ratio = coming = start / PARTS
     forgetting, before = 0.0, 0.0
     path, ratios, held = [], [], []
     for k in range(decisions):
@@ -112,13 +112,13 @@ def steer(plants, at, kind, decisions, *, raw=False, seed=0, sign=1, settings=No
         reading = Reading(round_reading(read), OFFSET, float(clock[k]), warm=(k + 1) / decisions > 0.02)
         ratio = coming
         state, decided = decide_replay(settings, state, reading, bounds)
-        coming = decided.parts / STEPS
+        coming = decided.parts / PARTS
         held.append(decided.held)
     return np.array(path), np.array(ratios), np.array(held)
 
 
 def judge(plants, kind, decisions, **options):
-    """Violations at the end and on the path, new tokens beside the best fixed ratio, over what can be held."""
+    """Violations at the end and on the path, and new tokens beside the best fixed ratio, of what can hold."""
     best = best_fixed(plants, clocks(kind, decisions)[0])
     can = np.flatnonzero(~np.isnan(best))
     runs = [steer(plants, at, kind, decisions, **options) for at in can]

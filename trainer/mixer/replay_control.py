@@ -1,31 +1,32 @@
 """The forgetting budget's controller: how much is replayed next, as a pure function of what was measured.
 
-The run measures how much worse it has become on upstream text (its forgetting, in bits per byte) and moves the
-replay ratio so that the forgetting rides at the budget: any more replay would cost new tokens, any less would
-break the budget. The forgetting that a ratio leads to falls about as a power of the odds r / (1 - r), so the
-controller integrates in logarithms: `logit(r) += (rate / gain) * ln(forgetting ahead / target)`. With a delay
-of one decision that loop is stable while `rate * true gain / assumed gain < 1`.
+The run measures how much worse it has become on upstream text (its forgetting, in bits per byte) and moves
+the replay ratio so that the forgetting rides at the budget: any more replay would cost new tokens, any less
+would break the budget. The forgetting that a ratio leads to falls about as a power of the odds r / (1 - r),
+so the controller integrates in logarithms: `logit(r) += (rate / gain) * ln(forgetting ahead / target)`. With
+a delay of one decision that loop is stable while `rate * true gain / assumed gain < 1`.
 
-Two kinds of noise are kept apart. What the choice of documents does is the same at every reading and cannot be
-filtered: it lowers the target. What wiggles between readings is filtered (Kalman, local linear trend) on the
-clock that forgetting runs on, the sum of the learning rates.
+Two kinds of noise are kept apart. What the choice of documents does is the same at every reading and cannot
+be filtered: it lowers the target. What wiggles between readings is filtered (Kalman, local linear trend) on
+the clock that forgetting runs on, the sum of the learning rates.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-STEPS = 1024
+PARTS = 1024
 """A ratio is a whole number of parts of so many, which the interleaving takes exactly."""
 
 DEFAULT_GAIN = 0.7
 """By how much ln(forgetting) falls per unit of logit(ratio), where nobody has measured it."""
 
 RATE = 0.35
-"""Share of the distance to the target, in logarithms, that a decision closes; tolerates a gain 2.8 times off."""
+"""Share of the distance to the target, in logarithms, that a decision closes; the gain may be 2.8 times off."""
 
 UNHURRIED = 0.05
 """Share of the phase's clock between decisions that take the whole `RATE`; closer ones take less each."""
@@ -43,13 +44,13 @@ CAUTION = 1.645
 """Standard deviations between the budget and the target: the budget is kept with 95 % confidence."""
 
 LAG = 0.1
-"""Share of the phase's clock that forgetting is assumed to lag behind the ratio; it is predicted so far ahead."""
+"""Share of the phase's clock that forgetting is assumed to lag behind the ratio: so far it is predicted."""
 
 PATIENCE = 3
 """Decisions in a row above the budget at the highest ratio, after which it cannot be held."""
 
 READING_STEP = 2.0**-13
-"""Bits per byte that a reading is rounded to: sums in another order, on another topology, give the same one."""
+"""Bits per byte that a reading is rounded to: sums in another order, on other ranks, give the same one."""
 
 BURN_IN = 0.02
 """Share of the phase in which the ratio may rise and not fall: weights that have just been re-warmed jump."""
@@ -83,7 +84,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The ratios that may be decided, in parts of `STEPS`, both included."""
+    """The ratios that may be decided, in parts of `PARTS`, both included."""
 
     lowest: int
     highest: int
@@ -110,16 +111,14 @@ class ControlState:
         return cls(logit_of(float(ratio)))
 
     def to_json(self) -> dict[str, Any]:
-        """Return a tree that `from_json` reads back; floats are written in hexadecimal, exactly."""
-        tree = {name: _hex(value) for name, value in asdict(self).items() if name != "variance"}
-        return tree | {"variance": None if self.variance is None else [_hex(one) for one in self.variance]}
+        """Return a tree that `from_json` reads back; JSON's floats are exact."""
+        return asdict(self)
 
     @classmethod
-    def from_json(cls, tree: dict[str, Any]) -> ControlState:
+    def from_json(cls, tree: Mapping[str, Any]) -> ControlState:
         """Read what `to_json` wrote."""
-        plain = {name: _unhex(value) for name, value in tree.items() if name != "variance"}
         variance = tree["variance"]
-        return cls(**plain, variance=None if variance is None else tuple(map(_unhex, variance)))
+        return cls(**{**tree, "variance": None if variance is None else tuple(variance)})
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class Decided:
     """What a decision is, and the numbers that led to it."""
 
     parts: int
-    """The ratio, in parts of `STEPS`."""
+    """The ratio, in parts of `PARTS`."""
     ahead: float
     """Forgetting that is predicted to come, at the ratio of now."""
     target: float
@@ -140,7 +139,7 @@ class Decided:
     @property
     def ratio(self) -> Fraction:
         """The replay ratio."""
-        return Fraction(self.parts, STEPS)
+        return Fraction(self.parts, PARTS)
 
 
 def decide_replay(
@@ -162,9 +161,9 @@ def decide_replay(
     if abs(ahead - target) < 0.5 * deviation:
         move = 0.0  # the noise would only be followed
     move = min(RISE, max(-FALL if reading.warm else 0.0, move))
-    low, high = (logit_of(parts / STEPS) for parts in (bounds.lowest, bounds.highest))
+    low, high = (logit_of(parts / PARTS) for parts in (bounds.lowest, bounds.highest))
     logit = min(max(state.logit + move, low), high)  # never wound up beyond what is allowed
-    parts = min(max(round(STEPS * _sigmoid(logit)), bounds.lowest), bounds.highest)
+    parts = min(max(round(PARTS * _sigmoid(logit)), bounds.lowest), bounds.highest)
     surely_above = state.forgetting - 2 * deviation > settings.budget
     above = state.above + 1 if parts == bounds.highest and surely_above else 0
     held = above < PATIENCE
@@ -208,11 +207,3 @@ def logit_of(ratio: float) -> float:
 
 def _sigmoid(logit: float) -> float:
     return 1.0 / (1.0 + math.exp(-logit))
-
-
-def _hex(value: float) -> Any:
-    return value.hex() if isinstance(value, float) else value
-
-
-def _unhex(value: Any) -> Any:
-    return float.fromhex(value) if isinstance(value, str) else value

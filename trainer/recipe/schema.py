@@ -198,7 +198,7 @@ class Validation(Section):
     downstream: str | None = None
     """Shard prefix of held-out text of the new distribution."""
     audit: str | None = None
-    """Shard prefix of upstream text that the forgetting budget never sees: its number is the one to report."""
+    """Shard prefix of upstream text that the forgetting budget never sees: its number is to be reported."""
     max_tokens: Positive | None = None
     """Evaluate only the first so many tokens of each set."""
 
@@ -335,7 +335,9 @@ class Recipe(Section):
                     f"{where}: the first segment must begin at 0 and each one after the last, not at {starts}"
                 )
             if phase.steered and self.validation.upstream is None:
-                problems.append(f"{where}.forgetting_budget: needs validation.upstream, which it is measured on")
+                problems.append(
+                    f"{where}.forgetting_budget: needs validation.upstream, which it is measured on"
+                )
         problems += self._length_problems()
         for phase in self.phases:
             phase.schedule.fit_to_steps(

@@ -12,7 +12,7 @@ from tests.helpers.plants import BUDGET, HIGHEST, LOWEST, OFFSET, Plants, judge,
 from trainer.mixer.replay_control import (
     FALL,
     RISE,
-    STEPS,
+    PARTS,
     Bounds,
     ControlSettings,
     ControlState,
@@ -58,7 +58,7 @@ def test_raw_weights_hold_it_too_but_waste_new_tokens():
 def test_it_settles_without_a_limit_cycle(gain, lag):
     path, ratios, _ = steer(one_plant(0.06, gain, lag), 0, "wsd", 100)
     assert np.ptp(ratios[-10:]) <= 0.05 * ratios[-1]
-    assert 0.5 * BUDGET < path[-1] <= BUDGET or ratios[-1] == LOWEST / STEPS
+    assert 0.5 * BUDGET < path[-1] <= BUDGET or ratios[-1] == LOWEST / PARTS
 
 
 @pytest.mark.parametrize("sign", [0, -1])
@@ -66,13 +66,13 @@ def test_a_dead_and_a_flipped_plant_cannot_be_held(sign):
     plant = one_plant(0.1, 0.8, 0.1)
     _, ratios, held = steer(plant, 0, "wsd", 100, sign=sign)
     assert not held.all()
-    assert ratios[-1] == HIGHEST / STEPS
+    assert ratios[-1] == HIGHEST / PARTS
 
 
 def test_a_plant_that_forgets_nothing_gives_the_least_replay():
     _, ratios, held = steer(one_plant(1e-6, 0.8, 0.1), 0, "wsd", 100)
     assert held.all()
-    assert ratios[-1] == LOWEST / STEPS
+    assert ratios[-1] == LOWEST / PARTS
 
 
 def test_the_ratio_may_rise_and_not_fall_before_the_burn_in_is_over():
@@ -104,7 +104,7 @@ readings = st.builds(
 )
 def test_any_readings_give_a_ratio_within_bounds_by_small_steps(budget, gain, bounds, taken):
     settings = ControlSettings(budget, gain)
-    state = ControlState(logit_of((bounds.lowest + bounds.highest) / 2 / STEPS))
+    state = ControlState(logit_of((bounds.lowest + bounds.highest) / 2 / PARTS))
     for reading in sorted(taken, key=lambda one: one.clock):
         before = state.logit
         state, decided = decide_replay(settings, state, reading, bounds)

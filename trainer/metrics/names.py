@@ -18,6 +18,24 @@ SKIPPED_TOKENS = "tokens/skipped"
 FORGETTING = "eval/upstream/forgetting"
 """Upstream bits per byte above the base's, which was measured before the first step."""
 
+AUDIT_FORGETTING = "eval/audit/forgetting"
+"""The same of the audit set, which the forgetting budget never sees."""
+
+FORGETTINGS = {"upstream": FORGETTING, "audit": AUDIT_FORGETTING}
+"""By validation set."""
+
+BUDGET_READING = "budget/forgetting"
+"""Forgetting as the forgetting budget measures it: over fixed documents, on averaged weights if there are."""
+
+BUDGET_LOW, BUDGET_HIGH = "budget/low", "budget/high"
+"""The interval of filtered forgetting that holds with 95 %."""
+
+REPLAY_RATIO = "budget/replay_ratio"
+"""The replay ratio that was decided; it applies one decision later."""
+
+BUDGET = "budget/budget"
+"""Bits per byte that upstream may rise above the base."""
+
 TOKENS_PER_S = "perf/tokens_per_s"
 STEP_S = "perf/step_s"
 DATA_WAIT_S = "perf/data_wait_s"
@@ -51,6 +69,11 @@ def stream_bits_per_byte(stream: str) -> str:
 def stream_nats_per_token(stream: str) -> str:
     """Loss on a validation set; comparable within one tokenizer."""
     return f"eval/{stream}/nats_per_token"
+
+
+def of_average(name: str) -> str:
+    """Return the name of a score of the averaged weights, by that of the weights."""
+    return f"average/{name}"
 
 
 STREAMS = ("upstream", "downstream")

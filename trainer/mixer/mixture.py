@@ -119,6 +119,11 @@ class Mixture:
             raise UserErrors(problems)
         return cls(recipe, sizes, spans, past)
 
+    def with_changes(self, recipe: Recipe, changes: Sequence[RatioChange]) -> Mixture:
+        """Return the mixture of the same run after these decisions, which are all so far."""
+        sizes = dict(zip(self.names, self.sizes, strict=True))
+        return Mixture.from_recipe(recipe, sizes, self._past, changes)
+
     def samples(self, phase: int, start: int, stop: int) -> Samples:
         """Return samples [start, stop) of a phase.
 

@@ -26,7 +26,7 @@ DEFAULT_GAIN = 0.7
 """By how much ln(forgetting) falls per unit of logit(ratio), where nobody has measured it."""
 
 RATE = 0.35
-"""Share of the distance to the target, in logarithms, that a decision closes; the gain may be 2.8 times off."""
+"""Share of the distance to the target, in logarithms, that a decision closes; a gain may be 2.8 times off."""
 
 UNHURRIED = 0.05
 """Share of the phase's clock between decisions that take the whole `RATE`; closer ones take less each."""

@@ -54,7 +54,8 @@ def find_missing(recipe: Recipe) -> Missing:
     """Find what a recipe names that is not there: something that is there and damaged is an error as ever."""
     missing, model = Missing(), recipe.model
     missing.sources = {name for name, source in recipe.sources.items() if not _has_shards(source.path)}
-    held_out = {"upstream": recipe.validation.upstream, "downstream": recipe.validation.downstream}
+    given = recipe.validation
+    held_out = {"upstream": given.upstream, "downstream": given.downstream, "audit": given.audit}
     missing.validation = {name for name, prefix in held_out.items() if prefix and not _has_shards(prefix)}
     if missing.sources:
         paths = ", ".join(source.path for name, source in recipe.sources.items() if name in missing.sources)

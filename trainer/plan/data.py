@@ -77,7 +77,8 @@ def open_validation(recipe: Recipe, missing: Collection[str] = ()) -> dict[str, 
     Raises:
         UserErrors: a set is missing, damaged or too short.
     """
-    sets = {"upstream": recipe.validation.upstream, "downstream": recipe.validation.downstream}
+    given = recipe.validation
+    sets = {"upstream": given.upstream, "downstream": given.downstream, "audit": given.audit}
     named = {name: prefix for name, prefix in sets.items() if prefix is not None and name not in missing}
     stores, problems = _open_all({f"validation.{name}": prefix for name, prefix in named.items()})
     for field, store in stores.items():

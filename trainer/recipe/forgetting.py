@@ -20,7 +20,7 @@ class Average(Section):
     """Averaged weights, which are saved, measured and exported beside the trained ones."""
 
     kind: Literal["ema", "window"] = "ema"
-    """`ema`: each step's weights count, less with age; `window`: the mean of a stretch of steps, then the next."""
+    """`ema`: each step counts, less with age; `window`: the mean of one stretch of steps at a time."""
     half_life: Positive
     """Tokens: with `ema` those after which a step counts half; with `window` those of a stretch."""
 
@@ -67,7 +67,7 @@ class ForgettingBudget(Section):
                 "between 2/1024 and 1022/1024"
             )
         elif ceil(self.replay_min * 1024) > floor(self.replay_max * 1024):
-            yield f"no part of 1024 lies between replay_min {self.replay_min} and replay_max {self.replay_max}"
+            yield f"no part of 1024 is between replay_min {self.replay_min} and replay_max {self.replay_max}"
         elif replay_ratio is not None and not self.replay_min <= replay_ratio <= self.replay_max:
             yield (
                 f"replay_ratio {replay_ratio}, where it starts, is not between replay_min {self.replay_min} "

@@ -334,6 +334,8 @@ class Recipe(Section):
                 problems.append(
                     f"{where}: the first segment must begin at 0 and each one after the last, not at {starts}"
                 )
+            if phase.steered and phase.steered.on_failure == "pull_to_base" and self.model.base is None:
+                problems.append(f"{where}.on_failure: pull_to_base needs a model.base")
             if phase.steered and self.validation.upstream is None:
                 problems.append(
                     f"{where}.forgetting_budget: needs validation.upstream, which it is measured on"

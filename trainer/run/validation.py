@@ -9,6 +9,7 @@ import torch
 
 from tokenization.shards.store import TokenStore
 from trainer.evaluation.held_out import Baseline, Scorer, evaluate, measured_on
+from trainer.evaluation.paired import Documents, PerDocument, score_documents
 from trainer.machine import collectives
 from trainer.machine.ranks import World
 from trainer.metrics import names
@@ -75,6 +76,22 @@ class ValidationSets:
         except _Stopped:
             return None
 
+    def score_documents(
+        self, documents: Documents, doing: str, *, stoppable: bool = True
+    ) -> PerDocument | None:
+        """Score documents, nats each; None if it is `stoppable` and a rank was asked to stop meanwhile."""
+        try:
+            return score_documents(
+                _StoppableScorer(self, doing) if stoppable else self.scorer,
+                documents,
+                micro_batch_size=self.micro_batch_size,
+                rank=self.world.rank,
+                world_size=self.world.world_size,
+                total=self.total,
+            )
+        except _Stopped:
+            return None
+
     def _measure(self, step: int) -> dict[str, float]:
         seq_len, max_tokens = self.recipe.seq_len, self.recipe.validation.max_tokens
         found = {}
@@ -96,8 +113,8 @@ class ValidationSets:
             base = self.baseline.get(name)
             found[names.stream_bits_per_byte(name)] = score.bits_per_byte
             found[names.stream_nats_per_token(name)] = score.nats_per_token
-            if name == "upstream" and base is not None and not base.unlike(now):
-                found[names.FORGETTING] = score.bits_per_byte - base.bits_per_byte
+            if name in names.FORGETTINGS and base is not None and not base.unlike(now):
+                found[names.FORGETTINGS[name]] = score.bits_per_byte - base.bits_per_byte
         return found
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.helpers.plants import BUDGET, HIGHEST, LOWEST, OFFSET, Plants, judge, steer
 from trainer.mixer.replay_control import (
     FALL,
-    RISE,
     PARTS,
+    RISE,
     Bounds,
     ControlSettings,
     ControlState,

@@ -1,0 +1,123 @@
+"""Measure forgetting over fixed documents, each one paired with the base's loss on it.
+
+A difference of two losses on the same document varies far less than the losses do, so that a few hundred
+documents tell a thousandth of a bit per byte. What is left of the choice of documents is known: its standard
+deviation is that of a ratio estimator (Cochran, Sampling Techniques, chapter 6).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from tokenization.shards.store import TokenStore
+from trainer.evaluation.held_out import Scorer
+from trainer.mixer.batch import MicroBatch
+
+if TYPE_CHECKING:
+    import torch
+
+PerDocument = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Some documents of a validation set: of each the first `seq_len` tokens and the one after them."""
+
+    store: TokenStore
+    seq_len: int
+    starts: npt.NDArray[np.int64]
+    """[documents] first token."""
+    lengths: npt.NDArray[np.int64]
+    """[documents] tokens that are read, at least 2."""
+
+    @classmethod
+    def choose(cls, store: TokenStore, count: int, seq_len: int) -> Documents:
+        """Choose `count` documents, or all that there are, evenly over the set; the same ones every time."""
+        count = min(count, store.documents)
+        numbers = [number * store.documents // count for number in range(count)]
+        starts = [store.document_start(number) for number in numbers]
+        stops = [
+            store.document_start(number + 1) if number + 1 < store.documents else store.tokens
+            for number in numbers
+        ]
+        lengths = [min(stop - start, seq_len + 1) for start, stop in zip(starts, stops, strict=True)]
+        kept = [place for place, length in enumerate(lengths) if length > 1]
+        columns = (np.array(column, np.int64)[kept] for column in (starts, lengths))
+        return cls(store, seq_len, *columns)
+
+    @property
+    def checksum(self) -> str:
+        """The checksum of which tokens are measured."""
+        places = xxhash.xxh3_128(self.store.fingerprint.encode())
+        places.update(self.starts.tobytes())
+        places.update(self.lengths.tobytes())
+        return places.hexdigest()
+
+    @property
+    def utf8_bytes(self) -> PerDocument:
+        """[documents] bytes of the tokens that are scored, by the mean of the whole set."""
+        scored = (self.lengths - 1).astype(np.float64)
+        return scored * (self.store.utf8_bytes / max(self.store.tokens - 1, 1))
+
+    def rows(self, numbers: range) -> MicroBatch:
+        """Read documents by number, one to a row; those after the last are padding."""
+        inputs = np.zeros((len(numbers), self.seq_len), np.int64)
+        targets = np.full((len(numbers), self.seq_len), -100, np.int64)
+        for row, number in enumerate(numbers):
+            if number < len(self.starts):
+                ids = self.store.read(int(self.starts[number]), int(self.lengths[number]))
+                inputs[row, : len(ids) - 1] = ids[:-1]
+                targets[row, : len(ids) - 1] = ids[1:]
+        return MicroBatch(inputs, targets, np.zeros(len(numbers), np.int64))
+
+
+def score_documents(
+    scorer: Scorer,
+    documents: Documents,
+    *,
+    micro_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    total: Callable[[torch.Tensor], torch.Tensor] = lambda alone: alone,
+) -> PerDocument:
+    """Return the nats of each document.
+
+    Ranks take batches of documents in turn and all make as many forward passes. `total` adds up over the
+    ranks, of which only one has scored a document, so that the sum does not depend on their number.
+    """
+    import torch
+
+    count = len(documents.starts)
+    micro_batch_size = max(1, min(micro_batch_size, -(-count // world_size)))
+    found = torch.zeros(count, dtype=torch.float64)
+    for turn in range(-(-count // (world_size * micro_batch_size))):
+        first = (turn * world_size + rank) * micro_batch_size
+        nats, _ = scorer.score(documents.rows(range(first, first + micro_batch_size)))
+        found = found.to(nats.device)
+        own = max(0, min(count - first, micro_batch_size))
+        found[first : first + own] = nats[:own]
+    return total(found).cpu().numpy()
+
+
+def paired_forgetting(nats: PerDocument, base: PerDocument, documents: Documents) -> tuple[float, float]:
+    """Return by how many bits per byte the documents have become worse, and its standard deviation.
+
+    `nats` and `base` are losses of the same documents. The deviation is that which the choice of documents
+    makes, all of them being drawn from the same text.
+    """
+    sizes = documents.utf8_bytes
+    bits = (nats - base) / math.log(2)
+    forgetting = math.fsum(bits) / math.fsum(sizes)
+    count = len(sizes)
+    if count < 2:
+        return forgetting, math.inf
+    residuals = bits - forgetting * sizes
+    spread = math.sqrt(count / (count - 1) * math.fsum(residuals**2)) / math.fsum(sizes)
+    return forgetting, spread

@@ -88,7 +88,7 @@ def stream_of(metric: str) -> str | None:
 
 UPSTREAM, DOWNSTREAM = stream_bits_per_byte("upstream"), stream_bits_per_byte("downstream")
 
-SHOWN = (LOSS, LR, UPSTREAM, DOWNSTREAM, FORGETTING, TOKENS_PER_S)
+SHOWN = (LOSS, LR, UPSTREAM, DOWNSTREAM, FORGETTING, TOKENS_PER_S, BUDGET_READING, REPLAY_RATIO)
 """What a person looks at while a run trains; the last values stand in `status.json`."""
 
 

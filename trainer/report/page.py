@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenization import disk
 from tokenization.errors import UserError
 from trainer.metrics import names
+from trainer.report.budgets import budgets
 from trainer.report.charts import COLOURS
 from trainer.report.figures import figures, mixtures, rate
 from trainer.report.runs import RunHistory, alike, cells, compare_runs, gather_runs, unlike_line
@@ -47,7 +48,17 @@ def _refuse_other(out: Path) -> None:
 def page(arms: Sequence[RunHistory], now: datetime.datetime) -> str:
     """Return the whole page, dated `now`."""
     title = ", ".join(arm.name for arm in arms)
-    body = "".join((_header(arms, now), _summary(arms), figures(arms), mixtures(arms), _starts(arms), _TERMS))
+    body = "".join(
+        (
+            _header(arms, now),
+            _summary(arms),
+            figures(arms),
+            budgets(arms),
+            mixtures(arms),
+            _starts(arms),
+            _TERMS,
+        )
+    )
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}{_MARK}'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'

@@ -100,7 +100,7 @@ class Steering:
         record = state.decisions[-1]
         self._write(state)
         logger.info(told_of(record, state.step))
-        if record["action"] is not None:
+        if record["action"] not in (None, "stop"):  # a stop ends with the same line
             logger.warning(told_unheld(record, state.step))
         if record["action"] == "pull_to_base":
             assert self.recipe.model.base is not None

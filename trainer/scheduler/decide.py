@@ -243,7 +243,7 @@ def _over_budget(recipe: Recipe, state: RunState) -> Iterator[Refusal]:
     if last is None or budget is None or budget.forgetting_budget is None:
         return
     if budget.on_failure == "stop" and budget.forgetting_budget <= last["budget"]:
-        field = f"phases.{state.phase}.mixture.0"
+        field = f"phases.{state.phase}.mixture"
         yield Refusal(
             f"the forgetting budget of phase {state.phase_name!r}, {last['budget']:g} bits per byte, cannot "
             f"be held: forgetting is {last['state']['forgetting']:.4g} at the highest replay ratio, "

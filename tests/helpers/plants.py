@@ -133,3 +133,28 @@ def judge(plants, kind, decisions, **options):
         "new": new.sum() / (1 - best[can]).sum(),
         "alarm": false_alarms.mean(),
     }
+
+
+def table(count=400, seed=7):
+    """The table of docs/budget.md, in Markdown: `python -m tests.helpers.plants`."""
+    policies = {
+        "averaged weights": {},
+        "raw weights": {"raw": True},
+        "start at 5 %": {"start": 51},
+        "gain of 0.4 assumed": {"settings": ControlSettings(BUDGET, gain=0.4)},
+        "gain of 1.2 assumed": {"settings": ControlSettings(BUDGET, gain=1.2)},
+    }
+    for label, options in policies.items():
+        for decisions in (50, 100):
+            found = [
+                judge(Plants.draw(count, seed), kind, decisions, **options) for kind in ("cosine", "wsd")
+            ]
+            cells = (
+                " – ".join(f"{100 * one[what]:.1f}" for one in found)
+                for what in ("end", "path", "new", "alarm")
+            )
+            print(f"| {label} | {decisions} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    table()

@@ -17,7 +17,7 @@ def tree(data, run, stage, **budget):
     found["phases"][0]["mixture"] = {
         "forgetting_budget": 0.02,
         "decide_every": 3 * STEP,
-        "measured_documents": 16,
+        "measured_samples": 16,
         **budget,
     }
     found["model"]["average"] = {"kind": "ema", "half_life": 4 * STEP}

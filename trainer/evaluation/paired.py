@@ -1,8 +1,9 @@
-"""Measure forgetting over fixed documents, each one paired with the base's loss on it.
+"""Measure forgetting over fixed pieces of text, each one paired with the base's loss on it.
 
-A difference of two losses on the same document varies far less than the losses do, so that a few hundred
-documents tell a thousandth of a bit per byte. What is left of the choice of documents is known: its standard
-deviation is that of a ratio estimator (Cochran, Sampling Techniques, chapter 6).
+A difference of two losses on the same text varies far less than the losses do, so that a few hundred pieces
+tell a thousandth of a bit per byte. What is left of the choice of documents is known: its deviation is
+that of a ratio estimator over clusters, the pieces of a document being one (Cochran, Sampling Techniques,
+chapters 6 and 9A).
 """
 
 from __future__ import annotations
@@ -28,29 +29,33 @@ PerDocument = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Documents:
-    """Some documents of a validation set: of each the first `seq_len` tokens and the one after them."""
+    """Pieces of a validation set, each within one document: at most `seq_len` tokens and the one after them."""
 
     store: TokenStore
     seq_len: int
     starts: npt.NDArray[np.int64]
-    """[documents] first token."""
+    """[pieces] first token."""
     lengths: npt.NDArray[np.int64]
-    """[documents] tokens that are read, at least 2."""
+    """[pieces] tokens that are read, at least 2."""
+    numbers: npt.NDArray[np.int64]
+    """[pieces] the document that the piece is of."""
 
     @classmethod
     def choose(cls, store: TokenStore, count: int, seq_len: int) -> Documents:
-        """Choose `count` documents, or all that there are, evenly over the set; the same ones every time."""
-        count = min(count, store.documents)
-        numbers = [number * store.documents // count for number in range(count)]
-        starts = [store.document_start(number) for number in numbers]
-        stops = [
-            store.document_start(number + 1) if number + 1 < store.documents else store.tokens
-            for number in numbers
-        ]
-        lengths = [min(stop - start, seq_len + 1) for start, stop in zip(starts, stops, strict=True)]
-        kept = [place for place, length in enumerate(lengths) if length > 1]
-        columns = (np.array(column, np.int64)[kept] for column in (starts, lengths))
-        return cls(store, seq_len, *columns)
+        """Choose up to `count` pieces, evenly over the set and the same ones every time.
+
+        A document that is shorter than a piece is one.
+        """
+        found: dict[int, tuple[int, int]] = {}
+        for place in range(count):
+            number = store.document_at(place * store.tokens // count)
+            first = store.document_start(number)
+            last = store.document_start(number + 1) if number + 1 < store.documents else store.tokens
+            start = max(first, min(place * store.tokens // count, last - seq_len - 1))
+            if min(last - start, seq_len + 1) > 1:
+                found[start] = (min(last - start, seq_len + 1), number)
+        columns = np.array([(start, *rest) for start, rest in sorted(found.items())], np.int64)
+        return cls(store, seq_len, *columns.reshape(-1, 3).T)
 
     @property
     def checksum(self) -> str:
@@ -62,12 +67,12 @@ class Documents:
 
     @property
     def utf8_bytes(self) -> PerDocument:
-        """[documents] bytes of the tokens that are scored, by the mean of the whole set."""
+        """[pieces] bytes of the tokens that are scored, by the mean of the whole set."""
         scored = (self.lengths - 1).astype(np.float64)
         return scored * (self.store.utf8_bytes / max(self.store.tokens - 1, 1))
 
     def rows(self, numbers: range) -> MicroBatch:
-        """Read documents by number, one to a row; those after the last are padding."""
+        """Read pieces by number, one to a row; those after the last are padding."""
         inputs = np.zeros((len(numbers), self.seq_len), np.int64)
         targets = np.full((len(numbers), self.seq_len), -100, np.int64)
         for row, number in enumerate(numbers):
@@ -87,10 +92,10 @@ def score_documents(
     world_size: int = 1,
     total: Callable[[torch.Tensor], torch.Tensor] = lambda alone: alone,
 ) -> PerDocument:
-    """Return the nats of each document.
+    """Return the nats of each piece.
 
-    Ranks take batches of documents in turn and all make as many forward passes. `total` adds up over the
-    ranks, of which only one has scored a document, so that the sum does not depend on their number.
+    Ranks take batches of them in turn and all make as many forward passes. `total` adds up over the ranks, of
+    which only one has scored a piece, so that the sum does not depend on their number.
     """
     import torch
 
@@ -107,17 +112,22 @@ def score_documents(
 
 
 def paired_forgetting(nats: PerDocument, base: PerDocument, documents: Documents) -> tuple[float, float]:
-    """Return by how many bits per byte the documents have become worse, and its standard deviation.
+    """Return by how many bits per byte the text has become worse, and the standard deviation of it.
 
-    `nats` and `base` are losses of the same documents. The deviation is that which the choice of documents
-    makes, all of them being drawn from the same text.
+    `nats` and `base` are losses of the same pieces. The deviation is that which the choice of documents makes,
+    all of them being drawn from the same kind of text; infinite for a single document.
     """
     sizes = documents.utf8_bytes
     bits = (nats - base) / math.log(2)
-    forgetting = math.fsum(bits) / math.fsum(sizes)
-    count = len(sizes)
+    whole = math.fsum(sizes)
+    forgetting = math.fsum(bits) / whole
+    residuals: dict[int, float] = {}
+    for number, residual in zip(
+        documents.numbers.tolist(), (bits - forgetting * sizes).tolist(), strict=True
+    ):
+        residuals[number] = residuals.get(number, 0.0) + residual
+    count = len(residuals)
     if count < 2:
         return forgetting, math.inf
-    residuals = bits - forgetting * sizes
-    spread = math.sqrt(count / (count - 1) * math.fsum(residuals**2)) / math.fsum(sizes)
+    spread = math.sqrt(count / (count - 1) * math.fsum(one**2 for one in residuals.values())) / whole
     return forgetting, spread

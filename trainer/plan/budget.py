@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+from trainer.evaluation.paired import Documents
 from trainer.mixer.decisions import bounds_now
 from trainer.mixer.replay_control import FALL, PARTS, RISE, logit_of
 from trainer.mixer.segments import decision_samples, start_parts
@@ -34,9 +35,11 @@ def _plan_of(plan: Plan, number: int) -> dict[str, Any]:
     done = plan.decision.state.samples if running else 0
     bounds = bounds_now(mixture, segment, number, min((done // every + 2) * every, samples))
     store = plan.validation.get("upstream")
-    documents = min(segment.measured_documents, store.documents if store else segment.measured_documents)
+    pieces = segment.measured_samples
+    if store is not None:
+        pieces = len(Documents.choose(store, pieces, recipe.seq_len).starts)
     # A forward pass is a third of a step's computing; padded rows cost as much as full ones.
-    cost = documents * recipe.seq_len / 3 / (every * recipe.seq_len_of(number))
+    cost = pieces * recipe.seq_len / 3 / (every * recipe.seq_len_of(number))
     return {
         "phase": recipe.phases[number].name,
         "budget": segment.forgetting_budget,
@@ -47,7 +50,7 @@ def _plan_of(plan: Plan, number: int) -> dict[str, Any]:
         "replay_max": float(segment.replay_max),
         "decide_every_tokens": every * recipe.seq_len_of(number),
         "decisions": samples // every,
-        "documents": documents,
+        "measured_samples": pieces,
         "cost": cost,
         "gain": segment.replay_gain,
         "on_failure": segment.on_failure,
@@ -80,7 +83,7 @@ def budget_lines(plan: Plan) -> Iterator[str]:
         yield f"         supply: the replay sources hold {told}"
         yield (
             f"         {one['decisions']:,} decisions, one every {one['decide_every_tokens']:,} tokens, each "
-            f"applied one later; {one['documents']:,} documents are measured, "
+            f"applied one later; {one['measured_samples']:,} samples are measured, "
             f"{one['cost']:.2%} of the run's computing"
             + (f", above {MOST_COST:.0%}: raise decide_every" if one["cost"] > MOST_COST else "")
         )

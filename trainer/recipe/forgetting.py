@@ -49,8 +49,8 @@ class ForgettingBudget(Section):
     """Tokens, or a share of the phase, between two decisions; each applies one such stretch later."""
     replay_gain: Annotated[Rate, Field(gt=0)] = 0.7
     """By how much ln(forgetting) falls per unit of logit(replay_ratio), as a study of the replay finds it."""
-    measured_documents: Annotated[Positive, Field(ge=8)] = 256
-    """Upstream documents that are measured, always the same; of each the first `seq_len` tokens."""
+    measured_samples: Annotated[Positive, Field(ge=8)] = 256
+    """Pieces of upstream text that are measured: always the same, of one document and `seq_len` tokens each."""
     on_failure: Literal["stop", "lower_lr", "pull_to_base"] = "stop"
     """If the budget cannot be held: stop; halve the learning rate; or pull the weights towards the base."""
 

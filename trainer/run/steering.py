@@ -59,7 +59,7 @@ class Steering:
         budgets = [phase.steered for phase in recipe.phases if phase.steered is not None]
         if not budgets:
             return None
-        count = max(budget.measured_documents for budget in budgets)
+        count = max(budget.measured_samples for budget in budgets)
         documents = Documents.choose(validation.stores["upstream"], count, recipe.seq_len)
         return cls(recipe, plan.mixture, engine, validation, documents, plan.model_config, writes)
 
@@ -71,8 +71,8 @@ class Steering:
         """
         checksum = self.documents.checksum
         if state.measured and state.measured["documents"] != checksum:
-            what = "are other documents than those that the base was measured on"
-            fix = "put the shards back, and leave seq_len and measured_documents as they were"
+            what = "is other text than that which the base was measured on"
+            fix = "put the shards back, and leave seq_len and measured_samples as they were"
             raise UserError(what, field="validation.upstream", fix=fix)
         self._write(state)  # what was decided after the checkpoint will be decided again
         if state.measured or state.step:

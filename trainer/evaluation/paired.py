@@ -29,7 +29,7 @@ PerDocument = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Documents:
-    """Pieces of a validation set, each within one document: at most `seq_len` tokens and the one after them."""
+    """Pieces of a validation set, each within a document: at most `seq_len` tokens and the one after."""
 
     store: TokenStore
     seq_len: int

@@ -114,8 +114,8 @@ def score_documents(
 def paired_forgetting(nats: PerDocument, base: PerDocument, documents: Documents) -> tuple[float, float]:
     """Return by how many bits per byte the text has become worse, and the standard deviation of it.
 
-    `nats` and `base` are losses of the same pieces. The deviation is that which the choice of documents makes,
-    all of them being drawn from the same kind of text; infinite for a single document.
+    `nats` and `base` are losses of the same pieces. The deviation is that which the choice of documents
+    makes, all of them being drawn from the same kind of text; infinite for a single document.
     """
     sizes = documents.utf8_bytes
     bits = (nats - base) / math.log(2)

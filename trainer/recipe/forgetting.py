@@ -50,7 +50,7 @@ class ForgettingBudget(Section):
     replay_gain: Annotated[Rate, Field(gt=0)] = 0.7
     """By how much ln(forgetting) falls per unit of logit(replay_ratio), as a study of the replay finds it."""
     measured_samples: Annotated[Positive, Field(ge=8)] = 256
-    """Pieces of upstream text that are measured: always the same, of one document and `seq_len` tokens each."""
+    """Pieces of upstream text that are measured: always the same, each within a document."""
     on_failure: Literal["stop", "lower_lr", "pull_to_base"] = "stop"
     """If the budget cannot be held: stop; halve the learning rate; or pull the weights towards the base."""
 

@@ -134,12 +134,15 @@ def export_checkpoint(
     dtype: Literal["fp32", "bf16", "fp16"],
     max_shard_bytes: int,
     overwrite: bool = False,
+    average: bool = False,
 ) -> list[str]:
     """Export a checkpoint in the Hugging Face format, one parameter at a time; return notes about it.
 
+    With `average` the weights are the averaged ones; those that were not trained are as they are.
+
     Raises:
-        UserError: `out` is not empty (unless `overwrite`), or the recipe's tokenizer is missing or is not the
-            one that the run was trained with.
+        UserError: there is no average, `out` is not empty (unless `overwrite`), or the recipe's tokenizer is
+            missing or is not the one that the run was trained with.
     """
     refuse_existing(out, overwrite=overwrite)
     manifest = checkpoint.manifest
@@ -149,8 +152,11 @@ def export_checkpoint(
     lines = hold_run_tokenizer(checkpoint, recipe, fields, tokenizer)
     config = AutoConfig.for_model(**fields)
     reader = rank_files.Reader(checkpoint.files)
+    if average and not reader.has_average:
+        fix = "export without --average; model.average in the recipe keeps one from the next step on"
+        raise UserError("holds no averaged weights", file=checkpoint.path, fix=fix)
     lines += export_model(
-        reader.weights(),
+        reader.weights(average=average),
         config,
         recipe.model.tokenizer,
         out,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 from tokenization.errors import ExitCode, UserError
@@ -83,6 +84,8 @@ def add_data(commands: Any) -> None:
     simulate = add_command(kinds, "simulate", simulate_command, "recipe.yaml --samples 0:100")
     add_recipe(simulate)
     simulate.add_argument("--samples", default="0:20", metavar="A:B", help="window of the run's samples")
+    log = "follow a run's decisions.jsonl, for a mixture with a forgetting budget"
+    simulate.add_argument("--decisions", type=path_text, metavar="FILE", help=log)
     simulate.add_argument("--shares", action="store_true", help="only show how much each source contributes")
 
 
@@ -211,12 +214,14 @@ def show_command(args: argparse.Namespace) -> int:
 def simulate_command(args: argparse.Namespace) -> int:
     """List the samples that a recipe draws, without a model."""
     from trainer.mixer import simulate
+    from trainer.mixer.decisions import changes_of, read_decisions
     from trainer.mixer.mixture import Mixture, SourceSize
     from trainer.plan.data import open_sources
 
     recipe = load.load_recipe(args.recipe, args.overrides)
     sizes = {name: SourceSize.of(store, recipe.seq_len) for name, store in open_sources(recipe).items()}
-    mixture = Mixture.from_recipe(recipe, sizes)
+    decided = changes_of(read_decisions(Path(args.decisions))) if args.decisions else []
+    mixture = Mixture.from_recipe(recipe, sizes, changes=decided)
     try:
         start, stop = (count(part) for part in args.samples.split(":"))
     except ValueError as error:

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tokenization.errors import did_you_mean
 from trainer.recipe.fields import Count, Exact, Positive, Rate, Seconds, Section
+from trainer.recipe.forgetting import START_RATIO, Average, ForgettingBudget
 from trainer.recipe.numbers import count
 from trainer.recipe.schedule import Schedule
 from trainer.recipe.validation import Validation
@@ -44,6 +45,8 @@ class Model(Section):
     """Who computes the output layer's loss: PyTorch (`auto` is that today), or Liger's kernel, on GPUs."""
     compile: bool = False
     """Compile the decoder layers with `torch.compile`: faster steps after a first one that takes minutes."""
+    average: Average | None = None
+    """Averaged weights beside the trained ones: measured, saved, and exported with `--average`."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:
@@ -101,13 +104,16 @@ class Source(Section):
     """First sample of order `sequential`: where the base model's pass over this source began."""
 
 
-class Segment(Section):
+class Segment(ForgettingBudget):
     """Weights of the sources, from a token of the phase on."""
 
     start: Count = 0
     """Tokens into the phase (written `from`)."""
     replay_ratio: Exact | None = None
-    """The replay sources' total weight; each role's share is split by `weights`, else by size."""
+    """The replay sources' total weight; each role's share is split by `weights`, else by size.
+
+    With a `forgetting_budget` it is where the run starts.
+    """
     weights: dict[str, Exact] = Field(default_factory=dict)
     """Share of the tokens by source; the shares add up to 1, unless `replay_ratio` splits them."""
 
@@ -120,7 +126,10 @@ class Segment(Section):
         rest = dict(written)
         if "from" in rest:
             rest["start"] = rest.pop("from")
-        fields = {name: rest.pop(name) for name in ("start", "replay_ratio") if name in rest}
+        known = [name for name in cls.model_fields if name != "weights"]
+        fields = {name: rest.pop(name) for name in known if name in rest}
+        if fields.get("forgetting_budget") is not None:
+            fields.setdefault("replay_ratio", START_RATIO)
         return {**fields, "weights": rest}
 
 
@@ -163,6 +172,11 @@ class Phase(Section):
         return written
 
     @property
+    def steered(self) -> ForgettingBudget | None:
+        """The forgetting budget by which the run sets its own replay, if the phase has one."""
+        return next((one for one in self.mixture if one.forgetting_budget is not None), None)
+
+    @property
     def length(self) -> int:
         """Tokens after which the phase ends: the end of its anneal, else its budget."""
         anneal = self.schedule.anneal
@@ -171,6 +185,10 @@ class Phase(Section):
     @model_validator(mode="after")
     def _fitting(self) -> Phase:
         problems = [f"schedule: {line}" for line in self.schedule.misfits(self.tokens)]
+        for segment in self.mixture:
+            problems += [f"mixture: {line}" for line in segment.budget_problems(segment.replay_ratio)]
+        if self.steered and len(self.mixture) > 1:
+            problems.append("mixture: with a forgetting_budget it has one segment, whose ratio is decided")
         if self.train == "new_rows" and "embeddings" in self.schedule.lr_scale:
             problems.append("schedule: lr_scale.embeddings has no effect where only new_rows are trained")
         if problems:
@@ -338,6 +356,12 @@ class Recipe(Section):
             if starts != sorted(set(starts)) or starts[0] != 0:
                 problems.append(
                     f"{where}: the first segment must begin at 0 and each one after the last, not at {starts}"
+                )
+            if phase.steered and phase.steered.on_failure == "pull_to_base" and self.model.base is None:
+                problems.append(f"{where}.on_failure: pull_to_base needs a model.base")
+            if phase.steered and self.validation.upstream is None:
+                problems.append(
+                    f"{where}.forgetting_budget: needs validation.upstream, which it is measured on"
                 )
         problems += self._length_problems()
         for phase in self.phases:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenization import disk
 from tokenization.errors import UserError
 from trainer.metrics import names
+from trainer.report.budgets import budgets
 from trainer.report.charts import COLOURS
 from trainer.report.figures import figures, mixtures, rate
 from trainer.report.runs import RunHistory, alike, cells, compare_runs, gather_runs, unlike_line
@@ -53,6 +54,7 @@ def page(arms: Sequence[RunHistory], now: datetime.datetime) -> str:
             _header(arms, now),
             _summary(arms),
             figures(arms),
+            budgets(arms),
             sets_section(arms),
             mixtures(arms),
             _starts(arms),

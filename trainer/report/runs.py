@@ -138,6 +138,8 @@ class RunHistory:
         if self.recipe is None:
             return None
         segment = self.recipe.phases[-1].mixture[-1]
+        if segment.forgetting_budget is not None and (decided := self.series(names.REPLAY_RATIO)):
+            return decided.end
         if segment.replay_ratio is not None:
             return float(segment.replay_ratio)
         roles = self.recipe.sources

@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 ATTENTION = "rewarm_documents"
 """The name under which transformers finds this attention; it makes no mask of its own for such a name."""
 
-Documents = tuple[Tensor, int]
+DocumentPlaces = tuple[Tensor, int]
 """Where documents begin in all rows laid end to end, then where the last one ends, `[documents + 1]` int32 on
 the device; and the tokens of the longest one."""
 
@@ -37,7 +37,7 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    documents: Documents | None = None,
+    documents: DocumentPlaces | None = None,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:

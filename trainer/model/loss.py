@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from trainer.model.cross_entropy import IGNORED, cross_entropy
-from trainer.model.documents import ATTENTION, Documents
+from trainer.model.documents import ATTENTION, DocumentPlaces
 from trainer.model.packing import known_packing
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
@@ -46,7 +46,7 @@ class CausalLM(nn.Module):
         input_ids: Tensor,
         targets: Tensor,
         positions: Tensor | None = None,
-        documents: Documents | None = None,
+        documents: DocumentPlaces | None = None,
         by_token: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the cross-entropy of each row's targets, in nats.
@@ -69,7 +69,7 @@ class CausalLM(nn.Module):
         return total, own if by_token else own.sum(dim=1), (targets != IGNORED).sum(dim=1)
 
     def hidden(
-        self, input_ids: Tensor, positions: Tensor | None = None, documents: Documents | None = None
+        self, input_ids: Tensor, positions: Tensor | None = None, documents: DocumentPlaces | None = None
     ) -> Tensor:
         """Compute the last hidden state `[micro, seq, hidden]`, before the output embedding.
 
@@ -81,7 +81,7 @@ class CausalLM(nn.Module):
         return self._backbone(input_ids, positions, documents)
 
     def _backbone(
-        self, input_ids: Tensor, positions: Tensor | None, documents: Documents | None = None
+        self, input_ids: Tensor, positions: Tensor | None, documents: DocumentPlaces | None = None
     ) -> Tensor:
         assert positions is None or documents is not None or not self.by_documents, "documents would be mixed"
         more = {} if documents is None else {"documents": documents}

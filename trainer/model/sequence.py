@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from trainer.machine.sequence import SequenceGroup
 from trainer.model.cross_entropy import cross_entropy
-from trainer.model.documents import Documents
+from trainer.model.documents import DocumentPlaces
 from trainer.model.loss import CausalLM, Loss
 
 ATTENTION = "rewarm_sequence_parallel"
@@ -80,7 +80,7 @@ class SequencePart(CausalLM):
         self.core = ALL_ATTENTION_FUNCTIONS.get_interface(self.core_config._attn_implementation, eager)
 
     def hidden(
-        self, input_ids: Tensor, positions: Tensor | None = None, documents: Documents | None = None
+        self, input_ids: Tensor, positions: Tensor | None = None, documents: DocumentPlaces | None = None
     ) -> Tensor:
         """Compute the last hidden state of this part, `[micro, seq / parts, hidden]`.
 

@@ -16,6 +16,7 @@ packages=(
     gigatoken awkward awkward_cpp pydantic pydantic_core annotated-types typing-inspection typing_extensions
     orjson xxhash zstandard hjson msgpack py-cpuinfo einops psutil sentencepiece
 )
+optional=(liger-kernel==0.8.5) # measured beside our own loss; the trainer does without
 
 fail() {
     printf 'gpu_wheels: %s\n' "$*" >&2
@@ -58,7 +59,7 @@ for glibc in 2_28 2_27 2_26 2_24 2_17 2_12 2_5; do
 done
 platforms+=(--platform manylinux2014_x86_64 --platform manylinux2010_x86_64 --platform manylinux1_x86_64)
 "$python" -m pip download --quiet --no-deps --only-binary=:all: --implementation cp --python-version "$version" \
-    "${platforms[@]}" --dest "$made" "${pins[@]}" ||
+    "${platforms[@]}" --dest "$made" "${pins[@]}" "${optional[@]}" ||
     fail "a wheel for Python $version could not be fetched (the lines above say which)"
 
 # DeepSpeed comes as source. Without its compiled operators it is the same for every Python; nothing here needs CUDA.

@@ -83,7 +83,7 @@ def train(setting: Setting, folder: Path, warm_up: int, steps: int) -> tuple[flo
         max_steps=warm_up + steps,
         per_device_train_batch_size=setting.micro_batch_size,
         gradient_accumulation_steps=setting.accumulation,
-        gradient_checkpointing=setting.recompute,
+        gradient_checkpointing=setting.recompute != "none",
         learning_rate=1e-4,
         lr_scheduler_type="constant",
         adam_beta2=0.95,

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # A small English LLaMA learns Chinese, with and without replay, and shows what it forgot.
 #
-#   bash launch/quickstart.sh [--out DIR] [--nproc N] [--fast] [--english DIR] [--chinese DIR]
+#   bash launch/quickstart.sh [--out DIR] [--nproc N] [--fast] [--until-base] [--english DIR] [--chinese DIR]
 #
 # --out DIR       where everything goes (default: runs/quickstart)
 # --nproc N       ranks: 1, 2, 4 or 8 (default: 2, or 1 where there is one GPU)
 # --fast          half the training budget; give it twice for a quarter
+# --until-base    end with the base and its extended vocabulary, which launch/findings.sh goes on from
 # --english DIR, --chinese DIR   your own text (folders of .txt or .jsonl files) in place of the downloaded one
 #
 # Run it again after an interruption: finished steps are not repeated.
@@ -15,6 +16,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=runs/quickstart
 nproc=
 shorter=1
+until_base=
 texts=()
 
 while (($#)); do
@@ -22,8 +24,9 @@ while (($#)); do
         --out) out=${2:?--out needs a folder}; shift 2 ;;
         --nproc) nproc=${2:?--nproc needs a number}; shift 2 ;;
         --fast) shorter=$((shorter * 2)); shift ;;
+        --until-base) until_base=yes; shift ;;
         --english | --chinese) texts+=("$1" "$(realpath "${2:?$1 needs a folder}")"); shift 2 ;;
-        -h | --help) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+        -h | --help) sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
         *) printf 'quickstart: unknown option %s; see --help\n' "$1" >&2; exit 2 ;;
     esac
 done
@@ -94,6 +97,8 @@ train launch/recipes/quickstart-base.yaml "run_dir=$out/base" $(data english) "p
 [[ -d $out/models/base-extended ]] || rewarm model extend --base "$out/models/base" \
     --tokenizer "$tokenizers/extended" --out "$out/models/base-extended" \
     --text "$text/english-validation.jsonl" "$text/chinese-validation.jsonl"
+
+[[ -z $until_base ]] || exit 0
 
 headline "continued pretraining on Chinese, without replay and with 25 % English"
 # The recipe and overrides of the arm that replays $1 per cent.

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from benchmarks.gpu.float8 import compute_in_float8
 from benchmarks.gpu.models import build
 from tokenization.shards.store import TokenStore, open_tokens
 from tokenization.shards.writer import ShardWriter
@@ -70,7 +71,7 @@ class Setting:
 
     shape: Shape
     vocab_size: int
-    recompute: bool = False
+    recompute: str = "none"
     micro_batch_size: int = 4
     accumulation: int = 2
     seq_len: int = 4096
@@ -80,6 +81,10 @@ class Setting:
     compiled: bool = False
     loss: str = "auto"
     state_dtype: str = "fp32"
+    attention: str = "auto"
+    document_mask: str = "none"
+    float8: bool = False
+    """Whether the decoder layers' matrix products are in 8 bits (`benchmarks.gpu.float8`)."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -97,13 +102,15 @@ class Setting:
                     "tokenizer": str(data / "no-tokenizer"),
                     "dtype": self.dtype,
                     "init": init,
-                    "activation_checkpointing": "full" if self.recompute else "none",
+                    "activation_checkpointing": self.recompute,
+                    "attention": self.attention,
                     "compile": self.compiled,
                     "loss": self.loss,
                 },
                 "optimizer": {"state_dtype": self.state_dtype},
                 "deepspeed": str(ROOT / "ds_configs" / self.preset),
                 "seq_len": self.seq_len,
+                "document_mask": self.document_mask,
                 "micro_batch_size": self.micro_batch_size,
                 "global_batch_size": self.ranks * self.micro_batch_size * self.accumulation,
                 "sources": {"noise": {"path": str(data / "noise"), "role": "new", "max_epochs": None}},
@@ -143,13 +150,15 @@ def loader_of(recipe: Recipe, store: TokenStore, layout: Layout) -> Loader:
         micro_batch_size=layout.micro_batch_size,
         rank=collectives.rank() if layout.world_size > 1 else 0,
         world_size=layout.world_size,
-        document_mask="none",
+        document_mask=recipe.document_mask,
         eos_id=store.eos_id,
     )
 
 
-def on_device(recipe: Recipe, vocab_size: int) -> Any:
+def on_device(recipe: Recipe, vocab_size: int, float8: bool = False) -> Any:
     """Return the trainer's model with random weights drawn where they will be used, which is fast."""
+    if float8:
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"compile": False})})
     where = torch.device("cuda") if torch.cuda.is_available() else None
     with where or nullcontext():
         model = build(recipe, vocab_size, weights=False)
@@ -159,6 +168,8 @@ def on_device(recipe: Recipe, vocab_size: int) -> Any:
                 parameter.normal_(0.0, 0.02)
             else:
                 parameter.fill_(1.0)
+    if float8:
+        compute_in_float8(model.hf)
     return model
 
 
@@ -184,7 +195,7 @@ class Ours:
         config = complete(
             read_preset(recipe.deepspeed), recipe, layout, setting.shape.config(setting.vocab_size)
         )
-        model = on_device(recipe, setting.vocab_size) if model is None else model
+        model = on_device(recipe, setting.vocab_size, setting.float8) if model is None else model
         groups = parameter_groups(model, recipe.phases[0], recipe.optimizer.weight_decay)
         self.recipe, self.engine = recipe, Engine(model, groups, config, recipe.optimizer)
         self.loader = loader_of(recipe, store, layout)
@@ -209,6 +220,7 @@ class Ours:
         self.loader.close()
         self.engine.close()
         del self.engine
+        torch._dynamo.reset()
         forget()
 
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu.fast --out DIR [--cpu] [--minutes M]
 
-1B random weights at 4,096 tokens in bf16, with two vocabularies, with and without recomputation, compiled
-layers and Liger's loss; the two loops take turns (ours, bare, ours, bare), each with the card to itself. Then
-transformers' `Trainer` in a process of its own, and the largest LLaMA that fits, with moments in bf16.
+1B random weights at 4,096 tokens in bf16, each loop with the card to itself: ours and the bare one, layers
+compiled, the largest LLaMA that fits (moments in bf16), transformers' `Trainer` in a process of its own,
+Liger's loss, documents, products in 8 bits, a larger vocabulary, recomputation.
 """
 
 from __future__ import annotations
@@ -72,35 +72,47 @@ def measure(folder: Path, cpu: bool, until: float) -> None:
     first = engines.Setting(shape, small)
     if cpu:
         first = replace(first, seq_len=64, micro_batch_size=2)
-    took(bench, "32k", first, turns=2, needs_s=50)
-    took(bench, "55k", replace(first, vocab_size=large), turns=2, needs_s=50)
-    took(bench, "32k, compiled", replace(first, compiled=True), turns=1, needs_s=75, beside_bare=False)
+    took(bench, "32k", first, turns=1)
+    quick = replace(first, compiled=True)
+    took(bench, "32k, compiled", quick, alone=True)
+    double = replace(quick, micro_batch_size=2 * quick.micro_batch_size, accumulation=1)
+    took(bench, "32k, compiled, twice the micro batch", double, alone=True)
+    largest(bench, first, cpu)
     beside_trainer(bench, first, cpu)
     if importlib.util.find_spec("liger_kernel") is None:
         row(f"{shape.name} 32k, Liger's loss", note="not tried: liger-kernel is not installed")
     else:
-        took(bench, "32k, Liger's loss", replace(first, loss="liger"), turns=1, needs_s=30, beside_bare=False)
-    took(bench, "32k, recompute", replace(first, recompute=True), turns=1, needs_s=40)
-    largest(bench, first, cpu)
-    took(bench, "55k, recompute", replace(first, vocab_size=large, recompute=True), turns=1, needs_s=40)
+        took(bench, "32k, compiled, Liger's loss", replace(quick, loss="liger"), alone=True)
+    packed = replace(quick, document_mask="causal_per_document")
+    took(bench, "32k, compiled, documents", packed, alone=True)
+    took(bench, "32k, compiled, documents by a mask", replace(packed, attention="sdpa"), alone=True)
+    if cpu:
+        row(f"{shape.name} 32k, 8-bit products", note="not tried: no card")
+    else:
+        took(bench, "32k, compiled, 8-bit products", replace(quick, float8=True), alone=True)
+    took(bench, "55k", replace(first, vocab_size=large))
+    took(bench, "55k, compiled", replace(quick, vocab_size=large), alone=True)
+    took(bench, "32k, compiled, recomputed", replace(quick, recompute="full"), alone=True)
     building(bench, first)
     collectives.leave_ranks()
 
 
-def took(
-    bench: Bench, name: str, setting: Setting, turns: int, needs_s: float, beside_bare: bool = True
-) -> None:
-    """Ours and the bare loop by turns, each row as it is known."""
+NEEDS_S = 20
+"""Of a loop: to begin, to compile, to warm up and to train its steps."""
+
+
+def took(bench: Bench, name: str, setting: Setting, turns: int = 1, alone: bool = False) -> None:
+    """Ours and the bare loop by turns, or ours alone; each row as it is known."""
     from benchmarks.gpu import engines
 
     name = f"{setting.shape.name} {name}"
     rates: dict[str, list[float]] = {}
     settings = {"ours": setting, "bare": setting}
     loops: list[tuple[str, Any, int]] = [("ours", engines.Ours, bench.steps)]
-    loops += [("bare", engines.Bare, bench.bare_steps)] * beside_bare
+    loops += [("bare", engines.Bare, bench.bare_steps)] * (not alone)
     for turn in range(turns):
         for kind, make, steps in loops:
-            if bench.left() < needs_s / (2 * turns):
+            if bench.left() < NEEDS_S:
                 row(f"{name}: {kind}, turn {turn + 1}", note="not tried: no time left")
                 continue
             label = f"{name}: {kind}"
@@ -231,7 +243,7 @@ def beside_trainer(bench: Bench, setting: Setting, cpu: bool) -> None:
 
 
 def largest(bench: Bench, like: Setting, cpu: bool) -> None:
-    """The largest shape whose states leave room: steps with recomputation and a micro batch of 1.
+    """The largest shape whose states leave room, with as little computed again as fits.
 
     The moments are in bf16 for it, and the layers compiled, as those who publish such numbers have it.
     """
@@ -241,41 +253,45 @@ def largest(bench: Bench, like: Setting, cpu: bool) -> None:
     from trainer.model.size import parameters
     from trainer.plan.memory import MemorySettings, Shape, estimate
 
+    room = None if cpu else torch.cuda.get_device_properties(0).total_memory
     for shape in (engines.SMALLER_TOY,) if cpu else (engines.EIGHT_B, engines.SEVEN_B, engines.THREE_B):
-        setting = replace(
-            like,
-            shape=shape,
-            micro_batch_size=1,
-            accumulation=4,
-            recompute=True,
-            compiled=not cpu,
-            state_dtype="bf16",
-        )
-        config = shape.config(setting.vocab_size)
-        settings = MemorySettings(
-            stage=2,
-            world_size=1,
-            seq_len=setting.seq_len,
-            dtype=setting.dtype,
-            recompute="full",
-            state_width=2,
-        )
-        needs = estimate(Shape.of(config), settings).peak(1)
+        config = shape.config(like.vocab_size)
         name, billions = f"largest: {shape.name}", parameters(config) / 1e9
-        expected = f"{billions:.2f}e9 parameters, estimated {needs / 2**30:.1f} GiB"
-        if not cpu and needs > 1.05 * torch.cuda.get_device_properties(0).total_memory:
-            row(name, note=f"not tried: {expected}, more than the card has")
-            continue
-        if bench.left() < 45:
-            row(name, note="not tried: no time left")
-            continue
-        steps = max(2, bench.steps // 2)
-        done = fitting(name, setting, partial(timed, bench, engines.Ours, steps))
-        if done is not None:
-            used, found, peak, ready_s, _ = done
-            row(name, ok=True, value=round(billions, 2), unit="1e9 parameters", note=expected)
-            tell(name, 1, used, found, peak, ready_s)
-            return
+        for recompute in ("none", "full"):
+            setting = replace(
+                like,
+                shape=shape,
+                micro_batch_size=1,
+                accumulation=8,
+                recompute=recompute,
+                compiled=not cpu,
+                state_dtype="bf16",
+            )
+            settings = MemorySettings(
+                stage=2,
+                world_size=1,
+                seq_len=setting.seq_len,
+                dtype=setting.dtype,
+                recompute=recompute,
+                state_width=2,
+            )
+            needs = estimate(Shape.of(config), settings).peak(1)
+            expected = (
+                f"{billions:.2f}e9 parameters, recomputed: {recompute}, {needs / 2**30:.1f} GiB expected"
+            )
+            if room is not None and needs > 1.02 * room:
+                row(name, note=f"not tried: {expected}, more than the card has")
+                continue
+            if bench.left() < 45:
+                row(name, note="not tried: no time left")
+                continue
+            steps = max(2, bench.steps // 3)
+            done = fitting(name, setting, partial(timed, bench, engines.Ours, steps))
+            if done is not None:
+                used, found, peak, ready_s, _ = done
+                row(name, ok=True, value=round(billions, 2), unit="1e9 parameters", note=expected)
+                tell(name, 1, used, found, peak, ready_s)
+                return
 
 
 def building(bench: Bench, setting: Setting) -> None:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu.profile --out DIR [--cpu] [--minutes M]
 
-torch's profiler over three steps of the 1B model: the dearest operations, and where the host waits for the
-card. The whole table is in DIR/profile.log.
+torch's profiler over three steps of the 1B model, its layers compiled: the dearest operations, and where the
+host waits for the card. The whole table is in DIR/profile.log.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def measure(folder: Path, cpu: bool) -> None:
 
     collectives.join_ranks(World())
     setting = engines.Setting(engines.TOY, 512, seq_len=64, micro_batch_size=2) if cpu else None
-    setting = setting or engines.Setting(engines.ONE_B, 32_000)
+    setting = setting or engines.Setting(engines.ONE_B, 32_000, compiled=True)
     store = engines.make_noise(folder, setting.vocab_size, 100_000 if cpu else 2_000_000)
     ours = opened(setting, folder, store)
     plain = ours.steps(STEPS)

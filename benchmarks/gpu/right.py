@@ -18,7 +18,9 @@ from benchmarks.gpu.rows import Options, options, row, trial
 from trainer.engine.plain import PlainRun, plain_loss, train_plainly
 from trainer.machine import collectives
 from trainer.machine.ranks import World
+from trainer.mixer.batch import document_bounds
 from trainer.model import cross_entropy
+from trainer.model import documents as packed
 
 CARD = Size(hidden=256, layers=4, heads=8, vocab=2000, seq_len=256, batch=8)
 TOY = Size(hidden=32, layers=2, heads=4, vocab=90, seq_len=32, batch=8)
@@ -204,6 +206,7 @@ def documents(size: Size, device: torch.device, cpu: bool) -> None:
     flash = importlib.util.find_spec("flash_attn") is not None
     tries = [("eager", "fp32"), ("sdpa", "fp32"), ("eager", "bf16"), ("sdpa", "bf16")]
     tries += [("flash_attention_2", "bf16"), ("flex_attention", "fp32"), ("flex_attention", "bf16")]
+    tries += [(packed.ATTENTION, "bf16")]
     exact = attended(size, batch, device, "eager", "fp32", by_hand=True)
     rough = attended(size, batch, device, "eager", "bf16", by_hand=True)
     noise = distance(rough, exact)
@@ -212,6 +215,8 @@ def documents(size: Size, device: torch.device, cpu: bool) -> None:
         name = f"document mask, {attention}, {dtype}"
         if attention == "flash_attention_2" and not flash:
             row(name, note="flash-attn is not installed")
+        elif attention == packed.ATTENTION and not packed.available():
+            row(name, note="this PyTorch or card has no kernels for it")
         elif attention == "flex_attention" and cpu:
             row(name, note="has no backward pass without a card")
         else:
@@ -235,6 +240,7 @@ def attended(
     if attention != "eager":
         causal.hf.set_attn_implementation(attention)
     causal.one_row = attention == "flash_attention_2"
+    causal.by_documents = attention == packed.ATTENTION
     causal.to(device)
     ids, positions = (torch.as_tensor(each).to(device) for each in (batch.input_ids, batch.positions))
     if by_hand:
@@ -243,7 +249,9 @@ def attended(
             ids, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state
     else:
-        hidden = causal.hidden(ids, positions)
+        bounds, longest = document_bounds(positions.cpu().numpy())
+        documents = (torch.as_tensor(bounds).to(device), longest) if causal.by_documents else None
+        hidden = causal.hidden(ids, positions, documents)
     torch.manual_seed(0)
     weight = torch.randn(hidden.shape, dtype=torch.float32).to(device)
     (hidden.float() * weight).sum().backward()

@@ -32,9 +32,8 @@ def recipe_of(
         f"seq_len: {seq_len}",
         f"global_batch_size: {global_batch_size}",
         f"seed: {seed}",
-        "validation: {every_tokens: 1}",
         "checkpoint: {every_tokens: 1}",
-        *(f"{name}: {value}" for name, value in fields.items()),
+        *(f"{name}: {value}" for name, value in {"validation": "{every_tokens: 1}", **fields}.items()),
         "sources:",
     ]
     for name, role in sources.items():

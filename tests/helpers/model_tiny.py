@@ -9,11 +9,15 @@ import torch
 from sentencepiece import sentencepiece_model_pb2 as proto
 
 from tokenization.errors import UserError, UserErrors
+from tokenization.tokenizer.files import open_tokenizer
+from trainer.checkpoint.card import Card
+from trainer.checkpoint.export import export_model
 from trainer.model.architecture import check_config, resolve_config
 from trainer.model.build import build_model
 from trainer.model.loss import CausalLM
 from trainer.recipe.load import parse_recipe
 from trainer.recipe.schema import Recipe
+from trainer.storage.safetensors import Weight
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 INIT: dict[str, dict[str, Any]] = {
@@ -99,3 +103,15 @@ def tokenizer(directory: Path, *pieces: str) -> Path:
     (directory / "tokenizer.model").write_bytes(model.SerializeToString())
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     return directory
+
+
+def exported_tiny(folder: Path, state: dict[str, Any] | None = None) -> Path:
+    """An export with random weights, the pieces of ENGLISH and a context of 64; its documents are short."""
+    tok = open_tokenizer(tokenizer(folder / "tok", *ENGLISH))
+    causal = build(recipe(**INIT["llama"], max_position_embeddings=64), tok.size)
+    weights = [Weight.of(*named) for named in causal.named_parameters()]
+    export_model(
+        weights, causal.hf.config, folder / "tok", folder / "model", vocab_size=tok.size, dtype="fp32",
+        card=Card("tiny", state=state),
+    )  # fmt: skip
+    return folder / "model"

@@ -36,6 +36,7 @@ def test_what_ships_is_what_the_house_promises():
     assert {path.stem for path in RECIPES} >= {
         "quickstart-base",
         "quickstart",
+        "quickstart-unextended",
         "llama2-7b-zh",
         "llama2-13b-zh",
         "llama2-70b-zh",
@@ -127,6 +128,17 @@ def test_guptas_setting_has_their_steps():
 )
 def test_the_overrides_that_the_pythia_recipe_names_are_read(overrides):
     load_recipe(ROOT / "launch" / "recipes" / "pythia-410m-slimpajama.yaml", overrides)
+
+
+def test_the_recipe_without_an_extended_vocabulary_differs_in_model_and_shards_alone():
+    extended, plain = (
+        load_recipe(ROOT / "launch" / "recipes" / f"{name}.yaml")
+        for name in ("quickstart", "quickstart-unextended")
+    )
+    own = {"name", "run_dir", "model", "sources", "validation"}
+    assert plain.model_dump(exclude=own) == extended.model_dump(exclude=own)
+    assert list(plain.sources) == list(extended.sources)
+    assert plain.validation.max_tokens == extended.validation.max_tokens
 
 
 def test_the_arm_without_replay_is_an_override_of_the_quickstart():

@@ -65,6 +65,8 @@ class ShardMeta:
     version: int = META_VERSION
     job: str = ""
     """Identity of the job that wrote it, which all parts of a source share; empty if no job did."""
+    generated: dict[str, Any] | None = None
+    """The model that wrote the text, and how; None if people wrote it."""
 
     @classmethod
     def read(cls, prefix: Path) -> ShardMeta:
@@ -85,6 +87,7 @@ class ShardMeta:
                     fix="run `rewarm data prepare` again",
                 )
             read.setdefault("job", "")  # shards of earlier versions have none
+            read.setdefault("generated", None)
             return cls(**{field.name: _checked(field.name, read[field.name]) for field in fields(cls)})
         except FileNotFoundError:
             raise UserError(
@@ -110,6 +113,10 @@ def _checked(name: str, value: Any) -> Any:
     if name in _TEXTS:
         if not isinstance(value, str):
             raise ValueError(f"{name} is not text")
+        return value
+    if name == "generated":
+        if not isinstance(value, dict | None):
+            raise ValueError("generated is not a mapping")
         return value
     most, least = (2**31, 1) if name == "vocab_size" else (2**62, 0)
     if type(value) is not int or not least <= value <= most:
@@ -143,7 +150,8 @@ def check_size(path: Path, expected: int) -> None:
 def write_meta(prefix: Path, meta: ShardMeta) -> None:
     """Write the side file, after everything else is on the disk; it marks the shard as whole."""
     sync_path(prefix.parent)
-    write_atomically(with_ending(prefix, ".json"), json.dumps(asdict(meta), indent=2) + "\n")
+    told = {name: value for name, value in asdict(meta).items() if name != "generated" or value is not None}
+    write_atomically(with_ending(prefix, ".json"), json.dumps(told, indent=2) + "\n")
 
 
 @contextlib.contextmanager

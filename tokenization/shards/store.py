@@ -54,6 +54,8 @@ class TokenStore:
         self.documents = sum(part.meta.documents for part in parts)
         self.utf8_bytes = sum(part.meta.utf8_bytes for part in parts)
         self.fingerprint = _fingerprint([part.meta for part in parts])
+        self.generated = next((part.meta.generated for part in parts if part.meta.generated), None)
+        """The model that wrote the text, and how; None if people wrote it."""
 
     def samples(self, seq_len: int) -> int:
         """Return the number of samples of `seq_len` inputs that the source has."""
@@ -227,6 +229,7 @@ class Inspection:
     dtype: str
     tokenizer: str
     fingerprint: str
+    generated: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as plain data."""
@@ -237,6 +240,7 @@ class Inspection:
         mean = self.tokens / max(self.documents, 1)
         ratio = self.utf8_bytes / max(self.tokens, 1)
         lengths = f"of {self.shortest:,} to {self.longest:,} tokens, mean {mean:,.1f}"
+        made = [f"generated    {name} {value}" for name, value in (self.generated or {}).items()]
         return "\n".join(
             [
                 f"{self.prefix}: {self.parts} part(s), {self.dtype}",
@@ -245,6 +249,7 @@ class Inspection:
                 f"text         {self.utf8_bytes:,} bytes, {ratio:.3f} per token",
                 f"tokenizer    {self.tokenizer}, {self.vocab_size:,} pieces, EOS {self.eos_id}",
                 f"fingerprint  {self.fingerprint}",
+                *made,
             ]
         )
 
@@ -270,6 +275,7 @@ def inspect_shard(prefix: str | Path) -> Inspection:
         dtype=store.dtype.name,
         tokenizer=store.tokenizer,
         fingerprint=store.fingerprint,
+        generated=store.generated,
     )
 
 

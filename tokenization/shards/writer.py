@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,19 @@ class ShardWriter:
     """
 
     def __init__(
-        self, prefix: str | Path, *, vocab_size: int, tokenizer: str, eos_id: int, job: str = ""
+        self,
+        prefix: str | Path,
+        *,
+        vocab_size: int,
+        tokenizer: str,
+        eos_id: int,
+        job: str = "",
+        generated: dict[str, Any] | None = None,
     ) -> None:
         """Create the temporary files of a shard at `prefix`, for ids below `vocab_size` of that tokenizer.
 
-        `job` is the identity that all parts of a source have in common.
+        `job` is the identity that all parts of a source have in common; `generated` tells which model wrote
+        the text, if one did.
 
         Raises:
             UserError: another process is writing this shard.
@@ -42,7 +50,7 @@ class ShardWriter:
         self.prefix = Path(prefix)
         self.documents = self.tokens = self.utf8_bytes = 0
         self._vocab_size, self._tokenizer, self._eos_id = vocab_size, tokenizer, eos_id
-        self._job = job
+        self._job, self._generated = job, generated
         self._dtype = token_dtype(vocab_size)
         self._hash = xxhash.xxh3_128()
         self._bin_path, self._idx_path = (
@@ -143,6 +151,7 @@ class ShardWriter:
             checksum=self._hash.hexdigest(),
             index_checksum=checksum(self._idx_path),
             job=self._job,
+            generated=self._generated,
         )
 
     def __enter__(self) -> ShardWriter:

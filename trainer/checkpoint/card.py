@@ -35,6 +35,10 @@ class Card:
     """What the scores on each validation set are measured on."""
     lineage: Sequence[Mapping[str, Any]] = ()
     """Records of lineage.jsonl, with the fields that the card shows."""
+    merged: Sequence[Mapping[str, Any]] = ()
+    """Per model that it is the average of, its name and weight; empty for a model that was trained."""
+    merged_how: str = ""
+    """Where the weights of the average come from."""
     state: Mapping[str, Any] | None = None
     """The `scheduler.state.RunState` of the checkpoint, for a run that has this model as its base."""
 
@@ -44,13 +48,12 @@ def render_card(card: Card, dtype: str, tokenizer_loader: str = "AutoTokenizer")
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [rewarm]"]
     if card.base and _is_hub_id(card.base):
         head.append(f"base_model: {card.base}")
-    origin = f"continues `{card.base}`" if card.base else "starts from random weights"
     parts = [
         "\n".join([*head, "---"]),
         f"# {card.name}",
-        f"This model {origin}, trained on {card.tokens:,} tokens with rewarm; weights in {dtype}.",
+        f"This model {_origin(card)}; weights in {dtype}.",
     ]
-    for title, rows in (("Phases", card.phases), ("Lineage", card.lineage)):
+    for title, rows in (("Merged", card.merged), ("Phases", card.phases), ("Lineage", card.lineage)):
         if rows:
             parts += [f"## {title}", _table(rows)]
     if card.evaluation:
@@ -64,6 +67,14 @@ def render_card(card: Card, dtype: str, tokenizer_loader: str = "AutoTokenizer")
         ]
     parts += ["## Use", _USE.replace("AutoTokenizer", tokenizer_loader)]
     return "\n\n".join(parts) + "\n"
+
+
+def _origin(card: Card) -> str:
+    if card.merged:
+        how = f", {card.merged_how}" if card.merged_how else ""
+        return f"is the linear average of {len(card.merged)} models, made with `rewarm merge`{how}"
+    origin = f"continues `{card.base}`" if card.base else "starts from random weights"
+    return f"{origin}, trained on {card.tokens:,} tokens with rewarm"
 
 
 def _is_hub_id(base: str) -> bool:

@@ -134,26 +134,29 @@ def export_checkpoint(
     dtype: Literal["fp32", "bf16", "fp16"],
     max_shard_bytes: int,
     overwrite: bool = False,
+    average: bool = False,
 ) -> list[str]:
     """Export a checkpoint in the Hugging Face format, one parameter at a time; return notes about it.
 
+    With `average` the weights are the averaged ones; those that were not trained are as they are.
+
     Raises:
-        UserError: `out` is not empty (unless `overwrite`), or the recipe's tokenizer is missing or is not the
-            one that the run was trained with.
+        UserError: there is no average, `out` is not empty (unless `overwrite`), or the recipe's tokenizer is
+            missing or is not the one that the run was trained with.
     """
     refuse_existing(out, overwrite=overwrite)
     manifest = checkpoint.manifest
     recipe = parse_recipe(manifest.recipe, file=checkpoint.path / MARKER)
     tokenizer = files.open_tokenizer(recipe.model.tokenizer)
     fields = read_config(checkpoint.path)
-    lines = _hold_tokenizer(checkpoint, recipe, fields, tokenizer)
+    lines = hold_run_tokenizer(checkpoint, recipe, fields, tokenizer)
     config = AutoConfig.for_model(**fields)
     reader = rank_files.Reader(checkpoint.files)
-    generation = read_generation(checkpoint.path)
-    if generation is None and recipe.model.base is not None and Path(recipe.model.base).is_dir():
-        generation = read_generation(recipe.model.base)
+    if average and not reader.has_average:
+        fix = "export without --average; model.average in the recipe keeps one from the next step on"
+        raise UserError("holds no averaged weights", file=checkpoint.path, fix=fix)
     lines += export_model(
-        reader.weights(),
+        reader.weights(average=average),
         config,
         recipe.model.tokenizer,
         out,
@@ -161,13 +164,21 @@ def export_checkpoint(
         dtype=dtype,
         card=card_of(checkpoint),
         max_shard_bytes=max_shard_bytes,
-        generation=generation,
+        generation=generation_of_checkpoint(checkpoint, recipe),
         overwrite=overwrite,
     )
     return lines
 
 
-def _hold_tokenizer(
+def generation_of_checkpoint(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Any] | None:
+    """Return a checkpoint's settings of generation, or those of its base where that is a directory."""
+    generation = read_generation(checkpoint.path)
+    if generation is None and recipe.model.base is not None and Path(recipe.model.base).is_dir():
+        return read_generation(recipe.model.base)
+    return generation
+
+
+def hold_run_tokenizer(
     checkpoint: Checkpoint, recipe: Recipe, config: dict[str, Any], tokenizer: files.Tokenizer
 ) -> list[str]:
     """Hold the tokenizer at the recipe's path against the one that the run was trained with.

@@ -9,6 +9,7 @@ from trainer.checkpoint import rank_files
 from trainer.checkpoint.manifest import Checkpoint, verify_checkpoint
 from trainer.engine.engine import Engine
 from trainer.machine import collectives
+from trainer.storage.fragment import AVERAGE
 
 
 def find_damage(checkpoint: Checkpoint) -> list[str]:
@@ -34,6 +35,8 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint, keep_optimizer: bool
         raise UserError(told, file=checkpoint.path, fix=fix)
     for fragment in engine.fragments(change=True):
         reader.fill(fragment, fragment.tensors if keep_optimizer else ("weight",))
+        if AVERAGE in fragment.tensors and not keep_optimizer:  # a phase's average begins with its weights
+            fragment.tensors[AVERAGE].copy_(fragment.tensors["weight"])
     manifest = checkpoint.manifest
     engine.restore(manifest.adam_step if keep_optimizer else 0, manifest.loss_scale)
     parts = collectives.all_gather(rank_files.weight_checksums(f for f in engine.fragments() if f.owned))

@@ -22,7 +22,7 @@ import torch
 
 from tokenization.errors import InfrastructureError, UserError
 from trainer.storage import disk
-from trainer.storage.fragment import Fragment
+from trainer.storage.fragment import AVERAGE, Fragment
 from trainer.storage.safetensors import Weight, decode_file, encode_header
 
 _MAPPING = mmap.MAP_PRIVATE | 0x4000
@@ -164,6 +164,7 @@ class Reader:
         """Copy the saved elements of `fragment` into its live tensors.
 
         Moments that were not saved, because the parameter was frozen, become zero, as in a fresh optimizer.
+        An average that was not begins with the weight, which stands before it in `kinds`.
 
         Raises:
             InfrastructureError: the parameter is missing, has another shape, or lacks elements.
@@ -181,17 +182,28 @@ class Reader:
             for piece in pieces:
                 if kind in piece.tensors:
                     covered += _overlap(target, fragment.start, piece.tensors[kind], piece.start)
-            if covered == 0 and kind != "weight":
+            if covered == 0 and kind == AVERAGE:
+                target.copy_(fragment.tensors["weight"])
+            elif covered == 0 and kind != "weight":
                 target.zero_()
             elif covered != target.numel():
                 raise InfrastructureError(
                     f"checkpoint: {kind} of {fragment.name} has {covered} of {target.numel()} elements"
                 )
 
-    def weights(self) -> Iterator[Weight]:
-        """Yield every parameter's weight, which is put together when it is needed."""
+    def weights(self, average: bool = False) -> Iterator[Weight]:
+        """Yield every parameter's weight, which is put together when it is needed.
+
+        With `average` it is the averaged one, where the parameter was trained.
+        """
         for name, (first, *_) in self.pieces.items():
-            yield Weight(name, first.shape, first.tensors["weight"].dtype, partial(self.whole, name))
+            kind = AVERAGE if average and AVERAGE in first.tensors else "weight"
+            yield Weight(name, first.shape, first.tensors[kind].dtype, partial(self.whole, name, kind))
+
+    @property
+    def has_average(self) -> bool:
+        """Whether averaged weights were saved."""
+        return any(AVERAGE in piece.tensors for pieces in self.pieces.values() for piece in pieces)
 
     def whole(self, name: str, kind: str = "weight") -> torch.Tensor:
         """Return a whole parameter in its shape, put together from all files."""

@@ -18,9 +18,11 @@ def add_noun(commands: Any, name: str, what: str) -> Any:
     return commands.add_parser(name, help=what).add_subparsers(required=True, metavar="COMMAND")
 
 
-def add_command(commands: Any, name: str, run: Command, example: str) -> argparse.ArgumentParser:
-    """Add a command with its help, an example of its use, and `--json`."""
-    what = (run.__doc__ or name).splitlines()[0].rstrip(".")
+def add_command(
+    commands: Any, name: str, run: Command, example: str, what: str | None = None
+) -> argparse.ArgumentParser:
+    """Add a command with its help (`what`, or the first line of `run`), an example, and `--json`."""
+    what = what or (run.__doc__ or name).splitlines()[0].rstrip(".")
     parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
     parser.epilog = f"example: {parser.prog} {example}"
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
@@ -116,6 +118,20 @@ def utilization(text: str) -> float:
     if not 0 < (share := float(fraction(text))) <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share of the peak above 0 and up to 100%")
     return share
+
+
+def positive_real(text: str) -> float:
+    """Parse a number above 0."""
+    if not (value := float(fraction(text))) > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def temperature(text: str) -> float:
+    """Parse a temperature of sampling: a number above 0."""
+    if not 0 < (value := float(fraction(text))) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a temperature above 0 and up to 100")
+    return value
 
 
 def part_of(text: str) -> tuple[int, int]:

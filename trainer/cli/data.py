@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 from tokenization.errors import ExitCode, UserError
@@ -20,6 +21,7 @@ from trainer.cli.arguments import (
     part_of,
     path_text,
     positive_number,
+    temperature,
     whole_number,
 )
 from trainer.recipe import load
@@ -54,6 +56,8 @@ def add_data(commands: Any) -> None:
     prepare.add_argument("--engine", metavar="NAME", help=engine)
     prepare.add_argument("--overwrite", action="store_true", help="replace what another job wrote at --out")
 
+    _add_generate(kinds)
+
     example = "--train data/zh data/en --validation data/zh-validation"
     overlap = add_command(kinds, "overlap", overlap_command, example)
     overlap.add_argument("--train", type=path_text, nargs="+", required=True, metavar="PREFIX")
@@ -80,7 +84,28 @@ def add_data(commands: Any) -> None:
     simulate = add_command(kinds, "simulate", simulate_command, "recipe.yaml --samples 0:100")
     add_recipe(simulate)
     simulate.add_argument("--samples", default="0:20", metavar="A:B", help="window of the run's samples")
+    log = "follow a run's decisions.jsonl, for a mixture with a forgetting budget"
+    simulate.add_argument("--decisions", type=path_text, metavar="FILE", help=log)
     simulate.add_argument("--shares", action="store_true", help="only show how much each source contributes")
+
+
+def _add_generate(kinds: Any) -> None:
+    example = "--model models/llama2-7b-zh --tokens 1e9 --out data/own-replay"
+    generate = add_command(kinds, "generate", generate_command, example)
+    generate.add_argument("--model", type=path_text, required=True, metavar="BASE", help="the run's base")
+    generate.add_argument(
+        "--tokens", type=positive_number, required=True, metavar="N", help="at least so many"
+    )
+    generate.add_argument("--out", type=path_text, required=True, metavar="PREFIX")
+    scale = "of the logits (default: 1, the model's own distribution)"
+    generate.add_argument("--temperature", type=temperature, default=1.0, metavar="T", help=scale)
+    generate.add_argument("--seed", type=whole_number, default=0)
+    documents = "documents that a rank draws at a time (default: 32)"
+    generate.add_argument("--batch", type=positive_number, default=32, metavar="N", help=documents)
+    longest = "tokens after which a document is cut (default: 2048, or the model's context if it is shorter)"
+    generate.add_argument("--longest", type=positive_number, metavar="N", help=longest)
+    ranks = "number of ranks (default: one per GPU, or 1); under a launcher its own number"
+    generate.add_argument("--nproc", type=positive_number, help=ranks)
 
 
 def prepare_command(args: argparse.Namespace) -> int:
@@ -105,6 +130,38 @@ def prepare_command(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
     )
     print_answer(args, result.to_json(), result.to_text())
+    return ExitCode.DONE
+
+
+def generate_command(args: argparse.Namespace) -> int:
+    """Write a corpus to replay, drawn from the base itself; the same command goes on after a kill."""
+    from pathlib import Path
+
+    from trainer.machine.devices import count_devices
+    from trainer.machine.local_ranks import run_ranks
+    from trainer.machine.ranks import current_world
+    from trainer.machine.signals import exit_on_signal
+    from trainer.model.generate import finished_shard, generate_corpus, open_base
+
+    world = current_world()
+    launched = world.world_size > 1
+    ranks = world.world_size if launched else args.nproc or count_devices()
+    opened = open_base(args.model, args.tokens, args.temperature, args.seed, ranks, args.batch, args.longest)
+    meta = finished_shard(Path(args.out), opened.job)
+    if meta is None and ranks > 1 and not launched:
+        given = ("model", "tokens", "out", "seed", "temperature", "batch", "longest")
+        words = [f"--{name}={value}" for name in given if (value := getattr(args, name)) is not None]
+        if status := run_ranks(["--module", "trainer.cli.main", "data", "generate", *words], ranks):
+            return status
+        meta = finished_shard(Path(args.out), opened.job)
+    elif meta is None:
+        exit_on_signal()
+        meta = generate_corpus(opened, Path(args.out), world)
+    if meta is not None:
+        told = dict(meta.generated or {})
+        text = f"{args.out}: {meta.tokens:,} tokens in {meta.documents:,} documents of {args.model}"
+        counts = ", ".join(f"{name} {count:,}" for name, count in told.get("documents", {}).items())
+        print_answer(args, dataclasses.asdict(meta), f"{text}\ndocuments: {counts}")
     return ExitCode.DONE
 
 
@@ -157,12 +214,14 @@ def show_command(args: argparse.Namespace) -> int:
 def simulate_command(args: argparse.Namespace) -> int:
     """List the samples that a recipe draws, without a model."""
     from trainer.mixer import simulate
+    from trainer.mixer.decisions import changes_of, read_decisions
     from trainer.mixer.mixture import Mixture, SourceSize
     from trainer.plan.data import open_sources
 
     recipe = load.load_recipe(args.recipe, args.overrides)
     sizes = {name: SourceSize.of(store, recipe.seq_len) for name, store in open_sources(recipe).items()}
-    mixture = Mixture.from_recipe(recipe, sizes)
+    decided = changes_of(read_decisions(Path(args.decisions))) if args.decisions else []
+    mixture = Mixture.from_recipe(recipe, sizes, changes=decided)
     try:
         start, stop = (count(part) for part in args.samples.split(":"))
     except ValueError as error:

@@ -12,6 +12,7 @@ from tokenization.errors import ExitCode, RewarmError
 from trainer.cli.arguments import Command
 from trainer.cli.data import add_data
 from trainer.cli.jobs import add_jobs
+from trainer.cli.merge import add_merge
 from trainer.cli.model import add_model
 from trainer.cli.recipe import add_recipes
 from trainer.cli.runs import add_runs
@@ -86,6 +87,20 @@ def build_parser() -> argparse.ArgumentParser:
         prog="rewarm", description="Continued pretraining of LLaMA-style models that does not forget."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_vocab, add_data, add_model, add_recipes, add_selftest, add_runs, add_jobs, add_study):
+    for add in (
+        add_vocab,
+        add_data,
+        add_model,
+        add_recipes,
+        add_selftest,
+        add_runs,
+        add_merge,
+        add_jobs,
+        add_study,
+    ):
         add(commands)
     return parser
+
+
+if __name__ == "__main__":  # of the ranks that `rewarm data generate` starts
+    sys.exit(main([word for word in sys.argv[1:] if not word.startswith("--local_rank")]))

@@ -58,6 +58,8 @@ def add_runs(commands: Any) -> None:
     export.add_argument("--out", type=path_text, required=True, metavar="DIR")
     add_overwrite(export)
     export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
+    averaged = "the averaged weights that model.average keeps, instead of those of the last step"
+    export.add_argument("--average", action="store_true", help=averaged)
     size = "most bytes of a file (default: 5e9)"
     export.add_argument("--shard-size", type=positive_number, default="5e9", help=size)
 
@@ -219,7 +221,9 @@ def export_command(args: argparse.Namespace) -> int:
     from trainer.checkpoint.history import find_checkpoint
 
     checkpoint = find_checkpoint(Path(args.checkpoint))
-    lines = export_checkpoint(checkpoint, Path(args.out), args.dtype, args.shard_size, args.overwrite)
+    lines = export_checkpoint(
+        checkpoint, Path(args.out), args.dtype, args.shard_size, args.overwrite, args.average
+    )
     result = {"checkpoint": str(checkpoint.path), "out": args.out, "dtype": args.dtype, "notes": lines}
     print_answer(args, result, "\n".join([f"{args.out}: {checkpoint.path.name} in {args.dtype}", *lines]))
     return ExitCode.DONE

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from deepspeed.utils import set_z3_leaf_modules
 
+from tokenization.errors import UserError
 from trainer.engine.adamw import applied_steps, make_adamw, set_applied_steps
 from trainer.engine.ds_config import offloads_optimizer, stage, swap_folders
 from trainer.engine.fragments import EngineState
@@ -23,10 +24,10 @@ from trainer.engine.result import OwnTime, StepResult
 from trainer.engine.row_lr import ScaledSlice, scale_updates
 from trainer.engine.skipping import NEVER, NO_LIMITS, Limits, Verdict
 from trainer.machine import collectives
-from trainer.mixer.batch import MicroBatch, begins_within
+from trainer.mixer.batch import MicroBatch, begins_within, document_bounds
 from trainer.mixer.permutation import key_of
 from trainer.recipe.schema import Optimizer
-from trainer.storage.fragment import Fragment
+from trainer.storage.fragment import AVERAGE, Fragment
 
 WHOLE_BUCKET = 2**24
 """Gradients that ZeRO stage 0 copies into one buffer to add them over all ranks; DeepSpeed's default are 500
@@ -87,10 +88,12 @@ class Engine:
         config: dict[str, Any],
         optimizer: Optimizer,
         part: tuple[int, int] = (0, 1),
+        average: bool = False,
     ) -> None:
         """Shard `model`; `groups` are those of `trainable.parameter_groups`.
 
-        `part` is which part of every sample, of how many, this rank computes.
+        `part` is which part of every sample, of how many, this rank computes. With `average` a running
+        average of the weights is kept.
         """
         self._part = part
         self.stage = stage(config)
@@ -121,6 +124,11 @@ class Engine:
         """What this rank takes for itself; every step tells the other ranks."""
         self.before_update: Callable[[], None] = lambda: None
         """Called before a step changes weights and moments, so that a snapshot can finish its copies."""
+        if average:
+            if swap_folders(config):
+                what, fix = "cannot be kept where weights lie on NVMe", "offload to cpu, or remove it"
+                raise UserError(what, field="model.average", fix=fix)
+            self._state.keep_averages()
         if new_rows:
             slices = [
                 ScaledSlice.of(own, *new_rows[own.name]) for own in self.fragments() if own.name in new_rows
@@ -246,7 +254,7 @@ class Engine:
     def score_tokens(self, micro: MicroBatch) -> torch.Tensor:
         """Return the nats of each target of an evaluation batch, [micro, seq_len]; ranks share no rows."""
         self.engine.eval()
-        _, nats, _ = self.engine(*self._to_device(micro), True)
+        _, nats, _ = self.engine(*self._to_device(micro), by_token=True)
         self.engine.train()
         return nats
 
@@ -258,7 +266,7 @@ class Engine:
         """
         self.engine.eval()
         tensors = self._moved(ids), self._moved(places)
-        (found,) = self.engine(tensors[0], tensors[0], None, False, tensors[1])
+        (found,) = self.engine(tensors[0], tensors[0], next_at=tensors[1])
         self.engine.train()
         return np.asarray(found.cpu().numpy())
 
@@ -266,11 +274,14 @@ class Engine:
         """This rank's part of the rows, where ranks share them."""
         return micro if self._part[1] == 1 else micro.cut(*self._part)
 
-    def _to_device(self, micro: MicroBatch) -> Iterable[torch.Tensor | None]:
+    def _to_device(self, micro: MicroBatch) -> Iterable[Any]:
         # Rows without a boundary of documents need no mask for them, and the model need not look for one.
         positions = micro.positions if begins_within(micro.positions) else None
         for array in (micro.input_ids, micro.targets, positions):
             yield None if array is None else self._moved(array)
+        if positions is not None and getattr(self.engine.module, "by_documents", False):
+            bounds, longest = document_bounds(positions)
+            yield self._moved(bounds), longest
 
     def _moved(self, array: np.ndarray) -> torch.Tensor:
         """A copy on the device; the host does not wait for what the device still computes."""
@@ -319,6 +330,41 @@ class Engine:
         set_applied_steps(self._state.adam, adam_step)
         if self.engine.fp16_enabled():
             self._set_loss_scale(loss_scale)
+        self._state.refresh()
+
+    @torch.no_grad()
+    def add_to_average(self, share: float) -> None:
+        """Move the averaged weights by so much of the way to the weights, after a step was applied."""
+        pairs = [
+            (own.tensors[AVERAGE], own.tensors["weight"])
+            for own in self.fragments()
+            if AVERAGE in own.tensors
+        ]
+        for average, weight in pairs:
+            average.lerp_(weight, share)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Compute with the averaged weights; the weights are afterwards what they were, to the bit."""
+        self.before_update()  # a snapshot may still be copying
+        self._swap_average()
+        try:
+            yield
+        finally:
+            self._swap_average()
+
+    @torch.no_grad()
+    def _swap_average(self) -> None:
+        for own in self.fragments(change=True):
+            if AVERAGE in own.tensors:
+                weight, average = own.tensors["weight"], own.tensors[AVERAGE]
+                held = weight.clone()
+                weight.copy_(average)
+                average.copy_(held)
+        self._state.refresh()
+
+    def refresh(self) -> None:
+        """Set the computing copies of the weights, after fragments were overwritten within a run."""
         self._state.refresh()
 
     def _set_loss_scale(self, numbers: dict[str, float]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from trainer.engine.adamw import moment_bytes, moments_of
 from trainer.machine import collectives
-from trainer.storage.fragment import MOMENTS, Fragment
+from trainer.storage.fragment import AVERAGE, MOMENTS, Fragment
 
 
 class EngineState:
@@ -26,6 +26,8 @@ class EngineState:
         self.rank, self.world_size = collectives.rank(), engine.world_size
         self._exact: dict[str, torch.Tensor] = {}
         """fp32 copies, in host memory, of this rank's part of the frozen weights that compute in 16 bits."""
+        self._averages: dict[str, torch.Tensor] | None = None
+        """Averages of this rank's part of the trained weights; None if the run keeps none."""
 
     @property
     def adam(self) -> torch.optim.Optimizer:
@@ -45,9 +47,29 @@ class EngineState:
         """Bytes that the fragments of all ranks take on disk."""
         return sum(
             getattr(parameter, "ds_numel", parameter.numel())
-            * (4 + moment_bytes(self.adam) * len(MOMENTS) if parameter.requires_grad else 4)
+            * (4 + self._trained_bytes if parameter.requires_grad else 4)
             for parameter in self.module.parameters()
         )
+
+    @property
+    def _trained_bytes(self) -> int:
+        """Bytes that an element of a trained weight takes beside its own."""
+        return moment_bytes(self.adam) * len(MOMENTS) + (0 if self._averages is None else 4)
+
+    def keep_averages(self) -> None:
+        """Begin an average of every trained weight, with its value of now."""
+        self._averages = {}
+        for share in self.shares(change=False):
+            for own in share:
+                self._with_average(own)
+
+    def _with_average(self, own: Fragment) -> Fragment:
+        """Give a trained fragment its average, if there are averages."""
+        if self._averages is not None and own.trained:
+            if own.name not in self._averages:
+                self._averages[own.name] = own.tensors["weight"].clone()
+            own.tensors[AVERAGE] = self._averages[own.name]
+        return own
 
     def shares(self, change: bool) -> Iterator[list[Fragment]]:
         """Yield this rank's fragments that are in memory together: all, or with NVMe one sub-group's.
@@ -55,9 +77,11 @@ class EngineState:
         What lies on NVMe is in memory until the next share is asked for; with `change` it is written back.
         """
         if self.stage == 3:
-            yield from self._sharded(change)
+            shares = self._sharded(change)
         else:
-            yield list(self._whole() if self.stage == 0 else self._flat())
+            shares = iter([list(self._whole() if self.stage == 0 else self._flat())])
+        for share in shares:
+            yield [self._with_average(own) for own in share]
 
     def refresh(self) -> None:
         """Copy the fp32 weights to those that forward and backward use, after fragments were overwritten."""

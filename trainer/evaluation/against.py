@@ -11,7 +11,7 @@ from trainer.evaluation.offline import run_document_mask, run_seq_len, score_mod
 from trainer.model.architecture import read_config
 
 _LONGEST = 4096
-"""The longest window of text, unless a run's was longer or `--seq-len` says so."""
+"""The longest windows of text, unless the windows of a run were longer or `--seq-len` says so."""
 
 
 @dataclass(frozen=True)

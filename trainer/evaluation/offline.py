@@ -48,7 +48,7 @@ class _Alone:
         """Return the nats of each target: [micro_batch_size, seq_len]."""
         arrays = (micro.input_ids, micro.targets, micro.positions)
         tensors = (None if array is None else torch.from_numpy(array).to(self.device) for array in arrays)
-        nats: torch.Tensor = self.model(*tensors, True)[1]
+        nats: torch.Tensor = self.model(*tensors, by_token=True)[1]
         return nats
 
 

@@ -15,6 +15,18 @@ SAMPLES_CRC32 = "data/samples_crc32"
 SKIPPED_TOKENS = "tokens/skipped"
 """Tokens of all steps that were skipped for non-finite gradients."""
 
+BUDGET_READING = "budget/forgetting"
+"""Forgetting as the forgetting budget measures it: over fixed documents, on averaged weights if there are."""
+
+BUDGET_LOW, BUDGET_HIGH = "budget/low", "budget/high"
+"""The interval of filtered forgetting that holds with 95 %."""
+
+REPLAY_RATIO = "budget/replay_ratio"
+"""The replay ratio that was decided; it applies one decision later."""
+
+BUDGET = "budget/budget"
+"""Bits per byte that upstream may rise above the base."""
+
 TOKENS_PER_S = "perf/tokens_per_s"
 STEP_S = "perf/step_s"
 DATA_WAIT_S = "perf/data_wait_s"
@@ -60,6 +72,11 @@ def stream_forgetting(stream: str) -> str:
     return f"eval/{stream}/forgetting"
 
 
+def of_average(name: str) -> str:
+    """Return the name of a score of the averaged weights, by that of the weights."""
+    return f"average/{name}"
+
+
 STREAMS = ("upstream", "downstream")
 """The roles of validation sets. A role's score is that of its only set, or the mean of its sets."""
 
@@ -72,8 +89,10 @@ def stream_of(metric: str) -> str | None:
 
 UPSTREAM, DOWNSTREAM = stream_bits_per_byte("upstream"), stream_bits_per_byte("downstream")
 FORGETTING = stream_forgetting("upstream")
+AUDIT_FORGETTING = stream_forgetting("audit")
+"""Of the audit set, which the forgetting budget never sees."""
 
-SHOWN = (LOSS, LR, UPSTREAM, DOWNSTREAM, FORGETTING, TOKENS_PER_S)
+SHOWN = (LOSS, LR, UPSTREAM, DOWNSTREAM, FORGETTING, TOKENS_PER_S, BUDGET_READING, REPLAY_RATIO)
 """What a person looks at while a run trains; the last values stand in `status.json`."""
 
 

@@ -87,12 +87,18 @@ class Progress:
         )
 
     def _postfix(self) -> str:
-        parts = (
+        parts: tuple[tuple[str, str], ...] = (
             ("loss", self._show(names.LOSS, ".3f")),
             ("lr", self._show(names.LR, ".2e")),
             ("upstream", self._show(names.UPSTREAM, ".3f")),
             ("downstream", self._show(names.DOWNSTREAM, ".3f")),
         )
+        if names.BUDGET in self._latest:
+            budget = self._show(names.BUDGET, "g")
+            parts += (
+                ("forgetting", f"{self._show(names.BUDGET_READING, '+.3f')} of {budget}"),
+                ("replay", self._show(names.REPLAY_RATIO, ".1%")),
+            )
         return " " + " ".join(f"{label} {value}" for label, value in parts)
 
     def _show(self, metric: str, form: str) -> str:

@@ -53,6 +53,13 @@ def begins_within(positions: Ints | None) -> bool:
     return positions is not None and bool((np.diff(positions) != 1).any())
 
 
+def document_bounds(positions: Ints) -> tuple[NDArray[np.int32], int]:
+    """Return where documents begin in rows [rows, length] laid end to end, with the end; and the longest."""
+    rises = np.diff(positions, axis=1, prepend=positions[:, :1]) == 1
+    bounds = np.append(np.flatnonzero(~rises), positions.size).astype(np.int32)
+    return bounds, int(np.diff(bounds).max())
+
+
 def document_places(tokens: NDArray[np.integer[Any]], eos_id: int) -> Ints:
     """Return each token's place within its document, for rows of tokens: [rows, length], both.
 

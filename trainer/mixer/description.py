@@ -53,6 +53,8 @@ class MixtureDescription:
     """The sources that the phase takes from, by name."""
     taken_before: Mapping[str, int]
     """Samples of each source that the run had used when the phase began; sources not used are left out."""
+    decide_every: int | None = None
+    """Samples between decisions about the replay, where the phase has a forgetting budget."""
 
     def shares(self, samples: int) -> dict[str, float]:
         """Return each source's share of the first `samples` samples of the phase, by name."""
@@ -76,6 +78,8 @@ class MixtureDescription:
     def to_json(self) -> dict[str, Any]:
         """Return the flat mapping that is compared by field and stored in checkpoints."""
         tree: dict[str, Any] = {"mixer": self.mixer, "seed": self.seed, "seq_len": self.seq_len}
+        if self.decide_every is not None:
+            tree["decide_every"] = self.decide_every
         for number, segment in enumerate(self.segments):
             tree[f"mixture.{number}.{_START}"] = segment.from_sample
             tree |= {f"mixture.{number}.{_escaped(name)}": share for name, share in segment.weights.items()}
@@ -114,6 +118,7 @@ class MixtureDescription:
             ),
             sources={name: SourceDescription(**one) for name, one in sources.items()},
             taken_before=taken,
+            decide_every=tree.get("decide_every"),
         )
 
 

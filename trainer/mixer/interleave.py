@@ -71,6 +71,12 @@ def period(weights: tuple[Fraction, ...]) -> Period:
     return Period(weights)
 
 
+@lru_cache(maxsize=8192)
+def counts_within(weights: tuple[Fraction, ...], samples: int) -> tuple[int, ...]:
+    """Count the samples of each source within the first `samples` of an interleaving, once."""
+    return tuple(period(weights).counts(samples).tolist())
+
+
 def _arrange(shares: Ints, length: int) -> np.ndarray:
     """Give each slot a source (int16): of the open windows the first to close; ties in source order."""
     source = np.repeat(np.arange(len(shares)), shares)

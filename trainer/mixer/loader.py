@@ -63,6 +63,12 @@ class Loader:
         self._ahead = follows and ((*follows, size), self._reader.submit(self._read, *follows, size))
         return step
 
+    def follow(self, mixture: Mixture) -> None:
+        """Read from another mixture of the same sources from now on; what was read ahead is read again."""
+        if self._ahead is not None:
+            self._ahead[1].exception()  # it ends before its mixture goes; its error will come again
+        self._mixture, self._ahead = mixture, None
+
     def close(self) -> None:
         """End the thread."""
         self._reader.shutdown(wait=True, cancel_futures=True)

@@ -19,10 +19,10 @@ import numpy as np
 from tokenization.errors import UserError, UserErrors
 from tokenization.shards.store import TokenStore
 from trainer.mixer.description import MixtureDescription, PastPhase, SegmentDescription, SourceDescription
-from trainer.mixer.interleave import Period, period
+from trainer.mixer.interleave import counts_within
 from trainer.mixer.order import order_problems, phase_orders
 from trainer.mixer.permutation import Ints, key_of, permute
-from trainer.mixer.weights import weights_of
+from trainer.mixer.segments import RatioChange, ResolvedSegment, decision_samples, resolve_segments
 from trainer.recipe.schema import Recipe, Source
 
 MIXTURE_VERSION = 1
@@ -55,20 +55,6 @@ class Samples:
     """[n] how often the source had been used up before."""
 
 
-@dataclass(frozen=True)
-class ResolvedSegment:
-    """A stretch of a phase with constant weights."""
-
-    start: int
-    """Samples into the phase."""
-    weights: tuple[Fraction, ...]
-
-    @property
-    def period(self) -> Period:
-        """The order of the sources in this stretch."""
-        return period(self.weights)
-
-
 class Mixture:
     """The samples of the whole run; made by `from_recipe`."""
 
@@ -87,6 +73,7 @@ class Mixture:
         self.spans: tuple[tuple[ResolvedSegment, ...], ...] = tuple(map(tuple, spans))
         self.phase_samples: tuple[int, ...] = tuple(_lengths(recipe, past))
         self._past = tuple(past)
+        self._decide_every = [decision_samples(recipe, number) for number in range(len(recipe.phases))]
         self.orders = phase_orders(
             recipe,
             {name: size.samples for name, size in sizes.items()},
@@ -99,7 +86,11 @@ class Mixture:
 
     @classmethod
     def from_recipe(
-        cls, recipe: Recipe, sizes: Mapping[str, SourceSize], past: Sequence[PastPhase] = ()
+        cls,
+        recipe: Recipe,
+        sizes: Mapping[str, SourceSize],
+        past: Sequence[PastPhase] = (),
+        changes: Sequence[RatioChange] = (),
     ) -> Mixture:
         """Make the mixture of a recipe over sources of these sizes.
 
@@ -107,38 +98,31 @@ class Mixture:
         were, whatever the recipe now says: what each source had given when they began, the samples they
         consumed (a batch size that was changed in mid-phase moves its end), and the sources they take from
         (one that the recipe declares later is not among them). Phases that have not begun go on where the
-        planned ones before them leave each source.
+        planned ones before them leave each source. `changes` are what was decided about the replay so far.
 
         Raises:
             UserErrors: everything that is wrong with sources and mixtures, at once.
         """
         problems = list(_source_problems(recipe, sizes))
         samples = {name: size.samples for name, size in sizes.items()}
-        spans: list[list[ResolvedSegment]] = [[] for _ in recipe.phases]
-        for number, phase in enumerate(recipe.phases if not problems else ()):
-            for place, segment in enumerate(phase.mixture):
-                field = f"phases.{number}.mixture.{place}"
-                # A segment that an anneal cuts off may stay: ending a phase early needs no new mixture.
-                if segment.start >= (end := max(phase.tokens, phase.length)):
-                    what, fix = (
-                        f"is beyond the phase's end at {end:,} tokens",
-                        "lower it, or remove the segment",
-                    )
-                    problems.append(UserError(what, field=f"{field}.from", value=segment.start, fix=fix))
-                # The first sample without a token before it.
-                start = -(-segment.start // recipe.seq_len_of(number))
-                try:
-                    begun_with = past[number].data.sources if number < len(past) else None
-                    weights = weights_of(segment, recipe.sources, samples, field, begun_with)
-                    spans[number].append(ResolvedSegment(start, weights))
-                except UserError as error:
-                    problems.append(error)
+        spans: list[list[ResolvedSegment]] = []
+        for number in range(len(recipe.phases) if not problems else 0):
+            begun_with = past[number].data.sources if number < len(past) else None
+            decided = [one for one in changes if one.phase == number]
+            found, wrong = resolve_segments(recipe, number, samples, begun_with, decided)
+            spans.append(found)
+            problems += wrong
         if not problems:
             tokens = {name: size.tokens for name, size in sizes.items()}
             problems += order_problems(recipe, tokens, _used_sources(spans), len(past))
         if problems:
             raise UserErrors(problems)
         return cls(recipe, sizes, spans, past)
+
+    def with_changes(self, recipe: Recipe, changes: Sequence[RatioChange]) -> Mixture:
+        """Return the mixture of the same run after these decisions, which are all so far."""
+        sizes = dict(zip(self.names, self.sizes, strict=True))
+        return Mixture.from_recipe(recipe, sizes, self._past, changes)
 
     def samples(self, phase: int, start: int, stop: int) -> Samples:
         """Return samples [start, stop) of a phase.
@@ -186,6 +170,7 @@ class Mixture:
             tuple(segments),
             {name: self._describe_source(phase, name, place) for place, name in enumerate(used)},
             self._began(phase),
+            self._decide_every[phase],
         )
 
     def _describe_source(self, phase: int, name: str, place: int) -> SourceDescription:
@@ -325,7 +310,8 @@ class Mixture:
             bases = [before]
             spans = self.spans[phase]
             for span, after in pairwise(spans):
-                bases.append(bases[-1] + span.period.counts(after.start - span.start))
+                counts = counts_within(span.weights, after.start - span.start)
+                bases.append(bases[-1] + np.array(counts, np.int64))
             self._known_bases[phase] = bases
         return self._known_bases[phase]
 

@@ -196,6 +196,13 @@ def _shape_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[UserE
         yield UserError(what, field="model.loss", value="liger", fix=fix)
 
 
+def has_fast_documents(config: Mapping[str, Any]) -> bool:
+    """Tell whether the kernels of `model/documents.py` compute all that such a model's attention needs."""
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    dropout, window = config.get("attention_dropout") or 0.0, config.get("sliding_window")
+    return size % 8 == 0 and size <= 256 and dropout == 0.0 and window is None
+
+
 def _sequence_problems(recipe: Recipe, configs: Mapping[int, Mapping[str, Any]]) -> Iterator[UserError]:
     """Find what does not divide among the ranks that share a sample, or depends on all of its positions."""
     parts, field = recipe.sequence_parallel_size, "sequence_parallel_size"

@@ -16,13 +16,14 @@ from transformers.initialization import no_init_weights
 from transformers.utils import is_flash_attn_2_available
 
 from tokenization.errors import UserError
-from trainer.model.architecture import BUFFERS, EMBEDDINGS
+from trainer.model import documents
+from trainer.model.architecture import BUFFERS, EMBEDDINGS, has_fast_documents
 from trainer.model.cross_entropy import cross_entropy
 from trainer.model.layers import decoder_layers, prepare_layers
 from trainer.model.liger import liger_cross_entropy
 from trainer.model.loss import CausalLM
 from trainer.model.trainable import parameter_groups
-from trainer.recipe.schema import Model, Recipe
+from trainer.recipe.schema import Recipe
 from trainer.storage.safetensors import DTYPES
 
 OUTPUTS = frozenset({"lm_head.weight", *(output for _, output in EMBEDDINGS.values())})
@@ -59,7 +60,7 @@ def build_model(
     """
     how: dict[str, Any] = {
         "dtype": DTYPES[recipe.model.dtype],
-        "attn_implementation": attention_of(recipe.model),
+        "attn_implementation": attention_of(recipe, config),
     }
     if recipe.model.base is not None and weights:
         hf = _pretrained(recipe.model.base, {**how, "config": _hf_config(config)})
@@ -79,12 +80,16 @@ def build_model(
     return causal
 
 
-def attention_of(settings: Model) -> str:
+def attention_of(recipe: Recipe, config: Mapping[str, Any]) -> str:
     """Return the attention implementation that `model.attention` stands for on this machine."""
-    if settings.attention != "auto":
-        return settings.attention
-    fast = torch.cuda.is_available() and settings.dtype != "fp32" and is_flash_attn_2_available()
-    return "flash_attention_2" if fast else "sdpa"
+    if recipe.model.attention != "auto":
+        return recipe.model.attention
+    if not torch.cuda.is_available() or recipe.model.dtype == "fp32":
+        return "sdpa"
+    if is_flash_attn_2_available():
+        return "flash_attention_2"
+    whole = recipe.sequence_parallel_size == 1
+    return documents.ATTENTION if whole and has_fast_documents(config) and documents.available() else "sdpa"
 
 
 def check_trained(config: Mapping[str, Any], recipe: Recipe, vocab_size: int) -> list[UserError]:
@@ -100,13 +105,13 @@ def check_trained(config: Mapping[str, Any], recipe: Recipe, vocab_size: int) ->
     return problems
 
 
-def load_model(model: str, vocab_size: int) -> CausalLM:
-    """Load an existing model in fp32, for scoring.
+def load_model(model: str, vocab_size: int, dtype: torch.dtype | str = torch.float32) -> CausalLM:
+    """Load an existing model in `dtype`, for scoring or sampling; `auto` is that of its files.
 
     Raises:
         UserError: it cannot be loaded.
     """
-    hf = _pretrained(model, {"dtype": torch.float32})
+    hf = _pretrained(model, {"dtype": dtype})
     hf.config.use_cache = False
     return CausalLM(hf.eval(), vocab_size)
 

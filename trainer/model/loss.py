@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from trainer.model.cross_entropy import IGNORED, cross_entropy
+from trainer.model.documents import ATTENTION, DocumentPlaces
 from trainer.model.packing import known_packing
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
@@ -34,6 +35,8 @@ class CausalLM(nn.Module):
         head.forward = partial(self._score, head, head.forward)
         self.one_row = hf.config._attn_implementation == "flash_attention_2"
         """Whether rows are joined end to end: these kernels separate documents only within a single row."""
+        self.by_documents = hf.config._attn_implementation == ATTENTION
+        """Whether the attention takes documents in place of a mask, as `forward` does then."""
         self.gathered_whole: list[type[nn.Module]] = []
         """Kinds of module that ZeRO-3 gathers at once; hooks inside would cut compiled code into pieces."""
         self.row_hooks: list[RemovableHandle] = []
@@ -44,6 +47,7 @@ class CausalLM(nn.Module):
         input_ids: Tensor,
         targets: Tensor,
         positions: Tensor | None = None,
+        documents: DocumentPlaces | None = None,
         by_token: bool = False,
         next_at: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
@@ -54,6 +58,7 @@ class CausalLM(nn.Module):
             targets: `[micro, seq]`, the token that follows each input; `IGNORED` does not count.
             positions: `[micro, seq]`, or None for 0, 1, 2, …. A new document begins wherever they do not
                 rise by one, and attention does not look back beyond it.
+            documents: where they begin, if the model is `by_documents` and there are positions.
             by_token: whether the second result is of each token, `[micro, seq]`.
             next_at: `[micro]`; the most likely successor of the token there, `[micro]`, is the only result.
 
@@ -65,12 +70,14 @@ class CausalLM(nn.Module):
             rows = torch.arange(len(input_ids), device=input_ids.device)
             logits = self.hf.get_output_embeddings()(self.hidden(input_ids)[rows, next_at])
             return (logits[:, : self.vocab_size].argmax(dim=1),)
-        hidden = self.hidden(input_ids, positions).flatten(0, 1)
+        hidden = self.hidden(input_ids, positions, documents).flatten(0, 1)
         total, nats = self.hf.get_output_embeddings()(hidden, targets.flatten())
         own = nats.view_as(targets)
         return total, own if by_token else own.sum(dim=1), (targets != IGNORED).sum(dim=1)
 
-    def hidden(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, positions: Tensor | None = None, documents: DocumentPlaces | None = None
+    ) -> Tensor:
         """Compute the last hidden state `[micro, seq, hidden]`, before the output embedding.
 
         transformers makes the block-diagonal mask from the positions, sliding windows included.
@@ -78,11 +85,15 @@ class CausalLM(nn.Module):
         if self.one_row and positions is not None:
             row = self._backbone(input_ids.reshape(1, -1), positions.reshape(1, -1))
             return row.view(*input_ids.shape, -1)
-        return self._backbone(input_ids, positions)
+        return self._backbone(input_ids, positions, documents)
 
-    def _backbone(self, input_ids: Tensor, positions: Tensor | None) -> Tensor:
+    def _backbone(
+        self, input_ids: Tensor, positions: Tensor | None, documents: DocumentPlaces | None = None
+    ) -> Tensor:
+        assert positions is None or documents is not None or not self.by_documents, "documents would be mixed"
+        more = {} if documents is None else {"documents": documents}
         with known_packing(positions is not None):
-            output = self.hf.base_model(input_ids, position_ids=positions, use_cache=False)
+            output = self.hf.base_model(input_ids, position_ids=positions, use_cache=False, **more)
         hidden: Tensor = output.last_hidden_state
         return hidden
 

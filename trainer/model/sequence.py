@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from trainer.machine.sequence import SequenceGroup
 from trainer.model.cross_entropy import cross_entropy
+from trainer.model.documents import DocumentPlaces
 from trainer.model.loss import CausalLM, Loss
 
 ATTENTION = "rewarm_sequence_parallel"
@@ -78,12 +79,15 @@ class SequencePart(CausalLM):
         eager = sys.modules[type(hf).__module__].eager_attention_forward
         self.core = ALL_ATTENTION_FUNCTIONS.get_interface(self.core_config._attn_implementation, eager)
 
-    def hidden(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, positions: Tensor | None = None, documents: DocumentPlaces | None = None
+    ) -> Tensor:
         """Compute the last hidden state of this part, `[micro, seq / parts, hidden]`.
 
         Args:
             input_ids: `[micro, seq / parts]`.
             positions: `[micro, seq]`, those of the whole rows, since masks depend on all of them; or None.
+            documents: not used.
         """
         rows, width = input_ids.shape
         begin = self.group.part * width

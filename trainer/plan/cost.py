@@ -118,9 +118,12 @@ class Disk:
     export_files: int
 
 
-def checkpoint_bytes(config: Mapping[str, Any], state_width: int) -> int:
-    """Return the size of a checkpoint: fp32 weights and both moments of AdamW, of so many bytes each."""
-    return parameters(config) * (4 + 2 * state_width)
+def checkpoint_bytes(config: Mapping[str, Any], state_width: int, average: bool = False) -> int:
+    """Return the size of a checkpoint: fp32 weights and both moments of AdamW, of so many bytes each.
+
+    With `average` it holds averaged weights, too.
+    """
+    return parameters(config) * ((8 if average else 4) + 2 * state_width)
 
 
 def disk_space(
@@ -130,9 +133,10 @@ def disk_space(
     keep_last: int,
     keep_every: int | None,
     state_width: int = 4,
+    average: bool = False,
 ) -> Disk:
     """Count what checkpoints hold."""
-    count, checkpoint = parameters(config), checkpoint_bytes(config, state_width)
+    count, checkpoint = parameters(config), checkpoint_bytes(config, state_width, average)
     kept = keep_last + 1 + (tokens // keep_every if keep_every else 0)
     export = WIDTHS["bf16"] * count
     return Disk(checkpoint, ranks, kept * checkpoint, kept, export, -(-export // EXPORT_SHARD))

@@ -76,13 +76,17 @@ def open_validation(recipe: Recipe, missing: Collection[str] = ()) -> dict[str, 
     """Open the validation sets that the recipe names, but for those `missing`, by their names in metrics.
 
     Raises:
-        UserErrors: a set is missing, damaged or too short.
+        UserErrors: a set is missing, damaged, too short, or written by a model.
     """
     named = {name: prefix for name, prefix in recipe.validation.paths.items() if name not in missing}
     stores, problems = _open_all({field_of(name): prefix for name, prefix in named.items()})
     for field, store in stores.items():
         if store.tokens < 2:
             what, fix = "holds fewer than 2 tokens", "prepare more held-out text"
+            problems.append(UserError(what, field=field, value=str(store.prefix), fix=fix))
+        if store.generated:
+            what = f"was written by the model {store.generated.get('model')!r}, and scores are of true text"
+            fix = "hold out text that people wrote"
             problems.append(UserError(what, field=field, value=str(store.prefix), fix=fix))
     if problems:
         raise UserErrors(problems)

@@ -20,6 +20,7 @@ from trainer.engine.layout import Layout
 from trainer.engine.versions import check_version
 from trainer.machine.devices import available_bytes, has_cuda
 from trainer.metrics.services import check_services
+from trainer.mixer.decisions import changes_of
 from trainer.mixer.description import MixtureDescription
 from trainer.mixer.mixture import Mixture
 from trainer.model import architecture
@@ -277,7 +278,8 @@ def _fit(recipe: Recipe, inputs: Inputs, world_size: int, state: RunState | None
         check(lambda: ds_config.complete(inputs.preset, recipe, layout(), config))
     # The past is what the checkpoint recorded, and not what the recipe now says of it.
     sizes = sizes_of(recipe, inputs.stores, state) | dict(stand_in_sizes(recipe, missing))
-    mixture = check(lambda: Mixture.from_recipe(recipe, sizes, state.past() if state else ()))
+    past, decided = (state.past(), changes_of(state.decisions)) if state else ((), [])
+    mixture = check(lambda: Mixture.from_recipe(recipe, sizes, past, decided))
     if state is None or _same_lengths(recipe, state):
         check(lambda: mixture().check_epochs())  # another seq_len is refused: uses cannot be counted with it
     check.raise_problems()

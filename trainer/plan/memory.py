@@ -98,6 +98,8 @@ class MemorySettings:
     """Micro batches per step; with more than one, gradients stand while activations are at their most."""
     state_width: int = 4
     """Bytes of each of AdamW's moments: 4 for fp32, 2 for bf16."""
+    average: bool = False
+    """Whether averaged weights are kept, 4 bytes each."""
     bucket: int = 2**20
     """`reduce_bucket_size`, in gradients."""
     overlap: bool = False
@@ -199,8 +201,10 @@ def estimate(shape: Shape, settings: MemorySettings) -> Memory:
 
 
 def optimizer_bytes(count: int, settings: MemorySettings) -> int:
-    """Return a rank's bytes of AdamW: (4 + 2 · 4) N/W. At ZeRO-0, fp32 weights are their own masters."""
-    master = 4 if settings.stage else 0
+    """Return a rank's bytes of AdamW: (4 + 2 · 4) N/W. At ZeRO-0, fp32 weights are their own masters.
+
+    Averaged weights lie beside the masters, and are as large."""
+    master = (4 if settings.stage else 0) + (4 if settings.average else 0)
     return count * (master + 2 * settings.state_width) // (settings.world_size if settings.stage else 1)
 
 
@@ -231,7 +235,7 @@ def layer_bytes(shape: Shape, settings: MemorySettings) -> int:
     attention = p * 2 * (shape.queries + shape.keys) + 4 * shape.heads
     if settings.attention == "eager":
         attention += shape.heads * settings.seq_len * (4 + p)
-    if settings.document_mask and settings.attention != "flash_attention_2":
+    if settings.document_mask and (settings.dtype == "fp32" or settings.attention in ("eager", "sdpa")):
         attention += p * (settings.seq_len + shape.queries)
     if shape.gated:
         return 2 * shape.hidden * (4 + 2 * p) + attention + 4 * p * shape.inner

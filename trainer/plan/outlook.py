@@ -43,5 +43,13 @@ def outlook(plan: Plan, gpu: str | None = None, mfu: float | None = None) -> Out
         tuple(fits(recipe, config, ranks, plan.available, cuda=plan.cuda)),
         dict(per_mode(recipe, config, plan.preset, ranks, cuda=plan.cuda)),
         network_bytes(parameters(config), settings, layout.gradient_accumulation_steps),
-        disk_space(config, tokens, ranks, saved.keep_last, saved.keep_every, settings.state_width),
+        disk_space(
+            config,
+            tokens,
+            ranks,
+            saved.keep_last,
+            saved.keep_every,
+            settings.state_width,
+            settings.average,
+        ),
     )

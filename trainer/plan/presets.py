@@ -56,6 +56,7 @@ def memory_settings(
         attention=recipe.model.attention,
         device="cuda" if cuda else "cpu",
         state_width=WIDTHS[recipe.optimizer.state_dtype],
+        average=recipe.model.average is not None,
         bucket=int(zero.get("reduce_bucket_size", ds_config.default_bucket(hidden))),
         overlap=bool(zero.get("overlap_comm")),
         node_copy=int(zero.get("zero_hpz_partition_size", 0)),

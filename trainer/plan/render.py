@@ -13,6 +13,7 @@ from tokenization.tables import text_table
 from trainer.engine.layout import Layout
 from trainer.mixer.simulate import account
 from trainer.model.size import parameters
+from trainer.plan.budget import budget_lines, budget_plans
 from trainer.plan.make import Plan
 from trainer.plan.outlook import Outlook, outlook, planned_tokens
 from trainer.plan.presets import PresetFit
@@ -40,6 +41,7 @@ def plan_to_json(
         "first_repeat": None if repeat is None else {"source": repeat[0], "tokens": repeat[1]},
         "layout": dataclasses.asdict(plan.layout),
         "phases": _phases(plan),
+        "forgetting_budgets": budget_plans(plan),
         "missing": _missing(plan),
         "available_bytes": plan.available,
         "broken_checkpoints": list(plan.broken),
@@ -94,6 +96,7 @@ def render_plan(plan: Plan, found: Outlook | None = None, lr_at: Sequence[int] |
             ],
         ),
         _sources(plan),
+        *(["\n".join(budget)] if (budget := list(budget_lines(plan))) else []),
         "\n".join([_batch(plan), *(_needs(plan, found) if found is not None else ())]),
     ]
     if found is not None:

@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tokenization.errors import did_you_mean
-from trainer.recipe.fields import Count, Exact, Positive, Rate, Seconds, Section
+from trainer.recipe.fields import Count, Exact, Positive, Rate, Section
+from trainer.recipe.forgetting import START_RATIO, Average, ForgettingBudget
+from trainer.recipe.health import Health
 from trainer.recipe.numbers import count
 from trainer.recipe.schedule import Schedule
 from trainer.recipe.validation import Probe, Validation
@@ -38,11 +40,14 @@ class Model(Section):
     """What is computed again in the backward pass: `full`, each layer (less memory, a third more time);
     `every_n: 2`, every second one; `offload`, each layer, and their inputs wait in host memory."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """The implementation; `auto` is FlashAttention on a GPU where the package is installed, else SDPA."""
+    """The implementation; `auto` is FlashAttention on a GPU where the package is installed, else SDPA; on
+    a GPU in 16 bits with PyTorch's kernels for documents in place of a mask."""
     loss: Literal["auto", "torch", "liger"] = "auto"
     """Who computes the output layer's loss: PyTorch (`auto` is that today), or Liger's kernel, on GPUs."""
     compile: bool = False
     """Compile the decoder layers with `torch.compile`: faster steps after a first one that takes minutes."""
+    average: Average | None = None
+    """Averaged weights beside the trained ones: measured, saved, and exported with `--average`."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:
@@ -100,13 +105,16 @@ class Source(Section):
     """First sample of order `sequential`: where the base model's pass over this source began."""
 
 
-class Segment(Section):
+class Segment(ForgettingBudget):
     """Weights of the sources, from a token of the phase on."""
 
     start: Count = 0
     """Tokens into the phase (written `from`)."""
     replay_ratio: Exact | None = None
-    """The replay sources' total weight; each role's share is split by `weights`, else by size."""
+    """The replay sources' total weight; each role's share is split by `weights`, else by size.
+
+    With a `forgetting_budget` it is where the run starts.
+    """
     weights: dict[str, Exact] = Field(default_factory=dict)
     """Share of the tokens by source; the shares add up to 1, unless `replay_ratio` splits them."""
 
@@ -119,7 +127,10 @@ class Segment(Section):
         rest = dict(written)
         if "from" in rest:
             rest["start"] = rest.pop("from")
-        fields = {name: rest.pop(name) for name in ("start", "replay_ratio") if name in rest}
+        known = [name for name in cls.model_fields if name != "weights"]
+        fields = {name: rest.pop(name) for name in known if name in rest}
+        if fields.get("forgetting_budget") is not None:
+            fields.setdefault("replay_ratio", START_RATIO)
         return {**fields, "weights": rest}
 
 
@@ -162,6 +173,11 @@ class Phase(Section):
         return written
 
     @property
+    def steered(self) -> ForgettingBudget | None:
+        """The forgetting budget by which the run sets its own replay, if the phase has one."""
+        return next((one for one in self.mixture if one.forgetting_budget is not None), None)
+
+    @property
     def length(self) -> int:
         """Tokens after which the phase ends: the end of its anneal, else its budget."""
         anneal = self.schedule.anneal
@@ -170,6 +186,10 @@ class Phase(Section):
     @model_validator(mode="after")
     def _fitting(self) -> Phase:
         problems = [f"schedule: {line}" for line in self.schedule.misfits(self.tokens)]
+        for segment in self.mixture:
+            problems += [f"mixture: {line}" for line in segment.budget_problems(segment.replay_ratio)]
+        if self.steered and len(self.mixture) > 1:
+            problems.append("mixture: with a forgetting_budget it has one segment, whose ratio is decided")
         if self.train == "new_rows" and "embeddings" in self.schedule.lr_scale:
             problems.append("schedule: lr_scale.embeddings has no effect where only new_rows are trained")
         if problems:
@@ -203,28 +223,6 @@ class Logging(Section):
     """Log to this project of Weights & Biases, too; needs the package `wandb`."""
     profile_steps: Count = 0
     """Steps that each start traces with PyTorch's profiler, after five that warm up (`--profile`)."""
-
-
-class SpikeRule(Section):
-    """When a number counts as a spike, and what is done about it."""
-
-    threshold: Annotated[Rate, Field(gt=0)] = 8.0
-    """Robust standard deviations above the median of the last 128 steps of the phase."""
-    action: Literal["warn", "skip_update", "roll_back"] = "warn"
-    """A line in the log; the update is not made; or back to the checkpoint before, without these samples."""
-
-
-class Health(Section):
-    """What the run does about its own bad steps."""
-
-    loss_spike: SpikeRule = SpikeRule()
-    """For the loss of a step."""
-    grad_norm_spike: SpikeRule = SpikeRule(threshold=16.0)
-    """For the global gradient norm before clipping."""
-    max_skipped: Positive = 20
-    """So many steps skipped in a row end the run; fp16's loss scale needs about a dozen at first."""
-    hang_after: Seconds | None = 1800.0
-    """No step for so long: every rank prints its stacks and ends with exit status 75. Units: s, m, h, d."""
 
 
 class Recipe(Section):
@@ -340,7 +338,13 @@ class Recipe(Section):
                 problems.append(
                     f"{where}: the first segment must begin at 0 and each one after the last, not at {starts}"
                 )
-        if self.probe is not None and self.sequence_parallel_size > 1:
+            if phase.steered and phase.steered.on_failure == "pull_to_base" and self.model.base is None:
+                problems.append(f"{where}.on_failure: pull_to_base needs a model.base")
+            if phase.steered and self.validation.upstream is None:
+                problems.append(
+                    f"{where}.forgetting_budget: needs validation.upstream, which it is measured on"
+                )
+        if self.probe and self.sequence_parallel_size > 1:
             problems.append("probe: prompts cannot be continued where ranks share samples; leave it out")
         problems += self._length_problems()
         for phase in self.phases:

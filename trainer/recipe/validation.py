@@ -45,6 +45,8 @@ class Validation(Section):
     """Shard prefix of held-out text of the base's distribution."""
     downstream: str | None = None
     """Shard prefix of held-out text of the new distribution."""
+    audit: str | None = None
+    """Shard prefix of upstream text that the forgetting budget never sees: its number is to be reported."""
     sets: dict[str, ValidationSet] = Field(default_factory=dict)
     """More sets, by name. Each has its scores under `upstream/NAME` or `downstream/NAME`; the weighted mean
     of a role's sets is that role's score, unless `upstream` or `downstream` names the text for it."""
@@ -54,7 +56,7 @@ class Validation(Section):
     @property
     def paths(self) -> dict[str, str]:
         """The shard prefix of every set, by its name in metrics: `upstream`, `downstream/zh-law`."""
-        fields = {"upstream": self.upstream, "downstream": self.downstream}
+        fields = {"upstream": self.upstream, "downstream": self.downstream, "audit": self.audit}
         named = {name: prefix for name, prefix in fields.items() if prefix is not None}
         return named | {f"{one.role}/{name}": one.path for name, one in self.sets.items()}
 

@@ -34,6 +34,10 @@ class Line:
     dots: bool = False
     marks: Sequence[tuple[float, str]] = ()
     """(x, what happened there)"""
+    band: Sequence[tuple[float, float]] = ()
+    """For each x the lowest and the highest y of what the line is the mean of."""
+    joined: bool = True
+    """Whether a line is drawn through the points."""
 
     @property
     def colour(self) -> str:
@@ -89,7 +93,7 @@ def chart(
     if not lines:
         return ""
     labelled = [line for line in lines if not line.faint]
-    y_ticks = ticks(*_extent((y for line in lines for y in line.ys), zero))
+    y_ticks = ticks(*_extent((y for line in lines for y in _heights(line)), zero))
     x_range = _extent((x for line in lines for x in line.xs), False)
     widest = [_text_width(x_format(tick)) / 2 for tick in ticks(*x_range)]
     if not at_end:
@@ -106,6 +110,7 @@ def chart(
     parts = [
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(described)}">',
         *_axes(frame, y_ticks, x_format, y_format, x_title, zero),
+        *(_band(line, frame) for line in lines if line.band),
         *(part for line in lines for part in _marks(line, frame)),
         *(_path(line, frame) for line in sorted(lines, key=lambda line: not line.faint)),
         *_labels(labelled, frame, at_end),
@@ -181,11 +186,29 @@ def _path(line: Line, frame: Frame) -> str:
     drawn = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     style = f'stroke="{line.colour}"' + (f' stroke-dasharray="{line.dash}"' if line.dash else "")
     kind = "faint" if line.faint else "line"
+    if not line.joined:
+        kind, radius = ("pale", 2.6) if line.faint else ("dot", 4.5)
+        return "".join(
+            f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{line.colour}"/>'
+            for x, y in places
+        )
     dots = "".join(
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{line.colour}"/>'
         for x, y in (places if line.dots else places[:1] if len(places) == 1 else [])
     )
     return f'<path class="{kind}" {style} d="M{drawn}"/>{dots}'
+
+
+def _heights(line: Line) -> Iterable[float]:
+    return [*line.ys, *(y for pair in line.band for y in pair)]
+
+
+def _band(line: Line, frame: Frame) -> str:
+    """Draw the area between the lowest and the highest values."""
+    lows = [(x, low) for x, (low, _) in zip(line.xs, line.band, strict=True)]
+    highs = [(x, high) for x, (_, high) in zip(line.xs, line.band, strict=True)]
+    drawn = "L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in [*lows, *reversed(highs)])
+    return f'<path class="band" fill="{line.colour}" d="M{drawn}Z"/>'
 
 
 def _thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:

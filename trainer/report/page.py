@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenization import disk
 from tokenization.errors import UserError
 from trainer.metrics import names
+from trainer.report.budgets import budgets
 from trainer.report.charts import COLOURS
 from trainer.report.figures import figures, mixtures, rate
 from trainer.report.runs import RunHistory, alike, cells, compare_runs, gather_runs, unlike_line
@@ -27,14 +28,14 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> str:
         UserError: a run directory holds no metrics; or `out` is something other than an earlier page.
     """
     out = Path(out)
-    _refuse_other(out)
+    refuse_other_page(out)
     arms = gather_runs(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     disk.write_atomically(out, page(arms, datetime.datetime.now().astimezone()))
     return "\n\n".join(filter(None, [compare_runs(arms), sets_text(arms)]))
 
 
-def _refuse_other(out: Path) -> None:
+def refuse_other_page(out: Path) -> None:
     """Refuse to replace a file that is not a page made here.
 
     Raises:
@@ -53,15 +54,21 @@ def page(arms: Sequence[RunHistory], now: datetime.datetime) -> str:
             _header(arms, now),
             _summary(arms),
             figures(arms),
+            budgets(arms),
             sets_section(arms),
             mixtures(arms),
             _starts(arms),
-            _TERMS,
+            TERMS,
         )
     )
+    return html_page(title, body)
+
+
+def html_page(title: str, body: str) -> str:
+    """Return a page in the project's style: it fetches nothing and has no script."""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}{_MARK}'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
         f"<body><main>{body}</main></body></html>\n"
     )
 
@@ -69,7 +76,7 @@ def page(arms: Sequence[RunHistory], now: datetime.datetime) -> str:
 _MARK = " · rewarm</title>"
 """In the head of every page: what has it may be replaced by a newer one."""
 
-_TERMS = """<section><h2>Terms</h2><dl>
+TERMS = """<section><h2>Terms</h2><dl>
 <dt>bits per byte</dt><dd>total nats / (ln 2 · UTF-8 bytes): comparable across tokenizers; less is better</dd>
 <dt>upstream</dt><dd>held-out text of the distribution that the base was trained on</dd>
 <dt>downstream</dt><dd>held-out text of the distribution that is learnt</dd>
@@ -77,6 +84,7 @@ _TERMS = """<section><h2>Terms</h2><dl>
 <dt>gain</dt><dd>downstream bits per byte of the base less those now</dd>
 <dt>replay</dt><dd>share of the tokens that comes from the old distribution, at equal compute</dd>
 </dl></section>"""
+"""What the words of a page mean."""
 
 
 def _header(arms: Sequence[RunHistory], now: datetime.datetime) -> str:

@@ -9,8 +9,8 @@ from trainer.metrics.progress import short
 from trainer.mixer.simulate import target_shares
 from trainer.plan.make import Plan
 from trainer.report.charts import Line, chart
+from trainer.report.document import svg_document
 from trainer.report.figures import rate
-from trainer.report.style import STYLE
 
 WIDTH, HEIGHT = 720, 300
 
@@ -37,33 +37,17 @@ def draw_plan(plan: Plan) -> str:
     rows = plan.decision.lr_at()
     rates = Line("LR", 0, [row["tokens"] for row in rows], [row["lr"] for row in rows])
     drawn = [
-        _part(
-            chart([rates], x_format=short, y_format=rate, zero=True, width=WIDTH, described="learning rate"),
-            0,
-        ),
-        _part(
-            chart(
-                _mixture(plan),
-                x_format=short,
-                y_format="{:.0%}".format,
-                zero=True,
-                width=WIDTH,
-                described="share of each source",
-            ),
-            HEIGHT,
+        chart([rates], x_format=short, y_format=rate, zero=True, width=WIDTH, described="learning rate"),
+        chart(
+            _mixture(plan),
+            x_format=short,
+            y_format="{:.0%}".format,
+            zero=True,
+            width=WIDTH,
+            described="share of each source",
         ),
     ]
-    style = "\n".join(line for line in STYLE.splitlines() if line.startswith((":root", "svg .", "svg text")))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {2 * HEIGHT}" width="{WIDTH}" '
-        f'height="{2 * HEIGHT}" font-family="sans-serif"><style>{style}</style>'
-        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(drawn)}</svg>\n'
-    )
-
-
-def _part(picture: str, y: int) -> str:
-    """Place a chart in the document."""
-    return picture.replace("<svg ", f'<svg x="0" y="{y}" width="{WIDTH}" height="{HEIGHT}" ', 1)
+    return svg_document(drawn, WIDTH, HEIGHT)
 
 
 def _mixture(plan: Plan) -> list[Line]:

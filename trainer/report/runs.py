@@ -63,7 +63,7 @@ class RunHistory:
 
     def series(self, metric: str) -> Series:
         """A metric's history; of scores those that are measured on the same as the last one."""
-        points = [(r["tokens"], float(r[metric])) for r in self._comparable(metric) if metric in r]
+        points = [(r["tokens"], float(r[metric])) for r in self.comparable(metric) if metric in r]
         drawn = [(tokens, value) for tokens, value in points if finite(value)]
         return Series(
             tuple(tokens for tokens, _ in drawn),
@@ -72,8 +72,8 @@ class RunHistory:
             end=points[-1][1] if points else math.nan,
         )
 
-    def _comparable(self, metric: str) -> list[Record]:
-        """The records, without those whose score of `metric` is measured on something else than the last."""
+    def comparable(self, metric: str) -> list[Record]:
+        """Return the records whose score of `metric`, if any, is measured on the same as the last one."""
         stream = names.stream_of(metric)
         if stream is None:
             return self.records
@@ -138,6 +138,8 @@ class RunHistory:
         if self.recipe is None:
             return None
         segment = self.recipe.phases[-1].mixture[-1]
+        if segment.forgetting_budget is not None and (decided := self.series(names.REPLAY_RATIO)):
+            return decided.end
         if segment.replay_ratio is not None:
             return float(segment.replay_ratio)
         roles = self.recipe.sources

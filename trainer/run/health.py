@@ -12,7 +12,7 @@ from trainer.machine.log_lines import logger
 from trainer.metrics import names
 from trainer.metrics.stability import NonFinite, Spikes
 from trainer.mixer.description import PassedOver
-from trainer.recipe.schema import Health
+from trainer.recipe.health import Health
 
 
 @dataclass(frozen=True)

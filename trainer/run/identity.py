@@ -33,7 +33,7 @@ Identity = Mapping[str, str]
 
 def identity_of(plan: Plan) -> dict[str, str]:
     """Describe all that decides what `plan` trains: recipe, model, tokenizer, text, packages and code."""
-    recipe = plan.recipe.model_dump(mode="json", exclude={"validation": {"upstream", "downstream"}})
+    recipe = plan.recipe.model_dump(mode="json", exclude={"validation": {"upstream", "downstream", "audit"}})
     texts = {f"sources.{name}": store.fingerprint for name, store in plan.stores.items()}
     texts |= {f"validation.{name}": store.fingerprint for name, store in plan.validation.items()}
     fields = {

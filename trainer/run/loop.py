@@ -17,7 +17,7 @@ def train_phase(session: Session) -> Ending:
     the device where something is due, and nowhere else.
     """
     recipe = session.recipe
-    while not session.state.phase_done:
+    while not session.state.phase_done and not session.over_budget:
         if session.leaves_out:
             session.pass_over()
         else:
@@ -29,10 +29,12 @@ def train_phase(session: Session) -> Ending:
         stop = session.stop_agreed
         if not stop and (session.due(recipe.validate_every) or session.state.phase_done):
             stop = not session.evaluate()
+        if not stop and session.decision_due:
+            stop = not session.decide_replay()
         session.step_log.write_if_due(session.state)
         if session.due(recipe.save_every) or session.state.phase_done:
             session.save()
-        if stop or session.out_of_budget:
+        if stop or session.out_of_budget or session.over_budget:
             session.save()
             return "stopped"
     return "phase done"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenization import disk
+from tokenization.errors import UserError
 from tokenization.tokenizer.files import open_tokenizer
 from tokenization.tokenizer.piece_bytes import ByteClasses, piece_bytes
 from trainer.checkpoint import manifest
@@ -53,6 +54,7 @@ from trainer.run.left_out import record_left_out
 from trainer.run.probe import Prompts
 from trainer.run.saving import Saves
 from trainer.run.session import Session
+from trainer.run.steering import HOW_TO_GO_ON, Steering, told_unheld
 from trainer.run.step_log import StepLog
 from trainer.run.validation import ValidationSets, measured_on_all, validation_is_missing
 from trainer.storage.hub import local_directory
@@ -120,10 +122,14 @@ class PhaseRunner:
                     session.close()
                 else:
                     session.abandon()
+            if session.steering is not None:
+                self.plan = replace(self.plan, mixture=session.steering.mixture)
             if session.spike is not None:
                 self._roll_back(session, session.spike)
                 continue
             self.signals.agree(collectives.all_gather(self.signals.received))
+            if session.over_budget is not None:
+                raise UserError(told_unheld(session.over_budget, session.state.step), fix=HOW_TO_GO_ON)
             if ending == "stopped" or self.signals.stop_requested:
                 self._note_stop(session)
                 return
@@ -182,22 +188,25 @@ class PhaseRunner:
         throughput = self._throughput()
         hosts = collectives.all_gather(socket.gethostname())
         step_log = StepLog(self.metrics, recipe, plan.mixture, throughput, self.saver.last_good, hosts)
+        validation = ValidationSets(
+            engine,
+            plan.validation,
+            recipe,
+            self._validation_micro_batch(),
+            World(group, self.world.local_rank, plan.layout.data_parallel_size),
+            baselines(checkpoint),
+            stop_requested=lambda: self.signals.stop_requested,
+            classes=self._byte_classes,
+            progress=self.watchdog.beat,
+        )
+        steering = Steering.of(plan, engine, validation, writes=self.world.rank == 0)
         session = Session(
             recipe=recipe,
-            state=state,
+            state=steering.begin(state) if steering else state,
             engine=engine,
             loader=self._loader(),
-            validation=ValidationSets(
-                engine,
-                plan.validation,
-                recipe,
-                self._validation_micro_batch(),
-                World(group, self.world.local_rank, plan.layout.data_parallel_size),
-                baselines(checkpoint),
-                stop_requested=lambda: self.signals.stop_requested,
-                classes=self._byte_classes,
-                progress=self.watchdog.beat,
-            ),
+            validation=validation,
+            steering=steering,
             step_log=step_log,
             saves=Saves(
                 self.saver,
@@ -222,6 +231,8 @@ class PhaseRunner:
         logger.info(f"ready to train after {time.perf_counter() - started:.1f} s")
         if validation_is_missing(plan, self.world):
             session.evaluate()
+            step_log.write_if_due(state)
+        if session.decision_due and session.decide_replay():  # a stop has cut it short
             step_log.write_if_due(state)
         return session
 
@@ -268,7 +279,8 @@ class PhaseRunner:
         groups = parameter_groups(model, phase, recipe.optimizer.weight_decay)
         _, part = plan.layout.place(self.world.rank)
         parts = plan.layout.sequence_parallel_size
-        engine = Engine(model, groups, config, recipe.optimizer, part=(part, parts))
+        average = recipe.model.average is not None
+        engine = Engine(model, groups, config, recipe.optimizer, part=(part, parts), average=average)
         if weights is not None:
             load_checkpoint(engine, weights, decision.keep_optimizer)
         elif recipe.model.base is not None and recipe.model.dtype != "fp32":

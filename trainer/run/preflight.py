@@ -51,7 +51,9 @@ def check_machines(plan: Plan, world: World) -> None:
 
 def _check_free_disk(plan: Plan, world: World) -> str:
     """Check on rank 0 that two checkpoints have room, the newest one of the run included."""
-    size = checkpoint_bytes(plan.model_config, WIDTHS[plan.recipe.optimizer.state_dtype])
+    recipe = plan.recipe
+    width, average = WIDTHS[recipe.optimizer.state_dtype], recipe.model.average is not None
+    size = checkpoint_bytes(plan.model_config, width, average)
     needed = size if plan.checkpoint else 2 * size
     directory = plan.recipe.directory
     free = shutil.disk_usage(directory).free if world.rank == 0 else 0

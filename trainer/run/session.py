@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from trainer.checkpoint.manifest import Position
 from trainer.engine.engine import Engine
@@ -21,6 +22,7 @@ from trainer.recipe.schema import Recipe
 from trainer.run.health import Spike, Vitals
 from trainer.run.probe import Prompts
 from trainer.run.saving import Saves
+from trainer.run.steering import Steering
 from trainer.run.step_log import StepLog
 from trainer.run.validation import ValidationSets
 from trainer.scheduler.state import RunState
@@ -51,6 +53,8 @@ class Session:
     profile: StepProfile
     versions: dict[str, str]
     """Package to version."""
+    steering: Steering | None = None
+    """The forgetting budget, if a phase of the run has one."""
     tokens_before: int = 0
     """Tokens that the run had consumed before the last step."""
     stop_agreed: bool = False
@@ -59,6 +63,8 @@ class Session:
     """What is continued at each validation."""
     spike: Spike | None = None
     """What the run must go back for."""
+    over_budget: dict[str, Any] | None = None
+    """The decision that ends the run, since the forgetting budget cannot be held."""
     _unsettled: _Unsettled | None = None
     _lr: float = 0.0
 
@@ -93,7 +99,13 @@ class Session:
             or self.state.step % recipe.logging.every_steps == 0
             or self.due(recipe.validate_every)
             or self.due(recipe.save_every)
+            or self.decision_due
         )
+
+    @property
+    def decision_due(self) -> bool:
+        """Whether the replay is to be decided here: the same on every rank, and after any resume."""
+        return self.steering is not None and self.steering.due(self.state)
 
     @property
     def _batch(self) -> int:
@@ -154,6 +166,10 @@ class Session:
         self.stop_agreed |= result.stop
         if not result.applied:
             self.state = self.state.last_step_skipped(self._batch)
+        elif self.recipe.model.average is not None:
+            trained = self.state.phase_trained_tokens
+            share = self.recipe.model.average.share_of_step(trained, self.recipe.tokens_per_step)
+            self.engine.add_to_average(share)
         self.step_log.add_step(self.state, result, step.samples_crc32)
         calls = self.vitals.judge(self.state.step, result.loss, result.grad_norm, result.applied)
         if calls and self.spike is None:
@@ -180,6 +196,10 @@ class Session:
         self.settle()
         with self.throughput.paused():
             scores = self.validation.measure(self.state.step)
+            if scores is not None and self.recipe.model.average is not None and self.state.step:
+                with self.engine.averaged():
+                    averaged = self.validation.measure(self.state.step)
+                scores = averaged and scores | {names.of_average(name): one for name, one in averaged.items()}
         if scores is None:
             logger.warning(
                 f"step {self.state.step}: the validation was cut short by a signal; it is made up for when "
@@ -190,6 +210,26 @@ class Session:
         if self.prompts is not None:
             with self.throughput.paused():
                 self.prompts.show(self.engine, self.state.step, self.state.tokens)
+        self._beat()
+        return True
+
+    def decide_replay(self) -> bool:
+        """Measure forgetting, decide the replay to come, and do what is declared if it cannot be held.
+
+        Returns whether it came to its end: a signal cuts it short, and it is made up for later.
+        """
+        self.settle()
+        assert self.steering is not None
+        with self.throughput.paused():
+            decided = self.steering.decide(self.state)
+        if decided is None:
+            return False
+        self.state, mixture = decided, self.steering.mixture
+        self.loader.follow(mixture)
+        self.step_log.follow(mixture)
+        self.step_log.add_evaluation(self.steering.apply(self.state))
+        record = self.state.decisions[-1]
+        self.over_budget = record if record["action"] == "stop" else None
         self._beat()
         return True
 

@@ -69,6 +69,10 @@ class StepLog:
         self.pending |= scores
         self._evaluated = bool(scores)
 
+    def follow(self, mixture: Mixture) -> None:
+        """Count what is drawn by another mixture of the same sources from now on."""
+        self._mixture = mixture
+
     def write_if_due(self, state: RunState) -> None:
         """Write a line every `logging.every_steps` steps and after each evaluation."""
         if state.step % self._recipe.logging.every_steps == 0 or self._evaluated:

@@ -12,6 +12,7 @@ from tokenization.shards.store import TokenStore
 from tokenization.tokenizer.piece_bytes import ByteClasses
 from trainer.evaluation.held_out import Baseline, Scorer, evaluate, measured_on
 from trainer.evaluation.means import weighted_mean, with_means
+from trainer.evaluation.paired import Documents, PerDocument, score_documents
 from trainer.machine import collectives
 from trainer.machine.ranks import World
 from trainer.metrics import names
@@ -89,6 +90,22 @@ class ValidationSets:
         except _Stopped:
             return None
 
+    def score_documents(
+        self, documents: Documents, doing: str, *, stoppable: bool = True
+    ) -> PerDocument | None:
+        """Score documents, nats each; None if it is `stoppable` and a rank was asked to stop meanwhile."""
+        try:
+            return score_documents(
+                _StoppableScorer(self, doing) if stoppable else self.scorer,
+                documents,
+                micro_batch_size=self.micro_batch_size,
+                rank=self.world.rank,
+                world_size=self.world.world_size,
+                total=self.total,
+            )
+        except _Stopped:
+            return None
+
     def _measure(self, step: int) -> dict[str, float]:
         seq_len, max_tokens = self.recipe.seq_len, self.recipe.validation.max_tokens
         found: dict[str, float] = {}
@@ -113,7 +130,7 @@ class ValidationSets:
             found[names.stream_nats_per_token(name)] = score.nats_per_token
             for kind, bits in score.class_bits_per_byte.items():
                 found[names.stream_class_bits_per_byte(name, kind)] = bits
-            if name.startswith("upstream") and base is not None and not base.unlike(now):
+            if name.startswith(("upstream", "audit")) and base is not None and not base.unlike(now):
                 found[names.stream_forgetting(name)] = score.bits_per_byte - base.bits_per_byte
         return found | self._means(found)
 

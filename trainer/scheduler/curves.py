@@ -23,6 +23,9 @@ from trainer.recipe.schedule import Schedule
 
 Floats = npt.NDArray[np.float64]
 
+_CELLS = 4096
+"""Places at which the area under the curve is measured."""
+
 SHARPNESS = 10.0
 """Of the inverse square root: alpha in h(x) = 1/sqrt(1 + alpha x) - 1 (Ibrahim et al. 2024)."""
 
@@ -128,6 +131,18 @@ class Curve:
     def peak(self) -> float:
         """The highest LR of the phase."""
         return max(max(piece.lr_from, piece.lr_to) for piece in self.pieces)
+
+    def share_behind(self, tokens: float) -> float:
+        """Return the share of the phase's sum of LRs that is behind after `tokens` trained tokens."""
+        end = float(self.pieces[-1].stop)
+        middles = (np.arange(_CELLS) + 0.5) / _CELLS
+        behind, whole = (float(self(middles * until).mean()) * until for until in (min(tokens, end), end))
+        return min(1.0, behind / whole)
+
+    @property
+    def warmup_tokens(self) -> float:
+        """Tokens of the phase's first warm-up; 0 if it has none."""
+        return float(self.pieces[0].stop) if self.pieces[0].name == "warmup" else 0.0
 
     @cached_property
     def _starts(self) -> Floats:

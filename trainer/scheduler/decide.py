@@ -7,7 +7,7 @@ without a flag. The LR after a resume follows from it, so no scheduler state is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from trainer.mixer.description import MixtureDescription
@@ -46,7 +46,7 @@ def decide(
     edits = find_edits(recipe, data, state)
     found = _describe_state(state)
     ahead = _review_coming_phases(recipe, data, edits.state, base)
-    refusals, lifted = _lift((*edits.refusals, *ahead.refusals), recipe)
+    refusals, lifted = _lift((*edits.refusals, *ahead.refusals, *_over_budget(recipe, state)), recipe)
     decision = Decision(
         "refuse",
         found,
@@ -234,6 +234,26 @@ def _no_optimizer() -> Refusal:
         "has another vocabulary",
         ("remove it, or start from one of our own checkpoints with the same vocabulary",),
     )
+
+
+def _over_budget(recipe: Recipe, state: RunState) -> Iterator[Refusal]:
+    """Refuse to go on with a forgetting budget that the run has found that it cannot hold."""
+    last, running = state.over_budget, recipe.phases[state.phase : state.phase + 1]
+    budget = running[0].steered if running else None
+    if last is None or budget is None or budget.forgetting_budget is None:
+        return
+    if budget.on_failure == "stop" and budget.forgetting_budget <= last["budget"]:
+        field = f"phases.{state.phase}.mixture"
+        yield Refusal(
+            f"the forgetting budget of phase {state.phase_name!r}, {last['budget']:g} bits per byte, cannot "
+            f"be held: forgetting is {last['state']['forgetting']:.4g} at the highest replay ratio, "
+            f"{last['bounds'][1] / last['of']:.1%}",
+            (
+                f"allow more forgetting: {field}.forgetting_budget={2 * last['budget']:g}",
+                f"let the run do something about it: {field}.on_failure=lower_lr, or pull_to_base",
+                "start another run with a lower schedule.max_lr, or with more of the old text",
+            ),
+        )
 
 
 def _lift(refusals: Sequence[Refusal], recipe: Recipe) -> tuple[tuple[Refusal, ...], tuple[str, ...]]:

@@ -124,6 +124,10 @@ class RunState:
     """Samples that the run has passed over, or will when it comes to them."""
     vitals: dict[str, Any] = field(default_factory=dict)
     """What the run remembers of the phase's last steps, to judge the next ones by; see `run.health`."""
+    decisions: tuple[dict[str, Any], ...] = ()
+    """Every decision about the replay so far, of all phases; see `mixer.decisions`."""
+    measured: dict[str, Any] = field(default_factory=dict)
+    """The upstream documents that decisions are measured on, and the base's losses on them."""
     version: int = STATE_VERSION
 
     @property
@@ -149,7 +153,23 @@ class RunState:
     @property
     def next_lr(self) -> float:
         """LR of the next step of this phase; once the phase is done, its last LR."""
-        return float(self.running.curve(self.phase_trained_tokens))
+        return float(self.running.curve(self.phase_trained_tokens)) * self.lr_factor
+
+    @property
+    def phase_decisions(self) -> list[dict[str, Any]]:
+        """The decisions of the running phase."""
+        return [one for one in self.decisions if one["phase"] == self.phase]
+
+    @property
+    def lr_factor(self) -> float:
+        """By how much the decisions of the running phase have lowered its LR: halved, halved again, …"""
+        return 0.5 ** sum(one["action"] == "lower_lr" for one in self.phase_decisions)
+
+    @property
+    def over_budget(self) -> dict[str, Any] | None:
+        """The last decision of the phase, if it was to stop since the forgetting budget cannot be held."""
+        last = self.phase_decisions[-1:]
+        return last[0] if last and last[0]["action"] == "stop" else None
 
     @property
     def peak_lr(self) -> float:
@@ -216,7 +236,13 @@ class RunState:
         """Return a tree of plain values that `from_json` reads back to an equal state."""
         tree = {**vars(self), "phases": [record.to_json() for record in self.phases]}
         tree["left_out"] = [vars(one) for one in self.left_out]
-        for name in ("left_out", "vitals"):  # a run without them is written as it always was
+        tree["decisions"] = list(self.decisions)
+        for name in (
+            "left_out",
+            "vitals",
+            "decisions",
+            "measured",
+        ):  # a run without them is written as it always was
             if not tree[name]:
                 del tree[name]
         return tree
@@ -235,7 +261,8 @@ class RunState:
         try:
             phases = tuple(map(PhaseRecord.from_json, tree["phases"]))
             left_out = tuple(PassedOver(**one) for one in tree.get("left_out", ()))
-            return cls(**{**tree, "phases": phases, "left_out": left_out})
+            decisions = tuple(tree.get("decisions", ()))
+            return cls(**{**tree, "phases": phases, "left_out": left_out, "decisions": decisions})
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"the run state is damaged ({error})") from error
 

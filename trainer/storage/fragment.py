@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+AVERAGE = "average"
+"""The running average of a trained weight, in a run that keeps one."""
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's running averages, as torch and DeepSpeed name them."""
 
@@ -23,8 +26,8 @@ class Fragment:
     owned: bool
     """Whether this rank saves it: if several ranks hold a whole parameter, one of them does."""
     tensors: dict[str, torch.Tensor]
-    """`weight` and, if trained, the moments: one-dimensional, fp32; a frozen weight that another
-    rank saves has any dtype."""
+    """`weight` and, if trained, the moments (and the average): one-dimensional, fp32; a frozen weight that
+    another rank saves has any dtype."""
     owner: torch.Tensor
     """The tensor that the optimizer steps, of which `weight` is a part; if frozen, the weight itself."""
     offset: int = 0

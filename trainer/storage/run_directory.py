@@ -30,6 +30,8 @@ class RunDirectory:
         """The newest committed step: it reveals the loss of the whole checkpoints directory."""
         self.identity = self.path / "identity.json"
         """What the run was at its first start: model, text, packages; see `run.identity`."""
+        self.decisions = self.path / "decisions.jsonl"
+        """One JSON object per decision about the replay: all that led to it; see `mixer.decisions`."""
         self.job_script = self.path / "job.sbatch"
         """The batch script that `rewarm submit` wrote."""
         self.left_out = self.path / "left_out.json"

@@ -1,6 +1,10 @@
 """Experiments before the cluster: the papers' studies on the user's own data.
 
-`grids` has the studies: a question, the arms that answer it as overrides of a recipe, and what the papers
-found. `series` plans all arms, trains them one after another or lists them for a job array, and writes a page
-about them.
+`spec` is one arm; `grids` and `resumes` have the studies: a question, the arms that answer it as fields of a
+recipe, and what the papers found. `bases` makes the models that arms start from. `series` plans all arms,
+trains what they share (`trunk`), then each of them, and tells how far it is (`progress`). `results` reads a
+study's directory as a table; `claims` says what the papers found, `verdicts` what the seeds decide of it with
+the `intervals` of paired differences, and `page` shows it, as `summary` sums it up. `laws` are fitted to
+what the arms have `observed`; `recommend` says which replay, max_lr and warm-up follow, and `recommended`
+writes them as a recipe.
 """

@@ -7,26 +7,25 @@ to set it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
 from tokenization.errors import UserError, did_you_mean
-from trainer.recipe.schema import Phase, Recipe
-
-Change = dict[str, Any]
-"""Fields of the last phase, and what they become."""
-
-
-@dataclass(frozen=True)
-class ArmSpec:
-    """One arm of a study: the recipe with these overrides."""
-
-    name: str
-    overrides: tuple[str, ...]
-    """Each is `field=value` without a blank, so that a line of a file holds them all."""
+from trainer.recipe.schema import Recipe
+from trainer.study.resumes import branch_arms, restore_arms
+from trainer.study.spec import (
+    NOTHING,
+    ArmSpec,
+    Change,
+    Options,
+    StartModel,
+    combinations,
+    curve_of,
+    last_phase,
+    lowest_lr,
+    phase_fields,
+)
 
 
 @dataclass(frozen=True)
@@ -36,27 +35,20 @@ class Study:
     question: str
     found: str
     """What the papers found, and where."""
-    changes: Callable[[Recipe], Iterator[tuple[str, Change]]]
-    """Per arm its name and what it changes in the last phase."""
+    arms: Callable[[Recipe, Options], Iterator[ArmSpec]]
     allow: tuple[str, ...] = ()
     """Refusals that are the experiment itself."""
 
 
-def arm_specs(name: str, recipe: Recipe) -> list[ArmSpec]:
+def arm_specs(name: str, recipe: Recipe, options: Options = NOTHING) -> list[ArmSpec]:
     """Return the arms of the study `name` of a recipe.
 
     Raises:
         UserError: there is no such study, or the recipe has nothing for it to vary.
     """
     study = find_study(name)
-    phase = len(recipe.phases) - 1
-    arms = []
-    for arm, change in study.changes(recipe):
-        fields = {f"phases.{phase}.{field}": value for field, value in change.items()}
-        if study.allow:
-            fields["allow"] = sorted({*recipe.allow, *study.allow})
-        arms.append(ArmSpec(arm, tuple(f"{field}={_flow(value)}" for field, value in fields.items())))
-    return arms
+    allow = {"allow": sorted({*recipe.allow, *study.allow})} if study.allow else {}
+    return [replace(arm, fields={**arm.fields, **allow}) for arm in study.arms(recipe, options)]
 
 
 def find_study(name: str) -> Study:
@@ -71,17 +63,13 @@ def find_study(name: str) -> Study:
     return STUDIES[name]
 
 
-def _flow(value: Any) -> str:
-    """Return YAML on one line without blanks."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
-
-
-def _replay(recipe: Recipe) -> Iterator[tuple[str, Change]]:
+def _replay(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
     for share in ("0", "1", "5", "10", "25", "50"):
-        yield f"replay-{share}", {"mixture": _mixture(recipe, Fraction(int(share), 100))}
+        change = {"mixture": mixture_of_replay(recipe, Fraction(int(share), 100))}
+        yield last_phase(recipe, f"replay-{share}", change)
 
 
-def _mixture(recipe: Recipe, share: Fraction) -> Change:
+def mixture_of_replay(recipe: Recipe, share: Fraction) -> Change:
     """Return the last phase's mixture with this share of replay; within a role the proportions stay."""
     replayed = {name for name, source in recipe.sources.items() if source.role == "replay"}
     if not replayed:
@@ -104,49 +92,80 @@ def _mixture(recipe: Recipe, share: Fraction) -> Change:
     }
 
 
-def _curve(phase: Phase, **fields: Any) -> Change:
-    """Return a schedule of other fields between the same learning rates."""
-    schedule = phase.schedule
-    kept = {"max_lr": schedule.max_lr, "warmup": str(schedule.warmup), "lr_scale": schedule.lr_scale}
-    return {name: value for name, value in {**kept, **fields}.items() if value not in (None, {})}
+def _max_lr(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
+    for name, change in _rates(recipe):
+        yield last_phase(recipe, name, change)
+    yield from _scratch(recipe)
 
 
-def _low(phase: Phase) -> float:
-    """Return the last learning rate."""
-    low = phase.schedule.min_lr
-    return low if low else phase.schedule.max_lr / 10
-
-
-def _max_lr(recipe: Recipe) -> Iterator[tuple[str, Change]]:
+def _rates(recipe: Recipe) -> Iterator[tuple[str, Change]]:
+    """Yield arms from the lowest learning rate to the highest."""
     phase = recipe.phases[-1]
-    yield "constant", {"schedule": _curve(phase, kind="constant", max_lr=_low(phase), warmup="0")}
+    yield "constant", {"schedule": curve_of(phase, kind="constant", max_lr=lowest_lr(phase), warmup="0")}
     for name, factor in (("half", 0.5), ("same", 1.0), ("twice", 2.0)):
-        high, low = phase.schedule.max_lr * factor, _low(phase) * factor
-        yield f"max-lr-{name}", {"schedule": _curve(phase, kind="cosine", max_lr=high, min_lr=low)}
+        high, low = phase.schedule.max_lr * factor, lowest_lr(phase) * factor
+        yield f"max-lr-{name}", {"schedule": curve_of(phase, kind="cosine", max_lr=high, min_lr=low)}
 
 
-def _warmup(recipe: Recipe) -> Iterator[tuple[str, Change]]:
+def _scratch(recipe: Recipe) -> Iterator[ArmSpec]:
+    """Yield the last phase from random weights, with the recipe's own max_lr; nothing if all arms do that."""
+    if recipe.model.base is not None:
+        change = {"schedule": curve_of(recipe.phases[-1], kind="cosine", min_lr=lowest_lr(recipe.phases[-1]))}
+        yield last_phase(recipe, "scratch", change, "random_weights")
+    elif len(recipe.phases) > 1:
+        phase = phase_fields(recipe.phases[-1])
+        schedule = curve_of(recipe.phases[-1], kind="cosine", min_lr=lowest_lr(recipe.phases[-1]))
+        yield ArmSpec("scratch", {"phases": [{**phase, "schedule": schedule}]}, 0)
+
+
+def _warmup(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
     phase = recipe.phases[-1]
     for share in ("0", "0.5", "1", "2", "10"):
-        curve = _curve(phase, kind="cosine", min_lr=_low(phase), warmup=f"{share}%")
-        yield f"warmup-{share}", {"schedule": curve}
+        curve = curve_of(phase, kind="cosine", min_lr=lowest_lr(phase), warmup=f"{share}%")
+        yield last_phase(recipe, f"warmup-{share}", {"schedule": curve})
 
 
-def _schedule(recipe: Recipe) -> Iterator[tuple[str, Change]]:
+def _schedule(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
     phase = recipe.phases[-1]
-    low = _low(phase)
-    yield "cosine", {"schedule": _curve(phase, kind="cosine", min_lr=low)}
-    for shape in ("cosine", "inverse_sqrt"):
-        curve = _curve(phase, kind="infinite", min_lr=low, cooldown_shape=shape)
-        yield f"infinite-{shape.replace('_', '-')}", {"schedule": curve}
-    yield "wsd", {"schedule": _curve(phase, kind="wsd", min_lr=low)}
-    yield "constant", {"schedule": _curve(phase, kind="constant")}
+    low = lowest_lr(phase)
+    curves = {
+        "cosine": curve_of(phase, kind="cosine", min_lr=low),
+        "infinite-cosine": curve_of(phase, kind="infinite", min_lr=low, cooldown_shape="cosine"),
+        "infinite-inverse-sqrt": curve_of(phase, kind="infinite", min_lr=low, cooldown_shape="inverse_sqrt"),
+        "wsd": curve_of(phase, kind="wsd", min_lr=low),
+        "constant": curve_of(phase, kind="constant"),
+    }
+    for name, curve in curves.items():
+        yield last_phase(recipe, name, {"schedule": curve})
 
 
-def _same_data(recipe: Recipe) -> Iterator[tuple[str, Change]]:
-    for name, change in _max_lr(recipe):
+def _same_data(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
+    for name, change in _rates(recipe):
         arm = "going-on" if name == "constant" else name.replace("max-lr", "re-warmed")
-        yield arm, {"mixture": _mixture(recipe, Fraction(1)), **change}
+        yield last_phase(recipe, arm, {"mixture": mixture_of_replay(recipe, Fraction(1)), **change})
+
+
+def _new_rows(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
+    if recipe.model.base is None:
+        fix = "name the model with its extended vocabulary"
+        raise UserError("is missing: new rows are rows beside a base's", field="model.base", fix=fix)
+    kinds: tuple[StartModel, ...] = ("subpiece_mean", "mean", "random", "unextended")
+    for kind in kinds:
+        name = "no-extension" if kind == "unextended" else kind.replace("_", "-")
+        yield last_phase(recipe, name, {}, kind)
+
+
+def _grid(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
+    """Yield all combinations of the values of `--vary`."""
+    if not options.vary:
+        fix = "give for example --vary phases.0.schedule.max_lr=1e-4,3e-4"
+        raise UserError("is missing: a grid has fields and values", field="--vary", fix=fix)
+    for name, fields in combinations(options.vary):
+        last = len(recipe.phases) - 1
+        only_last = all(
+            field.startswith((f"phases.{last}.", f"phases.{recipe.phases[-1].name}.")) for field in fields
+        )
+        yield ArmSpec(name, fields, last if only_last else 0)
 
 
 STUDIES: dict[str, Study] = {
@@ -178,6 +197,26 @@ STUDIES: dict[str, Study] = {
         "it hurts, the more the larger max_lr, and was not recovered in 50B tokens (Gupta et al. 2023)",
         _same_data,
         allow=("rewarm_on_same_data",),
+    ),
+    "restore": Study(
+        "What does each wrong resume cost?",
+        "an interruption must restore the learning rate's value and its decay: a re-warm on the same data "
+        "hurts (Gupta et al. 2023)",
+        restore_arms,
+        allow=("rewarm_on_same_data",),
+    ),
+    "new_rows": Study(
+        "What should the embeddings of new pieces start from?",
+        "the mean of the sub-pieces' rows is cheap and near the best; at small budgets extending the "
+        "vocabulary can lose to the base's own (arXiv 2401.01055)",
+        _new_rows,
+    ),
+    "grid": Study("Which of these values is best?", "nothing: the question is your own", _grid),
+    "branch": Study(
+        "How should a long run end?",
+        "one trunk at a constant or infinite learning rate serves many anneals (arXiv 2404.06395; Ibrahim "
+        "et al. 2024)",
+        branch_arms,
     ),
 }
 """By the name that the command takes."""

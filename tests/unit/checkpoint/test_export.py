@@ -19,7 +19,7 @@ from tokenization.shards.writer import ShardWriter
 from tokenization.tokenizer.files import open_tokenizer
 from tokenization.tokenizer.proof import difference
 from trainer.checkpoint.card import Card, render_card
-from trainer.checkpoint.export import _hold_tokenizer, export_checkpoint, export_model
+from trainer.checkpoint.export import export_checkpoint, export_model, hold_run_tokenizer
 from trainer.checkpoint.manifest import Checkpoint
 from trainer.recipe.load import dump_recipe, parse_recipe
 from trainer.storage.safetensors import Weight
@@ -158,7 +158,7 @@ def test_a_tokenizer_that_is_not_the_one_of_the_training_is_refused(tmp_path, te
     found = checkpoint(tmp_path, fingerprint if tells == "checkpoint" else None)
     fields = json.loads((found.path / "config.json").read_text())
     asked = parse_recipe(found.manifest.recipe)
-    assert _hold_tokenizer(found, asked, fields, trained) == []
+    assert hold_run_tokenizer(found, asked, fields, trained) == []
     tokenizer(tmp_path / "tok", *ENGLISH, *reversed(CHINESE))
     with pytest.raises(UserError, match=r"model.tokenizer: '.*tok' is .* now, and the run was trained with"):
         export_checkpoint(found, tmp_path / "out", "bf16", 10**9)
@@ -168,7 +168,7 @@ def test_a_tokenizer_that_is_not_the_one_of_the_training_is_refused(tmp_path, te
 def test_a_training_whose_tokenizer_nothing_tells_is_said(tmp_path):
     tokenizer(tmp_path / "tok", *ENGLISH, *CHINESE)
     found = checkpoint(tmp_path)
-    (line,) = _hold_tokenizer(
+    (line,) = hold_run_tokenizer(
         found, parse_recipe(found.manifest.recipe), {}, open_tokenizer(tmp_path / "tok")
     )
     assert "neither the checkpoint nor a shard tells the tokenizer" in line

@@ -130,6 +130,21 @@ def test_simulate_gives_rows_and_shares(recipe, capsys):
     assert ["zh", "2", "0.250000", "0.250000", "+0.000"] in [line.split()[:5] for line in table.splitlines()]
 
 
+def test_simulate_follows_a_log_of_decisions(data, tmp_path, capsys):
+    tree = runs.recipe(data, tmp_path / "run")
+    tree["phases"][0]["mixture"] = {"forgetting_budget": 0.02, "decide_every": "10%"}
+    file = str(runs.write(tree, tmp_path / "recipe.yaml"))
+    words = ("data", "simulate", file, "--samples", "48:96", "--shares", "--json")
+    plain = json.loads(answer(capsys, *words))["shares"]
+    log = tmp_path / "decisions.jsonl"
+    log.write_text('{"phase": 0, "applies_from": 48, "replay": 512, "of": 1024}\n')
+    decided = json.loads(answer(capsys, *words, "--decisions", str(log)))["shares"]
+    assert [{one["source"]: one["samples"] for one in shares}["en"] for shares in (plain, decided)] == [
+        12,
+        24,
+    ]
+
+
 def test_simulate_gives_the_shares_alone_for_a_window_of_any_length(recipe, capsys):
     words = ("data", "simulate", recipe, "--samples", "0:192", "--shares")
     shares = {one["source"]: one for one in json.loads(answer(capsys, *words, "--json"))["shares"]}

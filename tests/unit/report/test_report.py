@@ -38,6 +38,7 @@ def run(
     restored=None,
     overrides=(),
     measured_on=None,
+    extra=None,
 ):
     """A run of `steps`, evaluated at its start and end; killed after step 8 if `restored` (to that step)."""
     directory.mkdir(parents=True)
@@ -59,6 +60,7 @@ def run(
         )
         for step in range(first, last + 1):
             values = {"loss/train": 4 - step / 10, "lr": 3e-4, "grad_norm": 1.0, "perf/tokens_per_s": 900.0}
+            values |= extra or {}
             values[source_tokens("chinese")] = step * TOKENS * 3 // 4
             values[source_tokens("english")] = step * TOKENS // 4
             if step in (0, steps) and upstream:
@@ -552,3 +554,18 @@ def test_a_page_replaces_a_page_and_nothing_else(tmp_path):
         with pytest.raises(UserError, match=rf"--out: '.*{name}' exists and is not a page that rewarm made"):
             write_report(arms, tmp_path / name)
     assert (tmp_path / "mine.html").read_text() == "<html>mine</html>"
+
+
+# ------------------------------------------------------------------------------------------------- budget
+
+
+def test_a_forgetting_budget_has_pictures_of_its_own(tmp_path, two):
+    assert "Forgetting budget" not in written(two, tmp_path)
+    decided = {"budget": 0.02, "forgetting": 0.01, "low": 0.005, "high": 0.015, "replay_ratio": 0.25}
+    extra = {f"budget/{name}": value for name, value in decided.items()}
+    steered = run(tmp_path / "steered", extra={**extra, "average/eval/audit/forgetting": 0.2})
+    page = written([*two, steered], tmp_path)
+    assert page.count("<h2>Forgetting budget</h2>") == 1
+    assert "Forgetting and its budget, steered" in page
+    assert "Replay ratio, steered" in page
+    assert "audit" in text_of(page)

@@ -8,7 +8,7 @@ import pytest
 
 from tokenization.errors import UserError
 from trainer.engine.skipping import NO_LIMITS
-from trainer.recipe.schema import Health
+from trainer.recipe.health import Health
 from trainer.run.health import Vitals
 
 

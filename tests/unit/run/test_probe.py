@@ -70,7 +70,7 @@ def test_the_model_s_most_likely_token_is_that_of_its_logits():
     causal = build(tiny(), 90).eval()
     ids = torch.randint(3, 90, (3, 12), generator=torch.Generator().manual_seed(0))
     places = torch.tensor([11, 4, 0])
-    (found,) = causal(ids, ids, None, False, places)
+    (found,) = causal(ids, ids, next_at=places)
     logits = causal.hf(ids).logits[torch.arange(3), places, :90]
     assert found.tolist() == logits.argmax(dim=1).tolist()
 

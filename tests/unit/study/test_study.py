@@ -15,6 +15,7 @@ from trainer.recipe.load import dump_recipe, load_recipe, parse_recipe
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.curves import Curve
 from trainer.study import grids
+from trainer.study.spec import NOTHING, Options, flow, read_vary
 
 
 def recipe(**changes) -> Recipe:
@@ -24,9 +25,10 @@ def recipe(**changes) -> Recipe:
     return parse_recipe(dump_recipe(Recipe.model_validate(tree)))
 
 
-def arms(name: str, base: Recipe) -> dict[str, Recipe]:
+def arms(name: str, base: Recipe, options: Options = NOTHING) -> dict[str, Recipe]:
     """The recipe of each arm, read as a user's command line is."""
-    return {one.name: parse_recipe(dump_recipe(base), one.overrides) for one in grids.arm_specs(name, base)}
+    specs = grids.arm_specs(name, base, options)
+    return {one.name: parse_recipe(dump_recipe(base), one.overrides) for one in specs}
 
 
 def shares(arm: Recipe, role: str) -> Fraction:
@@ -36,12 +38,23 @@ def shares(arm: Recipe, role: str) -> Fraction:
     return sum(weight for name, weight in mixture.weights.items() if arm.sources[name].role == role)
 
 
-@pytest.mark.parametrize("name", grids.STUDIES)
+ONE_PHASE = ("replay", "max_lr", "warmup", "schedule", "same_data")
+OPTIONS = {
+    "grid": Options(
+        vary=(("phases.1.schedule.max_lr", ("1e-3", "3e-3")), ("phases.1.tokens", ("512", "1024")))
+    ),
+    "branch": Options(branched=(1, 1536)),
+}
+
+
+@pytest.mark.parametrize("name", ONE_PHASE)
 def test_only_the_last_phase_differs_and_only_in_what_is_asked(name):
     base = recipe()
     changed = {"replay": {"mixture"}, "same_data": {"mixture", "schedule"}}.get(name, {"schedule"})
     seen = []
-    for arm in arms(name, base).values():
+    for arm_name, arm in arms(name, base).items():
+        if arm_name == "scratch":
+            continue
         assert arm.phases[:-1] == base.phases[:-1]
         last, before = arm.phases[-1].model_dump(), base.phases[-1].model_dump()
         assert {field for field in last if last[field] != before[field]} <= changed
@@ -50,12 +63,101 @@ def test_only_the_last_phase_differs_and_only_in_what_is_asked(name):
         assert arm.phases[-1] not in seen
         seen.append(arm.phases[-1])
     assert len(seen) >= 4
+    assert {one.phase for one in grids.arm_specs(name, base)} - {1} == ({0} if name == "max_lr" else set())
 
 
-@pytest.mark.parametrize("name", grids.STUDIES)
+@pytest.mark.parametrize("name", [name for name in grids.STUDIES if name != "new_rows"])
 def test_no_override_has_a_blank_at_which_a_batch_script_would_cut_it(name):
-    for variant in grids.arm_specs(name, recipe()):
+    for variant in grids.arm_specs(name, recipe(), OPTIONS.get(name, NOTHING)):
         assert all(len(word.split()) == 1 for word in variant.overrides)
+
+
+def test_the_arm_from_scratch_is_the_last_phase_alone():
+    base = recipe()
+    scratch = arms("max_lr", base)["scratch"]
+    same = arms("max_lr", base)["max-lr-same"]
+    assert scratch.phases == same.phases[1:]
+    alone = parse_recipe(dump_recipe(base), ["phases=" + flow([base.phases[1].model_dump(mode="json")])])
+    assert "scratch" not in arms("max_lr", alone)
+
+
+STEP = 8 * 32
+
+
+def lr_of(phases, tokens):
+    """The learning rate after so many tokens of the last two phases, each step's own."""
+    first, second = phases[-2:]
+    if tokens < first.tokens:
+        return Curve(first.schedule, first.tokens)(tokens)
+    return Curve(second.schedule, second.tokens)(tokens - first.tokens)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "wsd", "infinite", "inverse_sqrt", "linear"])
+def test_an_exact_resume_has_the_whole_curve_and_a_restart_has_its_start_twice(kind):
+    tokens = 64 * STEP
+    whole = {"kind": kind, "max_lr": 1e-2, "warmup": "5%"}
+    base = recipe(tokens=tokens, schedule=whole)
+    curve = Curve(base.phases[-1].schedule, tokens)
+    found = arms("restore", base)
+    assert list(found) == ["exact", "optimizer-reset", "schedule-restarted", "constant"]
+    assert [arm.phases[-1].keep_optimizer for arm in found.values()] == [True, False, True, True]
+    assert (
+        len({dump_recipe(arm.model_copy(update={"phases": arm.phases[:-1]})) for arm in found.values()}) == 1
+    )
+    for at in range(0, tokens, STEP):
+        half = 32 * STEP
+        assert lr_of(found["exact"].phases, at) == pytest.approx(curve(at), abs=1e-2 * 1e-2)
+        assert lr_of(found["optimizer-reset"].phases, at) == lr_of(found["exact"].phases, at)
+        again = curve(at if at < half else at - half)
+        assert lr_of(found["schedule-restarted"].phases, at) == pytest.approx(again, abs=1e-2 * 1e-2)
+        assert lr_of(found["constant"].phases, at) == pytest.approx(curve(min(at, half)), abs=1e-2 * 1e-2)
+    assert all(arm.phases[-1].mixture == base.phases[-1].mixture for arm in found.values())
+
+
+def test_a_grid_has_all_combinations_and_names_that_tell_them():
+    found = arms("grid", recipe(), OPTIONS["grid"])
+    last = {name: (arm.phases[-1].schedule.max_lr, arm.phases[-1].tokens) for name, arm in found.items()}
+    assert last == {
+        "max_lr-1e-3-tokens-512": (1e-3, 512),
+        "max_lr-1e-3-tokens-1024": (1e-3, 1024),
+        "max_lr-3e-3-tokens-512": (3e-3, 512),
+        "max_lr-3e-3-tokens-1024": (3e-3, 1024),
+    }
+    assert {one.phase for one in grids.arm_specs("grid", recipe(), OPTIONS["grid"])} == {1}
+    first = Options(vary=(("optimizer.beta2", ("0.95", "0.99")),))
+    assert {one.phase for one in grids.arm_specs("grid", recipe(), first)} == {0}
+    mixtures = read_vary('phases.1.mixture={"zh":1},{"zh":0.5,"en":0.5}')
+    found = arms("grid", recipe(), Options(vary=(mixtures,)))
+    assert [shares(arm, "replay") for arm in found.values()] == [0, Fraction(1, 2)]
+    for wrong in ("tokens", "tokens=", "tokens=1", "=1,2", "tokens=1,1"):
+        with pytest.raises(UserError, match=f"--vary: '{wrong}' is not FIELD=VALUE,VALUE"):
+            read_vary(wrong)
+    with pytest.raises(UserError, match="--vary: is missing"):
+        grids.arm_specs("grid", recipe())
+
+
+def test_branches_fall_from_where_the_trunk_is_and_keep_its_moments():
+    base = recipe(tokens=3072, schedule={"kind": "constant", "max_lr": 1e-2, "warmup": "10%"})
+    found = arms("branch", base, OPTIONS["branch"])
+    assert {name: arm.phases[-1].tokens for name, arm in found.items()} == {
+        "anneal-5": STEP, "anneal-10": STEP, "anneal-20": 2 * STEP
+    }  # fmt: skip
+    varied = Options(vary=(("mixture.replay_ratio", ("0", "0.5")),), branched=(1, 1536))
+    mixed = arms(
+        "branch",
+        recipe(schedule=base.phases[-1].schedule.model_dump(), mixture={"replay_ratio": 0.2}),
+        varied,
+    )
+    assert [arm.phases[-1].mixture[0].replay_ratio for arm in mixed.values()] == [0, Fraction(1, 2)]
+    for arm in [*found.values(), *mixed.values()]:
+        *before, trunk, end = arm.phases
+        assert list(before) == list(base.phases[:-1])
+        assert trunk.tokens == 1536
+        assert (end.name, end.keep_optimizer) == ("branch", True)
+        curve = Curve(end.schedule, end.tokens)
+        assert (curve(0), curve(end.tokens)) == (pytest.approx(1e-2), 0.0)
+    with pytest.raises(UserError, match="--from: is missing"):
+        grids.arm_specs("branch", base)
 
 
 @given(weights=st.lists(st.integers(1, 50), min_size=4, max_size=4))
@@ -85,6 +187,7 @@ def test_a_ratio_stays_a_ratio():
 
 def test_learning_rates_by_hand():
     found = arms("max_lr", recipe(schedule={"kind": "wsd", "max_lr": 1e-2, "warmup": "25%"}))
+    del found["scratch"]
     tokens = list(range(0, 3073, 256))
     curves = {name: Curve(arm.phases[-1].schedule, 3072)(tokens) for name, arm in found.items()}
     highest = {name: max(curve) for name, curve in curves.items()}

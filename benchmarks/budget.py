@@ -1,0 +1,215 @@
+"""The forgetting budget beside fixed replay ratios, on the quickstart's text.
+
+    python -m benchmarks.budget                                # after launch/quickstart.sh, an hour or two
+    python -m benchmarks.budget --seeds 1 --tokens 102400      # some minutes
+
+Trains an arm for each budget, each fixed ratio and each seed, all on as many tokens, with averaged weights.
+Half of the held-out English is `validation.upstream`, which a budget is measured on; the other half is the
+audit set, which no run sees. Prints Markdown: what each arm forgot of the audit set and learnt of the new
+text; the ratio r*, interpolated between the fixed ones, that just meets each budget; and whether the budget's
+arm is within two seed deviations of what r* learns. Draws OUT/budget.svg. Run it again after an interruption:
+finished arms are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from tokenization import disk
+from tokenization.prepare.prepare import prepare
+from tokenization.tables import text_table
+from trainer.metrics import names
+from trainer.metrics.jsonl import history_of, read_attempts
+from trainer.report.charts import Line, chart
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an arm ended, its averaged weights measured."""
+
+    audit: float
+    """Forgetting of the audit set, bits per byte."""
+    upstream: float
+    """Of the set that a budget is measured on, as all of it is validated."""
+    downstream: float
+    """Bits per byte of the new text."""
+    replayed: float
+    """Share of its tokens that were replay."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The same recipe with several seeds."""
+
+    name: str
+    mixture: str
+    ratio: float | None
+    """The fixed replay ratio."""
+    budget: float | None
+
+    def mean(self, ended: Sequence[Ended], what: str) -> float:
+        """Return the mean over the seeds."""
+        return statistics.fmean(getattr(one, what) for one in ended)
+
+    def deviation(self, ended: Sequence[Ended], what: str) -> float:
+        """Return the standard deviation over the seeds; NaN of one."""
+        values = [getattr(one, what) for one in ended]
+        return statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def held_out(quickstart: Path, out: Path) -> None:
+    """Split the held-out English by documents: one half to steer by, one to report."""
+    lines = (quickstart / "text" / "english-validation.jsonl").read_text(encoding="utf-8").splitlines(True)
+    for name, half in (("upstream", lines[::2]), ("audit", lines[1::2])):
+        text, prefix = out / "text" / f"{name}.jsonl", out / "tokens" / name
+        if prefix.with_suffix(".json").exists():
+            continue
+        text.parent.mkdir(parents=True, exist_ok=True)
+        disk.write_atomically(text, "".join(half))
+        prepare([str(text)], str(quickstart / "tokenizers" / "extended"), str(prefix), workers=1)
+
+
+def train(arm: Arm, seed: int, args: argparse.Namespace) -> Ended:
+    """Train an arm to its end, or go on with it, and read what it measured."""
+    run, tokens = args.out / f"{arm.name}-{seed}", args.quickstart / "tokens" / "extended"
+    overrides = {
+        "name": run.name,
+        "run_dir": run,
+        "seed": seed,
+        "model.base": args.quickstart / "models" / "base-extended",
+        "model.tokenizer": args.quickstart / "tokenizers" / "extended",
+        "model.average": f"{{kind: ema, half_life: {args.tokens // 40}}}",
+        "sources.chinese.path": tokens / "chinese-train",
+        "sources.english.path": tokens / "english-train",
+        "validation.upstream": args.out / "tokens" / "upstream",
+        "validation.audit": args.out / "tokens" / "audit",
+        "validation.downstream": tokens / "chinese-validation",
+        "validation.every_tokens": args.tokens // 5,
+        "phases.0.tokens": args.tokens,
+        "phases.0.mixture": f"{{{arm.mixture}}}",
+        "checkpoint.every_tokens": args.tokens // 2,
+        "logging.tensorboard": "false",
+    }
+    recipe = ROOT / "launch" / "recipes" / "quickstart.yaml"
+    command = [str(Path(sys.executable).with_name("rewarm")), "train", str(recipe)]
+    command += [f"{field}={value}" for field, value in overrides.items()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{run}: ended with status {done.returncode}\n{done.stderr[-3000:]}")
+    return read(run)
+
+
+def read(run: Path) -> Ended:
+    """Read how a run ended."""
+    records = history_of(read_attempts(run, say=print))
+    last = {name: value for record in records for name, value in record.items()}
+    english, chinese = (last[names.source_tokens(name)] for name in ("english", "chinese"))
+    return Ended(
+        last[names.of_average(names.AUDIT_FORGETTING)],
+        last[names.of_average(names.FORGETTING)],
+        last[names.of_average(names.DOWNSTREAM)],
+        english / (english + chinese),
+    )
+
+
+def at_budget(fixed: Sequence[tuple[float, float, float]], budget: float) -> tuple[float, float] | None:
+    """Return r* and what it learns, interpolated over logit(r) between fixed (ratio, audit, downstream).
+
+    None if every fixed ratio, or none of them, meets the budget.
+    """
+    for (low, above, worse), (high, below, better) in pairwise(fixed):
+        if above > budget >= below:
+            share = (above - budget) / (above - below)
+            logits = [math.log(ratio / (1 - ratio)) for ratio in (low, high)]
+            logit = logits[0] + share * (logits[1] - logits[0])
+            return 1 / (1 + math.exp(-logit)), worse + share * (better - worse)
+    return None
+
+
+def report(found: dict[Arm, list[Ended]], out: Path) -> None:
+    """Print the tables, and draw the figure."""
+    rows = []
+    for arm, ended in found.items():
+        cells = [
+            f"{arm.mean(ended, what):{form}} ± {arm.deviation(ended, what):.4f}"
+            for what, form in (("audit", "+.4f"), ("upstream", "+.4f"), ("downstream", ".4f"))
+        ]
+        rows.append([arm.name, f"{arm.mean(ended, 'replayed'):.1%}", *cells])
+    print(text_table(("arm", "replayed", "forgetting, audit", "forgetting, upstream", "downstream"), rows))
+    fixed = [
+        (arm.ratio, arm.mean(e, "audit"), arm.mean(e, "downstream")) for arm, e in found.items() if arm.ratio
+    ]
+    rows = []
+    for arm, ended in found.items():
+        if arm.budget is None:
+            continue
+        audit, downstream = arm.mean(ended, "audit"), arm.mean(ended, "downstream")
+        error = arm.deviation(ended, "audit")
+        held = "yes" if audit <= arm.budget else "within it" if audit - 2 * error <= arm.budget else "no"
+        best = at_budget(fixed, arm.budget)
+        row = [f"{arm.budget:g}", f"{audit:+.4f}", held]
+        if best is None:
+            rows.append([*row, "not between the fixed ratios", "–", "–"])
+            continue
+        far = (downstream - best[1]) / arm.deviation(ended, "downstream")
+        rows.append(
+            [*row, f"{best[0]:.1%}", f"{best[1]:.4f}", f"{downstream - best[1]:+.4f} ({far:+.1f} sd)"]
+        )
+    print()
+    print(text_table(("budget", "audit", "held", "r*", "downstream at r*", "the budget's, less it"), rows))
+    lines = [Line("fixed ratios", 0, [d for _, _, d in fixed], [a for _, a, _ in fixed], dots=True)]
+    for number, (arm, ended) in enumerate((a, e) for a, e in found.items() if a.budget is not None):
+        xs, ys = [one.downstream for one in ended], [one.audit for one in ended]
+        lines.append(Line(f"budget {arm.budget:g}", number + 1, xs, ys, dots=True))
+    picture = chart(
+        lines, x_format="{:.2f}".format, y_format="{:+.2f}".format, x_title="downstream, bits per byte",
+        zero=True, at_end=True, described="Forgetting of the audit set over downstream",
+    )  # fmt: skip
+    disk.write_atomically(out / "budget.svg", picture)
+    tree = {arm.name: [vars(one) for one in ended] for arm, ended in found.items()}
+    disk.write_atomically(out / "budget.json", json.dumps(tree, indent=1))
+
+
+def main() -> None:
+    """Train all arms and report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quickstart", type=Path, default=ROOT / "runs" / "quickstart")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "budget")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=409_600)
+    parser.add_argument("--budgets", type=float, nargs="*", default=[0.05, 0.15])
+    parser.add_argument("--ratios", type=float, nargs="*", default=[1, 5, 10, 25, 50], help="per cent")
+    args = parser.parse_args()
+    args.quickstart, args.out = args.quickstart.resolve(), args.out.resolve()
+    held_out(args.quickstart, args.out)
+    steered = "replay_ratio: 25%, decide_every: 2%, measured_samples: 96, on_failure: lower_lr"
+    arms = [
+        Arm(f"budget-{budget:g}", f"forgetting_budget: {budget}, {steered}", None, budget)
+        for budget in args.budgets
+    ]
+    arms += [
+        Arm(f"fixed-{ratio:g}", f"replay_ratio: {ratio}%", ratio / 100, None) for ratio in sorted(args.ratios)
+    ]
+    found: dict[Arm, list[Ended]] = {arm: [] for arm in arms}
+    for seed in range(args.seeds):
+        for arm in arms:
+            found[arm].append(train(arm, seed, args))
+            print(f"{arm.name}, seed {seed}: {found[arm][-1]}", flush=True)
+    report(found, args.out)
+
+
+if __name__ == "__main__":
+    main()

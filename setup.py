@@ -42,6 +42,11 @@ setup(
         "scipy>=1.13",
         "packaging>=23",
     ],
-    extras_require={"liger": ["liger-kernel>=0.8"], "eval": ["lm-eval[hf]>=0.4.9"]},
+    extras_require={
+        "liger": ["liger-kernel>=0.8"],
+        "eval": ["lm-eval[hf]>=0.4.9"],
+        "mlflow": ["mlflow>=2.20"],
+        "completion": ["shtab>=1.7"],
+    },
     entry_points={"console_scripts": ["rewarm = trainer.cli.main:main"]},
 )

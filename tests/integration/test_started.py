@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers import runs
 from tests.helpers.ranks import Rank, environment, start_ranks
+from trainer.machine.ranks import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -20,6 +21,30 @@ def short(data, tmp_path):
     tree = runs.recipe(data, tmp_path / "run", logging={"tensorboard": False}, stop_after=2 * 8 * 32)
     tree["validation"] = {"every_tokens": 10**9}
     return tmp_path / "run", str(runs.write(tree, tmp_path / "r.yaml"))
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port")
+ACCELERATE = (
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--main_process_port",
+)
+
+
+@pytest.mark.parametrize("words", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate launch"])
+def test_other_launchers_start_the_ranks_of_one_world(short, words):
+    """`--multi_gpu` makes accelerate start its processes as torchrun does; these compute on the CPU."""
+    run, recipe = short
+    done = subprocess.run(
+        [sys.executable, *words, str(free_port()), str(runs.SCRIPT), recipe],
+        env=runs.environment(), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [json.loads(line)["world_size"] for line in (run / "lineage.jsonl").open()] == [2]
+    assert runs.last_step(run) == 2
 
 
 def open_mpi(rank, size):

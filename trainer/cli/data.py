@@ -58,6 +58,10 @@ def add_data(commands: Any) -> None:
 
     _add_generate(kinds)
 
+    adopt = add_command(kinds, "adopt", adopt_command, "data/zh_text_document --tokenizer llama2-zh")
+    adopt.add_argument("prefix", type=path_text, metavar="PREFIX", help="a shard of Megatron-LM or gpt-neox")
+    adopt.add_argument("--tokenizer", type=path_text, required=True, help="the one that made it")
+
     example = "--train data/zh data/en --validation data/zh-validation"
     overlap = add_command(kinds, "overlap", overlap_command, example)
     overlap.add_argument("--train", type=path_text, nargs="+", required=True, metavar="PREFIX")
@@ -162,6 +166,15 @@ def generate_command(args: argparse.Namespace) -> int:
         text = f"{args.out}: {meta.tokens:,} tokens in {meta.documents:,} documents of {args.model}"
         counts = ", ".join(f"{name} {count:,}" for name, count in told.get("documents", {}).items())
         print_answer(args, dataclasses.asdict(meta), f"{text}\ndocuments: {counts}")
+    return ExitCode.DONE
+
+
+def adopt_command(args: argparse.Namespace) -> int:
+    """Use a shard of Megatron-LM or gpt-neox as it is: check it, and write the side file that it lacks."""
+    from tokenization.shards.adopt import adopt_shard
+
+    result = adopt_shard(args.prefix, args.tokenizer)
+    print_answer(args, result.to_json(), result.to_text())
     return ExitCode.DONE
 
 

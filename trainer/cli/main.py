@@ -10,6 +10,7 @@ from typing import Any
 
 from tokenization.errors import ExitCode, RewarmError
 from trainer.cli.arguments import Command
+from trainer.cli.completion import add_completion
 from trainer.cli.data import add_data
 from trainer.cli.jobs import add_jobs
 from trainer.cli.merge import add_merge
@@ -99,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_study,
     ):
         add(commands)
+    add_completion(commands, build_parser)
     return parser
 
 

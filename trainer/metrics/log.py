@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from trainer.machine.log_lines import file_handler
 from trainer.metrics.jsonl import Jsonl
 from trainer.metrics.progress import Progress
-from trainer.metrics.services import Sink, TensorBoard, WandB, check_services
+from trainer.metrics.services import MLflow, Sink, TensorBoard, WandB, check_services
 from trainer.recipe.schema import Logging
 from trainer.storage.run_directory import RunDirectory
 
@@ -51,6 +51,8 @@ class Metrics:
             self._sinks.append(TensorBoard(RunDirectory(run_dir).tensorboard, restored_step))
         if logging.wandb_project:
             self._sinks.append(WandB(logging.wandb_project, name, jsonl.run_id, run_dir, config or {}))
+        if logging.mlflow_experiment:
+            self._sinks.append(MLflow(logging.mlflow_experiment, name, jsonl.run_id, config or {}))
         self._sinks.append(Progress(total_tokens, tokens, stream or sys.stderr))
         if file_handler.file is not None:
             self._sinks.append(Progress(total_tokens, tokens, file_handler.file))

@@ -1,13 +1,16 @@
-"""Services that receive a run's metrics beside `metrics.jsonl`: TensorBoard and Weights & Biases."""
+"""Services that receive a run's metrics beside `metrics.jsonl`: TensorBoard, Weights & Biases and MLflow."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from tokenization.errors import UserError
+from tokenization.errors import InfrastructureError, UserError
+from trainer.machine.log_lines import logger
 from trainer.metrics.jsonl import Record
 from trainer.recipe.schema import Logging
 
@@ -34,6 +37,7 @@ def check_services(logging: Logging) -> None:
     requested = {
         "tensorboard": ("tensorboard", logging.tensorboard),
         "wandb": ("wandb_project", logging.wandb_project),
+        "mlflow": ("mlflow_experiment", logging.mlflow_experiment),
     }
     for module, (option, value) in requested.items():
         if value and importlib.util.find_spec(module) is None:
@@ -89,3 +93,60 @@ class WandB:
     def close(self) -> None:
         """End the W&B run."""
         self._run.finish()
+
+
+class MLflow:
+    """MLflow, one MLflow run for all attempts of a run; `MLFLOW_TRACKING_URI` says where."""
+
+    def __init__(self, experiment: str, name: str, run_id: str, config: Mapping[str, Any]) -> None:
+        import mlflow
+
+        try:
+            self._run = self._open(mlflow.MlflowClient(), experiment, name, run_id, config)
+        except Exception as error:  # mlflow's own, and those of whatever it talks through
+            why = " ".join(str(error).split())
+            raise InfrastructureError(
+                f"logging.mlflow_experiment: {experiment!r}: MLflow cannot be used ({why})"
+            ) from error
+        self._metric, self._failed = mlflow.entities.Metric, False
+
+    def _open(self, client: Any, experiment: str, name: str, run_id: str, config: Mapping[str, Any]) -> str:
+        """Return the id of the MLflow run that an earlier attempt began, or of a new one."""
+        self._client = client
+        found = self._client.get_experiment_by_name(experiment)
+        number = found.experiment_id if found else self._client.create_experiment(experiment)
+        own = f"tags.`rewarm.run_id` = '{run_id}'"
+        before = self._client.search_runs([number], own, max_results=1)
+        if before:
+            self._client.update_run(before[0].info.run_id, "RUNNING")
+            return str(before[0].info.run_id)
+        made = self._client.create_run(number, tags={"rewarm.run_id": run_id}, run_name=name)
+        self._client.log_dict(made.info.run_id, dict(config), "recipe.json")
+        return str(made.info.run_id)
+
+    def log(self, record: Record) -> None:
+        """Send one record, without numbers that are not finite; a server that fails does not stop the run."""
+        values = {name: float(value) for name, value in record.items() if name != "step"}
+        now = int(1000 * time.time())
+        metrics = [
+            self._metric(name, value, now, int(record["step"]))
+            for name, value in values.items()
+            if math.isfinite(value)
+        ]
+        self._try(lambda: self._client.log_batch(self._run, metrics))
+
+    def flush(self) -> None:
+        """Nothing to do: each record is sent as it is logged."""
+
+    def close(self) -> None:
+        """End the MLflow run."""
+        self._try(lambda: self._client.set_terminated(self._run))
+
+    def _try(self, send: Callable[[], None]) -> None:
+        try:
+            send()
+            self._failed = False
+        except Exception as error:
+            if not self._failed:
+                logger.warning(f"MLflow does not take what is logged ({' '.join(str(error).split())[:200]})")
+            self._failed = True

@@ -221,6 +221,8 @@ class Logging(Section):
     """Write TensorBoard event files, too."""
     wandb_project: str | None = None
     """Log to this project of Weights & Biases, too; needs the package `wandb`."""
+    mlflow_experiment: str | None = None
+    """Log to this experiment of MLflow, too; needs the package `mlflow`, and `MLFLOW_TRACKING_URI`."""
     profile_steps: Count = 0
     """Steps that each start traces with PyTorch's profiler, after five that warm up (`--profile`)."""
 

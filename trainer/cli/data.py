@@ -58,22 +58,7 @@ def add_data(commands: Any) -> None:
 
     _add_generate(kinds)
 
-    adopt = add_command(kinds, "adopt", adopt_command, "data/zh_text_document --tokenizer llama2-zh")
-    adopt.add_argument("prefix", type=path_text, metavar="PREFIX", help="a shard of Megatron-LM or gpt-neox")
-    adopt.add_argument("--tokenizer", type=path_text, required=True, help="the one that made it")
-
-    example = "--train data/zh data/en --validation data/zh-validation"
-    overlap = add_command(kinds, "overlap", overlap_command, example)
-    overlap.add_argument("--train", type=path_text, nargs="+", required=True, metavar="PREFIX")
-    overlap.add_argument("--validation", type=path_text, nargs="+", required=True, metavar="PREFIX")
-    least = "likeness from which on a document counts as trained on (default: 50%%)"
-    overlap.add_argument("--least", type=fraction, default="50%", metavar="SHARE", help=least)
-    overlap.add_argument("--workers", type=positive_number, help="number of processes (default: one per CPU)")
-    write = "write each set without those documents to PREFIX-clean"
-    overlap.add_argument("--write-clean", action="store_true", help=write)
-    made = "the one that made the shards; needed for --write-clean"
-    overlap.add_argument("--tokenizer", type=path_text, help=made)
-    overlap.add_argument("--overwrite", action="store_true", help="replace what is at PREFIX-clean")
+    _add_shard_checks(kinds)
 
     inspect = add_command(kinds, "inspect", inspect_command, "data/zh")
     inspect.add_argument("prefix", type=path_text)
@@ -91,6 +76,26 @@ def add_data(commands: Any) -> None:
     log = "follow a run's decisions.jsonl, for a mixture with a forgetting budget"
     simulate.add_argument("--decisions", type=path_text, metavar="FILE", help=log)
     simulate.add_argument("--shares", action="store_true", help="only show how much each source contributes")
+
+
+def _add_shard_checks(kinds: Any) -> None:
+    """Add what looks at shards that are there already."""
+    adopt = add_command(kinds, "adopt", adopt_command, "data/zh_text_document --tokenizer llama2-zh")
+    adopt.add_argument("prefix", type=path_text, metavar="PREFIX", help="a shard of Megatron-LM or gpt-neox")
+    adopt.add_argument("--tokenizer", type=path_text, required=True, help="the one that made it")
+
+    example = "--train data/zh data/en --validation data/zh-validation"
+    overlap = add_command(kinds, "overlap", overlap_command, example)
+    overlap.add_argument("--train", type=path_text, nargs="+", required=True, metavar="PREFIX")
+    overlap.add_argument("--validation", type=path_text, nargs="+", required=True, metavar="PREFIX")
+    least = "likeness from which on a document counts as trained on (default: 50%%)"
+    overlap.add_argument("--least", type=fraction, default="50%", metavar="SHARE", help=least)
+    overlap.add_argument("--workers", type=positive_number, help="number of processes (default: one per CPU)")
+    write = "write each set without those documents to PREFIX-clean"
+    overlap.add_argument("--write-clean", action="store_true", help=write)
+    made = "the one that made the shards; needed for --write-clean"
+    overlap.add_argument("--tokenizer", type=path_text, help=made)
+    overlap.add_argument("--overwrite", action="store_true", help="replace what is at PREFIX-clean")
 
 
 def _add_generate(kinds: Any) -> None:

@@ -1,0 +1,93 @@
+"""The guides say what the software does: its parser reads their commands, and the messages are its own."""
+
+import ast
+import re
+import shlex
+from itertools import pairwise
+
+import pytest
+
+from tests.helpers import runs
+from trainer.cli.main import _parse
+
+DOCS = runs.ROOT / "docs"
+GUIDES = sorted((DOCS / "guides").glob("*.md"))
+PAGES = [*DOCS.rglob("*.md"), *runs.ROOT.glob("README*.md")]
+
+
+def commands(text):
+    """Every command line of `rewarm` in the fenced blocks of a page; continued lines are joined."""
+    for block in re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("rewarm "):
+                yield shlex.split(line, comments=True)[1:]
+
+
+def by_name(paths):
+    return pytest.mark.parametrize("path", paths, ids=lambda path: f"{path.parent.name}-{path.name}")
+
+
+@by_name(PAGES)
+def test_every_command_in_the_documentation_is_one(path):
+    for words in commands(path.read_text(encoding="utf-8")):
+        assert callable(_parse([word for word in words if word != "…"]).command), words
+
+
+@by_name(PAGES)
+def test_every_link_leads_to_a_file(path):
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
+
+
+@by_name([*GUIDES, *sorted((DOCS / "zh").glob("*.md"))])
+def test_a_guide_begins_with_its_commands(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# ")
+    assert lines[2] == "```bash"
+    assert len(lines) < 80
+
+
+@by_name(GUIDES)
+def test_the_chinese_guide_has_the_same_headings_commands_and_links(path):
+    english = path.read_text(encoding="utf-8")
+    chinese = (DOCS / "zh" / path.name).read_text(encoding="utf-8")
+    assert list(commands(english)) == list(commands(chinese))
+    for pattern in (r"^(#+) ", r"^(\|)", r"\]\(([^)]+)\)", r"`(launch/[^`]+)`"):
+        assert re.findall(pattern, english, re.MULTILINE) == re.findall(pattern, chinese, re.MULTILINE)
+    assert sum("\u4e00" <= character <= "\u9fff" for character in chinese) > 150
+    assert {file.name for file in (DOCS / "zh").glob("*.md")} == {file.name for file in GUIDES}
+
+
+def strings():
+    """Every string in the source, with what an f-string computes left out."""
+    for room in ("trainer", "tokenization"):
+        for file in (runs.ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def test_the_messages_that_are_explained_are_those_of_the_software():
+    text = (DOCS / "guides" / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    assert len(messages) > 10
+    known = list(strings())
+    for message in messages:
+        for part in filter(None, (one.strip() for one in message.split("…"))):
+            # A docstring that happens to say it is longer than a line of an error.
+            assert any(part in one for one in known if len(one) < 200), part
+
+
+def test_the_site_lists_every_page_once():
+    import yaml
+
+    def leaves(tree):
+        for one in tree:
+            for value in one.values():
+                yield from leaves(value) if isinstance(value, list) else [value]
+
+    listed = list(leaves(yaml.safe_load((runs.ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
+    assert sorted(listed) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+    assert all(one != other for one, other in pairwise(sorted(listed)))

@@ -123,7 +123,7 @@ def _batch(plan: Plan) -> str:
     return (
         f"batch    {recipe.global_batch_size:,} samples = {layout.micro_batch_size} micro_batch_size"
         f" x {layout.gradient_accumulation_steps} gradient_accumulation_steps x {_ranks(layout)};"
-        f" {recipe.tokens_per_step:,} tokens per step, {planned_tokens(plan):,} in all"
+        f" {recipe.tokens_per_step:,} tokens per step, {sum(tokens for tokens, _ in planned_tokens(plan)):,} in all"
     )
 
 

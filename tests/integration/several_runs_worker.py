@@ -63,7 +63,9 @@ def spiked(positions: list[int]) -> Iterator[None]:
         train_step(session)
 
     def larger(model: CausalLM, *args: Any) -> Any:
-        loss, nats, targets = forward(model, *args)
+        if len(found := forward(model, *args)) < 3:
+            return found  # the successors that a probe asks for
+        loss, nats, targets = found
         factor = 50.0 if bad and model.training else 1.0
         return loss * factor, nats * factor, targets
 

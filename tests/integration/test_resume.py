@@ -21,6 +21,7 @@ def tree_of(data, run, stage):
     """A run of two phases with one validation set by name beside the recipe's own two."""
     tree = runs.recipe(data, run, stage, phases=2, name="run")
     tree["validation"]["sets"] = {"again": {"path": str(data / "en-val"), "role": "downstream"}}
+    tree["probe"] = {"prompts": ["the law of", "国家"], "max_tokens": 3}
     return tree
 
 
@@ -57,6 +58,9 @@ def test_killed_in_the_second_phase_the_run_goes_on_exactly(data, tmp_path, undi
     assert last["eval/downstream/again/bits_per_byte"] == last["eval/upstream/bits_per_byte"]
     assert last["eval/downstream/again/bits_per_byte_latin"] == last["eval/upstream/bits_per_byte_latin"]
     assert "eval/downstream/bits_per_byte_cjk" in last
+    probes = [json.loads(line) for line in (tmp_path / "killed" / "probes.jsonl").open(encoding="utf-8")]
+    assert [one["prompt"] for one in probes[-2:]] == ["the law of", "国家"]
+    assert probes[-1]["step"] == 24
 
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "killed" / "lineage.jsonl").open()]
     assert kinds == ["start", "new_phase", "restore"]

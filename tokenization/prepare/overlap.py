@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenization.disk import with_ending
 from tokenization.errors import UserError, UserErrors
 from tokenization.prepare.shingles import BINS, Hashes, Runs, band_keys, similarity
 from tokenization.prepare.workers import map_in_workers
@@ -154,6 +155,12 @@ def _pieces(number: int, store: TokenStore) -> Iterator[_Piece]:
     for part in store.parts:
         for first in range(0, part.meta.documents, PIECE // 16):
             lengths = np.asarray(part.lengths[first : first + PIECE // 16], dtype=np.int64)
+            if lengths.min() < 1 or start + int(lengths.sum()) > store.tokens:
+                what, fix = (
+                    "is damaged: its documents do not fit its tokens",
+                    "run `rewarm data inspect` on it",
+                )
+                raise UserError(what, file=with_ending(part.prefix, ".idx"), fix=fix)
             block, long = np.cumsum(lengths) // PIECE, lengths > PIECE
             cuts = np.flatnonzero((np.diff(block) != 0) | long[1:] | long[:-1]) + 1
             for own in np.split(lengths, cuts):

@@ -88,15 +88,40 @@ class ShardMeta:
                 )
             read.setdefault("job", "")  # shards of earlier versions have none
             read.setdefault("generated", None)
-            return cls(**{field.name: read[field.name] for field in fields(cls)})
+            return cls(**{field.name: _checked(field.name, read[field.name]) for field in fields(cls)})
         except FileNotFoundError:
             raise UserError(
                 "is missing, so the shard is not whole", file=path, fix="finish it with `rewarm data prepare`"
             ) from None
-        except (ValueError, KeyError, AttributeError) as error:
+        except OSError as error:
+            raise UserError(f"cannot be read ({error.strerror})", file=path) from None
+        except (ValueError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"is not a shard's side file ({error})", file=path, fix="run `rewarm data prepare` again"
             ) from None
+
+
+_TEXTS = {"tokenizer", "checksum", "index_checksum", "job"}
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Check the kind and the size of a fact in a side file.
+
+    Raises:
+        ValueError: it is another kind of value, or a number that no shard has.
+    """
+    if name in _TEXTS:
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is not text")
+        return value
+    if name == "generated":
+        if value is not None and not isinstance(value, dict):
+            raise ValueError("generated is not a mapping")
+        return value
+    most, least = (2**31, 1) if name == "vocab_size" else (2**62, 0)
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} is not a whole number from {least} to {most}")
+    return value
 
 
 def read_header(index: Path) -> tuple:

@@ -113,7 +113,11 @@ class TokenStore:
         """Return the first token of a document of the source."""
         for index, part in enumerate(self.parts):
             if document < part.meta.documents:
-                return int(self._starts[index]) + int(part.offsets[document]) // part.ids.itemsize
+                within = int(part.offsets[document]) // part.ids.itemsize
+                if not 0 <= within <= part.meta.tokens:
+                    what, fix = "is damaged: a document begins outside", "run `rewarm data inspect` on it"
+                    raise UserError(what, file=with_ending(part.prefix, ".idx"), fix=fix)
+                return int(self._starts[index]) + within
             document -= part.meta.documents
         raise IndexError(f"document {document} is beyond the source")
 

@@ -32,7 +32,8 @@ class TransformersEngine:
         before = transformers.utils.logging.get_verbosity()
         transformers.utils.logging.set_verbosity_error()
         try:
-            self.tokenizer: Any = getattr(transformers, loader).from_pretrained(directory)
+            made = getattr(transformers, loader)
+            self.tokenizer: Any = made.from_pretrained(directory, trust_remote_code=False)
         finally:
             transformers.utils.logging.set_verbosity(before)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from pydantic import TypeAdapter
 
 from tokenization import disk
 from tokenization.errors import InfrastructureError, UserError
@@ -60,6 +61,9 @@ class Manifest(Position):
     """File name to (bytes, xxh3-128)."""
     weights: dict[str, int]
     """Parameter to `rank_files.position_checksum`."""
+
+
+_CHECKED: TypeAdapter[Manifest] = TypeAdapter(Manifest)
 
 
 class Unreadable(str):
@@ -113,11 +117,18 @@ def _read_manifest(file: Path, marker: bytes) -> Manifest:
     if found.encode() != marker:
         expected = marker.decode("ascii", "replace")
         raise UserError(f"{file}: has checksum {found}, but was committed ({MARKER}) with {expected}")
-    tree = json.loads(text)
-    if tree["version"] != MANIFEST_VERSION:
-        raise UserError(f"{file}: has version {tree['version']}, but this code reads {MANIFEST_VERSION}")
-    tree["files"] = {name: (int(size), str(checksum)) for name, (size, checksum) in tree["files"].items()}
-    return Manifest(**tree)
+    try:
+        tree = json.loads(text)
+        version = tree.get("version") if isinstance(tree, dict) else None
+        if version != MANIFEST_VERSION:
+            raise UserError(f"{file}: has version {version!r}, but this code reads {MANIFEST_VERSION}")
+        made: Manifest = _CHECKED.validate_python(tree)
+    except (ValueError, RecursionError) as error:  # pydantic's errors, too
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: is not the manifest of a checkpoint ({reason})") from error
+    if outside := [name for name in made.files if Path(name).name != name or name in ("", "..")]:
+        raise UserError(f"{file}: lists files outside the checkpoint, such as {outside[0]!r}")
+    return made
 
 
 def _not_read(file: Path, error: OSError) -> UserError | InfrastructureError:

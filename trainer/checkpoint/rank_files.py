@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from tokenization.errors import InfrastructureError
+from tokenization.errors import InfrastructureError, UserError
 from trainer.storage import disk
 from trainer.storage.fragment import AVERAGE, Fragment
 from trainer.storage.safetensors import Weight, decode_file, encode_header
@@ -137,10 +137,18 @@ class Reader:
     """The files of a checkpoint, memory-mapped, as one collection of parameters."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Read only the headers."""
+        """Read only the headers.
+
+        Raises:
+            UserError: a file is damaged.
+        """
         self.pieces: dict[str, list[SavedPiece]] = {}
         for path in paths:
-            self._open(path)
+            try:
+                self._open(path)
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                raise UserError(f"is not a rank's file ({reason})", file=path) from error
 
     def _open(self, path: Path) -> None:
         with open(path, "rb") as file:
@@ -202,6 +210,8 @@ class Reader:
         pieces = self.pieces[name]
         shape = pieces[0].shape
         count = math.prod(shape)
+        if (held := sum(one.tensors[kind].numel() for one in pieces if kind in one.tensors)) != count:
+            raise UserError(f"the checkpoint holds {held:,} of the {count:,} elements of {kind} of {name}")
         first = pieces[0].tensors[kind]
         if len(pieces) == 1 and first.numel() == count:
             return first.view(shape)

@@ -258,6 +258,18 @@ class Engine:
         self.engine.train()
         return nats
 
+    @torch.no_grad()
+    def next_tokens(self, ids: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Return the most likely successor of the token at a place in each row: [rows] of [rows, length].
+
+        All ranks take part, as sharded weights require.
+        """
+        self.engine.eval()
+        tensors = self._moved(ids), self._moved(places)
+        (found,) = self.engine(tensors[0], tensors[0], next_at=tensors[1])
+        self.engine.train()
+        return np.asarray(found.cpu().numpy())
+
     def _own(self, micro: MicroBatch) -> MicroBatch:
         """This rank's part of the rows, where ranks share them."""
         return micro if self._part[1] == 1 else micro.cut(*self._part)

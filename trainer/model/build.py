@@ -119,7 +119,9 @@ def load_model(model: str, vocab_size: int, dtype: torch.dtype | str = torch.flo
 def _pretrained(base: str, how: dict[str, Any]) -> Any:
     """Load the base's weights; one that is missing or has another shape is an error, not drawn at random."""
     try:
-        hf, report = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True, **how)
+        # Neither code nor pickles of the model's own are ever run.
+        own = {"trust_remote_code": False, "use_safetensors": True}
+        hf, report = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True, **own, **how)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot be loaded ({reason})", field="model.base", value=base) from error

@@ -247,7 +247,8 @@ def bits_per_byte(model: str | Path, text: str, window: int = 1024) -> float:
 
     processor = open_encoder(model)
     ids = torch.tensor([[max(processor.bos_id(), 0), *processor.encode(text)]])
-    hf = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
+    own = {"trust_remote_code": False, "use_safetensors": True}
+    hf = AutoModelForCausalLM.from_pretrained(model, dtype="auto", **own).eval()
     causal = CausalLM(hf, processor.get_piece_size())
     window = min(window, hf.config.max_position_embeddings)
     nats = 0.0

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -48,7 +49,8 @@ class CausalLM(nn.Module):
         positions: Tensor | None = None,
         documents: DocumentPlaces | None = None,
         by_token: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        next_at: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         """Compute the cross-entropy of each row's targets, in nats.
 
         Args:
@@ -58,11 +60,16 @@ class CausalLM(nn.Module):
                 rise by one, and attention does not look back beyond it.
             documents: where they begin, if the model is `by_documents` and there are positions.
             by_token: whether the second result is of each token, `[micro, seq]`.
+            next_at: `[micro]`; the most likely successor of the token there, `[micro]`, is the only result.
 
         Returns:
             The sum over all counted targets, with z-loss (to be divided by their global number, then
             backward), the sums per row `[micro]` (detached), and the counted targets per row `[micro]`.
         """
+        if next_at is not None:
+            rows = torch.arange(len(input_ids), device=input_ids.device)
+            logits = self.hf.get_output_embeddings()(self.hidden(input_ids)[rows, next_at])
+            return (logits[:, : self.vocab_size].argmax(dim=1),)
         hidden = self.hidden(input_ids, positions, documents).flatten(0, 1)
         total, nats = self.hf.get_output_embeddings()(hidden, targets.flatten())
         own = nats.view_as(targets)

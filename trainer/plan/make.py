@@ -62,7 +62,13 @@ from trainer.plan.past import (
     windows,
 )
 from trainer.plan.presets import memory_settings
-from trainer.plan.tokenizer import check_as_trained, compare_with_base, known_pieces, with_tokenizer
+from trainer.plan.tokenizer import (
+    check_as_trained,
+    check_probe,
+    compare_with_base,
+    known_pieces,
+    with_tokenizer,
+)
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.decide import decide
 from trainer.scheduler.decision import Decision
@@ -197,6 +203,7 @@ def _read_inputs(
         lambda: _remarks(recipe, config(), tokenizer(), state, begun=own() is not None or missing.base)
     )
     check(lambda: _check_tokenizer(recipe, stores(), validation(), tokenizer(), checkpoint))
+    check(lambda: check_probe(recipe, config(), read) if (read := tokenizer()) is not None else None)
     check.raise_problems()
     read, whole = tokenizer(), config()
     if whole:

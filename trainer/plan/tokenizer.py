@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenization.errors import UserError
+import numpy as np
+
+from tokenization.errors import UserError, UserErrors
+from tokenization.tokenizer.encoder import reference
+from tokenization.tokenizer.engines import split
 from tokenization.tokenizer.files import Tokenizer
 from tokenization.tokenizer.fingerprint import same
 from trainer.checkpoint.manifest import Checkpoint
@@ -70,3 +74,33 @@ def check_as_trained(recipe: Recipe, tokenizer: Tokenizer, checkpoint: Checkpoin
             value=recipe.model.tokenizer,
             fix="restore the tokenizer that the run began with, or give another run_dir",
         )
+
+
+def prompt_ids(texts: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
+    """Encode prompts as the beginnings of documents: after the EOS of the document before."""
+    return [np.append(tokenizer.eos_id, ids) for ids in split(reference(tokenizer).encode(list(texts)))]
+
+
+def check_probe(recipe: Recipe, config: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Refuse prompts that the model's context cannot hold with their continuations.
+
+    Raises:
+        UserErrors: one for each.
+    """
+    probe, context = recipe.probe, config.get("max_position_embeddings")
+    if probe is None or context is None:
+        return
+    problems = [
+        UserError(
+            f"takes {len(ids)} tokens and {probe.max_tokens} more, and the model's context is {context}",
+            field=f"probe.prompts.{number}",
+            value=text if len(text) < 80 else f"{text[:77]}…",
+            fix="shorten it, or lower probe.max_tokens",
+        )
+        for number, (text, ids) in enumerate(
+            zip(probe.prompts, prompt_ids(probe.prompts, tokenizer), strict=True)
+        )
+        if len(ids) + probe.max_tokens > int(context)
+    ]
+    if problems:
+        raise UserErrors(problems)

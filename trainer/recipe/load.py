@@ -79,6 +79,8 @@ def _problems(error: ValidationError, file: object) -> list[UserError]:
     said: dict[str, str] = {}
     for item in error.errors():
         path = [str(part) for part in item["loc"] if not _UNION_MEMBER.search(str(part))]
+        if item["type"] == "extra_forbidden" and path[-1:] != [str(item["loc"][-1])]:
+            path.append(str(item["loc"][-1]))  # a user's word that looks like a member of a union
         field, kind, value = ".".join(path), item["type"], item["input"]
         if kind == "too_short" and value:
             continue  # it is not empty: its items are wrong, and have errors of their own

@@ -14,7 +14,7 @@ from trainer.recipe.fields import Count, Exact, Positive, Rate, Seconds, Section
 from trainer.recipe.forgetting import START_RATIO, Average, ForgettingBudget
 from trainer.recipe.numbers import count
 from trainer.recipe.schedule import Schedule
-from trainer.recipe.validation import Validation
+from trainer.recipe.validation import Probe, Validation
 
 
 class EveryN(Section):
@@ -265,6 +265,8 @@ class Recipe(Section):
     """What is trained, one phase after another."""
     validation: Validation = Validation()
     """Held-out text; without it nothing is watched."""
+    probe: Probe | None = None
+    """Prompts whose continuations are shown at each validation."""
     checkpoint: Checkpointing = Checkpointing()
     """When the run is saved."""
     micro_batch_size: Positive | Literal["auto"] = "auto"
@@ -363,6 +365,8 @@ class Recipe(Section):
                 problems.append(
                     f"{where}.forgetting_budget: needs validation.upstream, which it is measured on"
                 )
+        if self.probe is not None and self.sequence_parallel_size > 1:
+            problems.append("probe: prompts cannot be continued where ranks share samples; leave it out")
         problems += self._length_problems()
         for phase in self.phases:
             phase.schedule.fit_to_steps(

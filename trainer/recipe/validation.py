@@ -27,6 +27,15 @@ class ValidationSet(Section):
     """Its weight in the mean of its role, which is the role's score; relative to the role's other sets."""
 
 
+class Probe(Section):
+    """Prompts whose continuations are shown at each validation."""
+
+    prompts: tuple[str, ...] = Field(min_length=1)
+    """Beginnings of documents, in any language."""
+    max_tokens: Positive = 32
+    """Tokens that the model adds, each the most likely one."""
+
+
 class Validation(Section):
     """Held-out text of the old distribution and of the new one, and when the losses on it are measured."""
 

@@ -42,9 +42,33 @@ def read_yaml(text: str) -> Any:
 
     Raises:
         YAMLError: `text` is not YAML.
-        UserError: a field name appears twice, or is not a plain string.
+        UserError: a field name appears twice, or is not a plain string; or aliases make a tree that holds
+            itself, or far more values than anyone writes.
     """
-    return yaml.load(text, Loader=_Loader)
+    tree = yaml.load(text, Loader=_Loader)
+    if _size(tree, {}) > _MOST_VALUES:
+        what = f"grows to more than {_MOST_VALUES:,} values by its aliases"
+        raise UserError(what, fix="write out what *NAME stands for")
+    return tree
+
+
+_MOST_VALUES = 100_000
+
+
+def _size(tree: Any, known: dict[int, int | None]) -> int:
+    """Count the values of a tree with its aliases written out; `known` has the counts of what was visited."""
+    if isinstance(tree, str) and "\0" in tree:
+        raise UserError("holds the character NUL, which no path or name has", value=tree, fix="remove it")
+    if not isinstance(tree, (dict, list)):
+        return 1
+    if id(tree) not in known:
+        known[id(tree)] = None
+        inner = tree.values() if isinstance(tree, dict) else tree
+        known[id(tree)] = 1 + sum(_size(one, known) for one in inner)
+    count = known[id(tree)]
+    if count is None:
+        raise UserError("holds itself by an alias", fix="write out what *NAME stands for")
+    return count
 
 
 def apply_override(tree: Any, word: str) -> None:

@@ -51,6 +51,7 @@ from trainer.run.fitting import open_fitting
 from trainer.run.health import Spike
 from trainer.run.identity import changes_since_start, identity_of, package_versions, write_first
 from trainer.run.left_out import record_left_out
+from trainer.run.probe import Prompts
 from trainer.run.saving import Saves
 from trainer.run.session import Session
 from trainer.run.steering import HOW_TO_GO_ON, Steering, told_unheld
@@ -224,6 +225,7 @@ class PhaseRunner:
                 RunDirectory(recipe.directory).profile, self.world.rank, recipe.logging.profile_steps
             ),
             versions=self.versions,
+            prompts=self._prompts,
             tokens_before=state.tokens,
         )
         logger.info(f"ready to train after {time.perf_counter() - started:.1f} s")
@@ -240,6 +242,12 @@ class PhaseRunner:
         if not self.plan.validation or self.recipe.sequence_parallel_size > 1:
             return None
         return ByteClasses(piece_bytes(open_tokenizer(self.recipe.model.tokenizer)))
+
+    @cached_property
+    def _prompts(self) -> Prompts | None:
+        """What is continued at each validation."""
+        tokenizer = open_tokenizer(self.recipe.model.tokenizer) if self.recipe.probe is not None else None
+        return None if tokenizer is None else Prompts(self.recipe, tokenizer, self.world.rank)
 
     def _validation_micro_batch(self) -> int:
         """Windows of validation text in a forward pass: no more tokens than in one of training."""

@@ -20,6 +20,7 @@ from trainer.mixer.permutation import key_of
 from trainer.recipe.load import dump_recipe
 from trainer.recipe.schema import Recipe
 from trainer.run.health import Spike, Vitals
+from trainer.run.probe import Prompts
 from trainer.run.saving import Saves
 from trainer.run.steering import Steering
 from trainer.run.step_log import StepLog
@@ -58,6 +59,8 @@ class Session:
     """Tokens that the run had consumed before the last step."""
     stop_agreed: bool = False
     """Whether any rank was asked to stop: all ranks see it after the same step."""
+    prompts: Prompts | None = None
+    """What is continued at each validation."""
     spike: Spike | None = None
     """What the run must go back for."""
     over_budget: dict[str, Any] | None = None
@@ -204,6 +207,9 @@ class Session:
             )
             return False
         self.step_log.add_evaluation(scores)
+        if self.prompts is not None:
+            with self.throughput.paused():
+                self.prompts.show(self.engine, self.state.step, self.state.tokens)
         self._beat()
         return True
 

@@ -44,6 +44,8 @@ class RunDirectory:
         """The log of each rank, and what Slurm's jobs printed."""
         self.metrics = self.path / "metrics.jsonl"
         """One JSON object per line: a start of the run (`number`, `restored_step`), or a step's metrics."""
+        self.probes = self.path / "probes.jsonl"
+        """What the model wrote after each of the recipe's prompts, at every validation; see `run.probe`."""
         self.profile = self.path / "profile"
         """Traces of some steps, one per rank; see `machine.profile`."""
         self.recipe = self.path / "recipe.resolved.yaml"

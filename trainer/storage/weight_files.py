@@ -31,6 +31,8 @@ def weight_paths(directory: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"cannot be read ({error})", file=index, fix="copy the model again") from error
+    if outside := [name for name in names if Path(str(name)).name != name]:
+        raise UserError("names a file outside of the model", file=index, value=outside[0])
     return [directory / name for name in names]
 
 

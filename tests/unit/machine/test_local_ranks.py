@@ -75,16 +75,24 @@ def test_a_signal_reaches_all_that_run_and_nothing_is_started_after_it(started, 
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_programs_that_run_together_take_different_gpus(monkeypatch):
+@pytest.mark.parametrize(
+    ("visible", "total", "expected"),
+    [(None, 6, ("0,1", "4,5")), (None, 4, ("0,1", "0,1")), ("2,3,6,7", 8, ("2,3", "2,3"))],
+)
+def test_programs_that_run_together_take_different_gpus_as_far_as_there_are(
+    monkeypatch, visible, total, expected
+):
     launched = []
     monkeypatch.setattr(subprocess, "Popen", lambda words, **_: launched.append(words))
     monkeypatch.setattr(local_ranks, "has_cuda", lambda: True)
+    monkeypatch.setattr(local_ranks, "count_devices", lambda: total)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     for place in (None, 0, 2):
         local_ranks._start(["train.py", "recipe.yaml"], 2, place)
-    shown = [words[1:3] for words in launched]
-    assert shown == [
+    assert [words[1:3] for words in launched] == [
         ["--num_accelerators", "2"],
-        ["--include", "localhost:0,1"],
-        ["--include", "localhost:4,5"],
+        *(["--include", f"localhost:{own}"] for own in expected),
     ]
     assert all(words[-2:] == ["train.py", "recipe.yaml"] for words in launched)

@@ -102,6 +102,10 @@ def _request(args: argparse.Namespace) -> Request:
         if given and args.name not in studies:
             what = f"has no effect on the study {args.name}"
             raise UserError(what, field=option, fix=f"remove it; it is for {' and '.join(studies)}")
+    if args.name == "branch" and (args.seeds > 1 or args.sizes):
+        option = "--sizes" if args.sizes else "--seeds"
+        fix = "train a trunk per seed or size, and branch from each of them into an --out of its own"
+        raise UserError("has no effect on the study branch, whose trunk is one run", field=option, fix=fix)
     trunk, options = None, Options(vary=tuple(map(read_vary, args.vary)))
     recipe = args.recipe
     if args.branch:

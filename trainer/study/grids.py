@@ -109,13 +109,11 @@ def _rates(recipe: Recipe) -> Iterator[tuple[str, Change]]:
 
 def _scratch(recipe: Recipe) -> Iterator[ArmSpec]:
     """Yield the last phase from random weights, with the recipe's own max_lr; nothing if all arms do that."""
-    if recipe.model.base is not None:
-        change = {"schedule": curve_of(recipe.phases[-1], kind="cosine", min_lr=lowest_lr(recipe.phases[-1]))}
-        yield last_phase(recipe, "scratch", change, "random_weights")
-    elif len(recipe.phases) > 1:
-        phase = phase_fields(recipe.phases[-1])
-        schedule = curve_of(recipe.phases[-1], kind="cosine", min_lr=lowest_lr(recipe.phases[-1]))
-        yield ArmSpec("scratch", {"phases": [{**phase, "schedule": schedule}]}, 0)
+    if recipe.model.base is None and len(recipe.phases) == 1:
+        return
+    phase = recipe.phases[-1]
+    alone = {**phase_fields(phase), "schedule": curve_of(phase, kind="cosine", min_lr=lowest_lr(phase))}
+    yield ArmSpec("scratch", {"phases": [alone]}, 0, "random_weights" if recipe.model.base else None)
 
 
 def _warmup(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
@@ -152,7 +150,7 @@ def _new_rows(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
     kinds: tuple[StartModel, ...] = ("subpiece_mean", "mean", "random", "unextended")
     for kind in kinds:
         name = "no-extension" if kind == "unextended" else kind.replace("_", "-")
-        yield last_phase(recipe, name, {}, kind)
+        yield ArmSpec(name, {}, 0, kind)  # whose first phases may train the new rows alone
 
 
 def _grid(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:

@@ -62,10 +62,10 @@ def flow(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
 
 
-def last_phase(recipe: Recipe, name: str, change: Change, model: StartModel | None = None) -> ArmSpec:
+def last_phase(recipe: Recipe, name: str, change: Change) -> ArmSpec:
     """Return an arm that changes fields of the last phase."""
     last = len(recipe.phases) - 1
-    return ArmSpec(name, {f"phases.{last}.{field}": value for field, value in change.items()}, last, model)
+    return ArmSpec(name, {f"phases.{last}.{field}": value for field, value in change.items()}, last)
 
 
 def phase_fields(phase: Phase) -> Change:

@@ -77,8 +77,20 @@ def test_the_arm_from_scratch_is_the_last_phase_alone():
     scratch = arms("max_lr", base)["scratch"]
     same = arms("max_lr", base)["max-lr-same"]
     assert scratch.phases == same.phases[1:]
+    based = Recipe.model_validate({**base.model_dump(), "model": {"tokenizer": "t", "base": "b"}})
+    (spec,) = [one for one in grids.arm_specs("max_lr", based) if one.name == "scratch"]
+    assert (spec.phase, spec.model) == (0, "random_weights")
     alone = parse_recipe(dump_recipe(base), ["phases=" + flow([base.phases[1].model_dump(mode="json")])])
     assert "scratch" not in arms("max_lr", alone)
+
+
+def test_arms_that_start_from_other_models_share_no_phase():
+    based = Recipe.model_validate({**recipe().model_dump(), "model": {"tokenizer": "t", "base": "b"}})
+    found = grids.arm_specs("new_rows", based)
+    assert [one.model for one in found] == ["subpiece_mean", "mean", "random", "unextended"]
+    assert {one.phase for one in found} == {0}
+    with pytest.raises(UserError, match=r"model\.base: is missing"):
+        grids.arm_specs("new_rows", recipe())
 
 
 STEP = 8 * 32

@@ -33,6 +33,9 @@ from trainer.study.results import RECORD, Arm, ScoreCurve, read_results
 BEGINNING = 0.1
 """Share of an arm's tokens whose scores no law is fitted to: the spike of the re-warm passes there."""
 
+_UNLIKE = ("average.", "sources.")
+"""Fields of arms that no law is about: averages of two models, and other text than the recipe's."""
+
 LEAST_WEIGHTS = 15e6
 """Fewer weights than this show signs and not ratios (Olmix, arXiv 2602.12237)."""
 
@@ -124,7 +127,8 @@ def _studied(arm: Arm, study: Path) -> StudiedArm | None:
     recipe = RunDirectory(arm.directory).recipe
     ends = (arm.upstream.base, arm.upstream.end, arm.downstream.end)
     sound = arm.finished and not arm.diverged and not arm.from_scratch and all(map(finite, ends))
-    if not sound or arm.replay is None or not recipe.is_file():
+    unlike = any(field.startswith(_UNLIKE) for field in arm.fields)
+    if not sound or unlike or arm.replay is None or not recipe.is_file():
         return None
     phase = load_recipe(recipe).phases[-1]
     warmup = float(phase.schedule.warmup.of(phase.tokens)) / phase.tokens

@@ -8,9 +8,13 @@ from pathlib import Path
 from tokenization.disk import refuse_existing
 from trainer.report.charts import Line, chart
 from trainer.report.document import write_figures
+from trainer.study.laws import LARGEST_SIZE, LONGEST_BUDGET, SECOND_HALF
 from trainer.study.observed import FittedLaw
 
 WIDTH, HEIGHT = 480, 360
+
+_SHORT = {LARGEST_SIZE: "size", LONGEST_BUDGET: "budget", SECOND_HALF: "half"}
+"""What a back-test held out, as a label has room for it."""
 
 
 def draw_law(fitted: FittedLaw) -> str:
@@ -19,8 +23,9 @@ def draw_law(fitted: FittedLaw) -> str:
     predicted = fit.law.predict(fit.values, fit.data)
     lines = [Line("", 0, fit.data.loss.tolist(), predicted.tolist(), faint=True, joined=False)]
     for number, test in enumerate(fitted.tests):
-        label = f"{test.held_out}: {test.error:.2%}"
-        lines.append(Line(label, number, test.measured.tolist(), test.predicted.tolist(), joined=False))
+        xs, ys = zip(*sorted(zip(test.measured.tolist(), test.predicted.tolist(), strict=True)), strict=True)
+        label = f"{_SHORT[test.held_out]} {test.error:.2%}"
+        lines.append(Line(label, number, xs, ys, joined=False))
     ends = [float(fit.data.loss.min()), float(fit.data.loss.max())]
     lines.append(Line("", 6, ends, ends, faint=True))
     return chart(
@@ -28,7 +33,6 @@ def draw_law(fitted: FittedLaw) -> str:
         x_format="{:.3f}".format,
         y_format="{:.3f}".format,
         x_title=f"{fitted.stream} measured, bits per byte (up: predicted by {fit.law.name})",
-        at_end=True,
         described=f"predictions of {fit.law.name} on {fitted.stream} over what was measured",
         width=WIDTH,
         height=HEIGHT,

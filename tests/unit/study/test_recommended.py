@@ -109,7 +109,7 @@ def test_laws_print_and_draw_parameters_residuals_and_a_back_test(replay, tmp_pa
     told = answered(capsys, "laws", replay, "--out", tmp_path / "laws").out
     drawn = {path.name: path.read_text() for path in (tmp_path / "laws").iterdir()}
     assert set(drawn) == {"forgetting-upstream.svg", "D-CPT-upstream.svg", "D-CPT-downstream.svg"}
-    assert all("the second half of the tokens: " in picture for picture in drawn.values())
+    assert all(">half " in picture for picture in drawn.values())
     refused = answered(capsys, "laws", replay, "--out", tmp_path / "laws", status=2).err
     assert "exists and is not empty" in refused
     assert "L = L0 + A·D^b/((1 + B·p)·N)^a + E" in told

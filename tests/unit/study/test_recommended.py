@@ -79,7 +79,7 @@ def test_a_refusal_writes_nothing_and_ends_with_2(replay, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     words = ["recommend", replay, "--forgetting", "0.04", "--write", recipe]
     told = answered(capsys, *words, "--tokens", "20e9", "--parameters", "7e9", status=2).out
-    assert "beyond 10 times no number is named; the arm that would help most: 2,000,000,000 tokens" in told
+    assert "beyond 10 times; the arm that would help most: 2,000,000,000 tokens" in told
     unmet = answered(capsys, *words[:3], "0.001", "--write", recipe, status=2).err
     assert "is not written: no share up to 50% kept forgetting at 0.001" in unmet
     assert (

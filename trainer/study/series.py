@@ -21,7 +21,7 @@ from trainer.study import bases, grids
 from trainer.study.progress import Watch, has_diverged
 from trainer.study.results import Planned, StudyRecord, write_record
 from trainer.study.spec import NOTHING, ArmSpec, Options, flow
-from trainer.study.trunk import Trunk, go_on_from
+from trainer.study.trunk import Trunk, go_on_from, trunk_of
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train.py"
 
@@ -134,8 +134,7 @@ def _plan(request: Request, planned: Planned, words: tuple[str, ...]) -> ArmRun:
     if trunk is not None:
         go_on_from(trunk, recipe)
     elif planned.phase:
-        size, number = planned.size and f"-{planned.size}", planned.fields.get("seed")
-        trunk = Trunk(request.out / f"trunk{size}{'' if number is None else f'-seed-{number}'}")
+        trunk = trunk_of(request.out, planned)
     try:
         decision = make_plan(recipe, request.world_size).decision
         if decision.kind == "refuse":

@@ -51,6 +51,8 @@ class Options:
     """Fields and their values, as written, of `grid` and `branch`."""
     branched: tuple[int, int] | None = None
     """Of `branch`: the phase that is cut, and after how many of its tokens."""
+    own_text: str = ""
+    """Of `self_replay`: the prefix of the shards that the base writes."""
 
 
 NOTHING = Options()

@@ -112,7 +112,7 @@ class ControlState:
 
     def to_json(self) -> dict[str, Any]:
         """Return a tree that `from_json` reads back; JSON's floats are exact."""
-        return asdict(self)
+        return asdict(self) | {"variance": None if self.variance is None else list(self.variance)}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> ControlState:

@@ -62,10 +62,11 @@ def spiked(positions: list[int]) -> Iterator[None]:
         bad = session.state.samples in positions
         train_step(session)
 
-    def larger(model: CausalLM, *args: Any) -> Any:
-        loss, nats, targets = forward(model, *args)
-        factor = 50.0 if bad and model.training else 1.0
-        return loss * factor, nats * factor, targets
+    def larger(model: CausalLM, *args: Any, **options: Any) -> Any:
+        loss, nats, targets = forward(model, *args, **options)
+        if not (bad and model.training):
+            return loss, nats, targets
+        return loss * 50.0, nats * 50.0, targets
 
     CausalLM.forward, Session.train_step = larger, noted  # type: ignore[method-assign]
     try:

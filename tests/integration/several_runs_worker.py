@@ -37,9 +37,9 @@ def poisoned(bad_steps: list[int], world: World) -> Iterator[None]:
         steps, left = steps + 1, len(micro_batches)
         return train_step(engine, micro_batches, *args, **kwargs)
 
-    def infinite(model: CausalLM, *args: Any) -> Any:
+    def infinite(model: CausalLM, *args: Any, **options: Any) -> Any:
         nonlocal left
-        loss, *rest = forward(model, *args)
+        loss, *rest = forward(model, *args, **options)
         left -= model.training
         last = model.training and left == 0 and world.rank == world.world_size - 1
         bad = last and steps in bad_steps

@@ -105,7 +105,9 @@ def _audit_line(plan: Plan) -> str | None:
     if plan.recipe.validation.audit is None:
         return "validation.audit is not given: the forgetting that is reported is the one that was steered by"
     if audit is not None and upstream is not None and share_tokens(audit, upstream):
-        return "validation.audit holds tokens of validation.upstream, so it does not audit: hold out other text"
+        return (
+            "validation.audit holds tokens of validation.upstream, so it does not audit: hold out other text"
+        )
     return None
 
 

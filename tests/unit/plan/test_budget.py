@@ -60,7 +60,9 @@ def test_little_replay_text_is_seen_before_the_run(file):
 
 def test_an_audit_set_is_missed_or_is_other_text(file, data):
     audit = {"none": "null", "same": data / "en-val", "other": data / "zh-val"}
-    told = {name: "\n".join(budget_lines(planned(file, f"validation.audit={one}"))) for name, one in audit.items()}
+    told = {
+        name: "\n".join(budget_lines(planned(file, f"validation.audit={one}"))) for name, one in audit.items()
+    }
     assert "validation.audit is not given" in told["none"]
     assert "does not audit" in told["same"]
     assert "audit" not in told["other"]

@@ -134,7 +134,7 @@ def _run(preset: Path, dtype: str, ranks: int, mode: str) -> dict[str, Any]:
 def published() -> Iterator[Row]:
     """Yield GPU hours at the assumed MFU beside Meta's, and ZeRO's states beside the paper's."""
     for name, hours in LLAMA2_HOURS.items():
-        cost = compute_cost(SHAPES[name], int(2e12), 4096, 1, gpu="A100", dtype="bf16", mfu=None)
+        cost = compute_cost(SHAPES[name], [(int(2e12), 4096)], 1, gpu="A100", dtype="bf16", mfu=None)
         assert cost.gpu_hours is not None
         implied = cost.gpu_hours * cost.mfu / hours
         note = (

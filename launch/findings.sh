@@ -6,7 +6,7 @@
 # --out DIR      the quickstart's folder (default: runs/quickstart); its base is trained if it is not there
 # --page FILE    what is written (default: docs/findings.md)
 # --seeds N      seeds of every arm (default: 3)
-# --tokens N     tokens of every arm (default: 153600)
+# --tokens N     tokens of every arm (default: 122880)
 # --parallel N   arms trained at a time, each on one rank (default: 2)
 #
 # 99 arms with three seeds: under an hour on 2 CPU cores. Run it again after an interruption: what is finished is
@@ -17,7 +17,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=runs/quickstart
 page=docs/findings.md
 seeds=3
-tokens=153600
+tokens=122880
 parallel=2
 
 while (($#)); do

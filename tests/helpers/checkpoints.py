@@ -1,5 +1,6 @@
 """Small checkpoints for tests: ranks are threads that meet at a barrier."""
 
+import json
 import threading
 from pathlib import Path
 
@@ -79,3 +80,25 @@ def save_with(all_ranks: list[Saver], step: int) -> list[str | None]:
     for thread in threads:
         thread.join()
     return [one.wait() for one in all_ranks]
+
+
+def save_weights(folder: Path, weights: dict[str, torch.Tensor], where: Position, config: dict) -> None:
+    """A committed checkpoint of two ranks, each with half of every weight, and the model's config."""
+    meeting = Meeting(2)
+    options = {"world_size": 2, "keep_last": 99, "keep_every": None, "asynchronous": False}
+    both = [Saver(folder, rank=rank, gather=meeting.of(rank), **options) for rank in range(2)]
+    both[0].open_directory(where.step, needed=1)
+    threads = []
+    for rank, one in enumerate(both):
+        pieces = []
+        for name, value in weights.items():
+            half = value.numel() // 2
+            part = value.detach().reshape(-1)[rank * half : None if rank else half].clone()
+            pieces.append(fragment(name, rank * half, tuple(value.shape), True, {"weight": part}))
+        threads.append(threading.Thread(target=one.save, args=(where, [pieces])))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [one.wait() for one in both] == [None, None]
+    (folder / f"step-{where.step:08d}" / "config.json").write_text(json.dumps(config))

@@ -6,6 +6,7 @@ checkpoints) and, on raw weights, a hill that is as high as the learning rate.
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -97,7 +98,10 @@ def steer(plants, at, kind, decisions, *, raw=False, seed=0, sign=1, settings=No
     settings = settings or ControlSettings(BUDGET)
     size, gain, lag, drift = (getattr(plants, name)[at] for name in ("size", "gain", "lag", "drift"))
     wiggle, offset, hill = plants.wiggle[at], plants.offset[at], plants.hill[at] if raw else 0.0
-    state, bounds = ControlState(logit_of(start / PARTS)), Bounds(LOWEST, HIGHEST)
+    state, bounds = (
+        ControlState.starting_at(Fraction(start, PARTS), settings.budget, at_base=True),
+        Bounds(LOWEST, HIGHEST),
+    )
     ratio = coming = start / PARTS
     forgetting, before = 0.0, 0.0
     path, ratios, held = [], [], []

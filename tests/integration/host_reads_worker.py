@@ -53,8 +53,8 @@ def train(data: Path, out: Path, stage: int) -> dict[str, Any]:
             train_step(session)
         counts.append(reads.count)
 
-    def poisoned(model: CausalLM, *args: Any) -> Any:
-        loss, *rest = forward(model, *args)
+    def poisoned(model: CausalLM, *args: Any, **options: Any) -> Any:
+        loss, *rest = forward(model, *args, **options)
         return (loss * float("inf") if model.training and len(counts) + 1 == BAD else loss, *rest)
 
     Session.train_step, CausalLM.forward = counted, poisoned  # type: ignore[method-assign]

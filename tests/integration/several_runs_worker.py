@@ -37,9 +37,9 @@ def poisoned(bad_steps: list[int], world: World) -> Iterator[None]:
         steps, left = steps + 1, len(micro_batches)
         return train_step(engine, micro_batches, *args, **kwargs)
 
-    def infinite(model: CausalLM, *args: Any, **more: Any) -> Any:
+    def infinite(model: CausalLM, *args: Any, **options: Any) -> Any:
         nonlocal left
-        loss, *rest = forward(model, *args, **more)
+        loss, *rest = forward(model, *args, **options)
         left -= model.training
         last = model.training and left == 0 and world.rank == world.world_size - 1
         bad = last and steps in bad_steps
@@ -62,8 +62,8 @@ def spiked(positions: list[int]) -> Iterator[None]:
         bad = session.state.samples in positions
         train_step(session)
 
-    def larger(model: CausalLM, *args: Any, **more: Any) -> Any:
-        if len(found := forward(model, *args, **more)) < 3:
+    def larger(model: CausalLM, *args: Any, **options: Any) -> Any:
+        if len(found := forward(model, *args, **options)) < 3:
             return found  # the successors that a probe asks for
         loss, nats, targets = found
         factor = 50.0 if bad and model.training else 1.0

@@ -19,10 +19,10 @@ def counted(session: Session) -> None:
     train_step(session)
 
 
-def sick(model: CausalLM, *args: Any) -> Any:
+def sick(model: CausalLM, *args: Any, **options: Any) -> Any:
     if steps and os.environ["RANK"] == "1":
         time.sleep(1.0 if steps < 7 else 10**6)
-    return forward(model, *args)
+    return forward(model, *args, **options)
 
 
 if __name__ == "__main__":

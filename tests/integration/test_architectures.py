@@ -137,9 +137,9 @@ def test_what_is_exported_is_what_was_trained(folder, data, kind, tmp_path, caps
         with torch.no_grad():
             logits[dtype] = model.float()(ids).logits
 
-    from trainer.evaluation.offline import _open, run_seq_len
+    from trainer.evaluation.offline import open_scored, run_seq_len
 
-    causal = _open(str(run), logits["fp32"].shape[-1])
+    causal = open_scored(str(run), logits["fp32"].shape[-1])
     assert run_seq_len(str(run)) == 32
     with torch.no_grad():
         engine = causal.eval().hf(ids).logits

@@ -115,7 +115,7 @@ def _checked(name: str, value: Any) -> Any:
             raise ValueError(f"{name} is not text")
         return value
     if name == "generated":
-        if not isinstance(value, dict | None):
+        if value is not None and not isinstance(value, dict):
             raise ValueError("generated is not a mapping")
         return value
     most, least = (2**31, 1) if name == "vocab_size" else (2**62, 0)

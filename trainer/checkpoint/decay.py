@@ -43,6 +43,12 @@ def decay_weights(shape: str, tokens: Sequence[int]) -> list[float]:
     return [before - after for before, after in zip([1.0, *scales], [*scales, 0.0], strict=True)]
 
 
+def decay_of(shape: str, checkpoints: Sequence[Checkpoint]) -> tuple[list[float], int]:
+    """Return the weights of checkpoints of a phase for a decay, and the trained tokens that it takes."""
+    tokens = [RunState.from_json(one.manifest.state).phase_trained_tokens for one in checkpoints]
+    return decay_weights(shape, tokens), tokens[-1] - tokens[0]
+
+
 def constant_stretch(run: Path, last: int | None = None) -> list[Checkpoint]:
     """Return the newest checkpoints of a run that one constant LR joins, oldest first, verified.
 

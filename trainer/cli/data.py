@@ -147,31 +147,29 @@ def generate_command(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from trainer.machine.devices import count_devices
-    from trainer.machine.local_ranks import run_ranks
     from trainer.machine.ranks import current_world
     from trainer.machine.signals import exit_on_signal
-    from trainer.model.generate import finished_shard, generate_corpus, open_base
+    from trainer.model.generate import write_corpus
 
-    world = current_world()
-    launched = world.world_size > 1
-    ranks = world.world_size if launched else args.nproc or count_devices()
-    opened = open_base(args.model, args.tokens, args.temperature, args.seed, ranks, args.batch, args.longest)
-    meta = finished_shard(Path(args.out), opened.job)
-    if meta is None and ranks > 1 and not launched:
-        given = ("model", "tokens", "out", "seed", "temperature", "batch", "longest")
-        words = [f"--{name}={value}" for name in given if (value := getattr(args, name)) is not None]
-        if status := run_ranks(["--module", "trainer.cli.main", "data", "generate", *words], ranks):
-            return status
-        meta = finished_shard(Path(args.out), opened.job)
-    elif meta is None:
+    ranks = args.nproc or count_devices()
+    if ranks == 1 or current_world().world_size > 1:  # else the ranks that are started hear the signals
         exit_on_signal()
-        meta = generate_corpus(opened, Path(args.out), world)
+    meta, status = write_corpus(
+        args.model,
+        Path(args.out),
+        args.tokens,
+        ranks,
+        temperature=args.temperature,
+        seed=args.seed,
+        batch=args.batch,
+        longest=args.longest,
+    )
     if meta is not None:
         told = dict(meta.generated or {})
         text = f"{args.out}: {meta.tokens:,} tokens in {meta.documents:,} documents of {args.model}"
         counts = ", ".join(f"{name} {count:,}" for name, count in told.get("documents", {}).items())
         print_answer(args, dataclasses.asdict(meta), f"{text}\ndocuments: {counts}")
-    return ExitCode.DONE
+    return status
 
 
 def adopt_command(args: argparse.Namespace) -> int:

@@ -42,11 +42,10 @@ def merge_command(args: argparse.Namespace) -> int:
         if args.weights or len(models) != 1:
             fix = "give one run, and no --weights"
             raise UserError("makes the weights over the checkpoints of one run", field="--decay", fix=fix)
-        from trainer.checkpoint.decay import constant_stretch, decay_weights
+        from trainer.checkpoint.decay import constant_stretch, decay_of
 
         chosen = constant_stretch(Path(models[0]), args.last)
-        weights = decay_weights(args.decay, [one.manifest.tokens for one in chosen])
-        apart = chosen[-1].manifest.tokens - chosen[0].manifest.tokens
+        weights, apart = decay_of(args.decay, chosen)
         how = f"with the weights of a {args.decay} decay over the last {apart:,} tokens"
         names, models = [str(one.path) for one in chosen], chosen
     elif args.last:

@@ -29,6 +29,8 @@ def add_recommend(kinds: Any) -> None:
 
     laws = add_command(kinds, "laws", laws_command, "runs/study-replay")
     _add_directories(laws)
+    figures = "draw what each law predicts of scores that it has not seen, into this new folder"
+    laws.add_argument("--out", type=path_text, metavar="FOLDER", help=figures)
 
 
 def _add_directories(command: argparse.ArgumentParser) -> None:
@@ -55,13 +57,19 @@ def recommend_command(args: argparse.Namespace) -> int:
 
 def laws_command(args: argparse.Namespace) -> int:
     """Fit the laws of loss to the arms of studies, with intervals, residuals and back-tests."""
+    from tokenization.disk import refuse_existing
+    from trainer.study.law_figures import write_law_figures
     from trainer.study.observed import fit_all, studied_arms
 
+    if args.out:
+        refuse_existing(args.out)
     found = fit_all(studied_arms(args.directories))
     if not found:
         what = (
             "hold too few arms and scores for any law: it needs three arms that differ in replay or schedule"
         )
         raise UserError(what, field="DIR", value=" ".join(args.directories), fix="run `rewarm study replay`")
-    print_answer(args, [one.to_json() for one in found], "\n\n".join(one.to_text() for one in found))
+    notes = write_law_figures(found, Path(args.out)) if args.out else []
+    text = "\n\n".join([*(one.to_text() for one in found), *notes])
+    print_answer(args, [one.to_json() for one in found], text)
     return ExitCode.DONE

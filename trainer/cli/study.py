@@ -57,12 +57,17 @@ def _add_options(study: argparse.ArgumentParser) -> None:
 
 def study_command(args: argparse.Namespace) -> int:
     """Repeat a paper's experiment with your recipe, before you spend the cluster."""
+    from trainer.recipe.load import load_recipe
     from trainer.study import series
+    from trainer.study.line import score_line
+    from trainer.study.own_text import write_own_text
     from trainer.study.page import STUDY_PAGE, conclude
     from trainer.study.results import read_results
     from trainer.study.verdicts import judge_study
 
     request = _request(args)
+    if args.name == "self_replay":
+        write_own_text(load_recipe(request.recipe, request.overrides), request.out, request.world_size)
     arms = series.plan_arms(request)
     listed = series.record_arms(request, arms)
     result = {"arms": str(listed), "runs": [str(arm.directory) for arm in arms]}
@@ -73,6 +78,8 @@ def study_command(args: argparse.Namespace) -> int:
     status = series.train_arms(request, arms, args.parallel)
     if status in (ExitCode.REQUEUE, ExitCode.INTERRUPTED) or status > 128:
         return status
+    if args.name == "merge":
+        score_line(request.out)
     page = request.out / STUDY_PAGE
     verdicts = judge_study(request.study, read_results(request.out))
     told = [
@@ -92,6 +99,7 @@ def _request(args: argparse.Namespace) -> Request:
     """
     from trainer.machine.devices import count_devices
     from trainer.study.grids import find_study
+    from trainer.study.own_text import own_text_prefix
     from trainer.study.series import Request
     from trainer.study.trunk import find_branching
 
@@ -102,7 +110,15 @@ def _request(args: argparse.Namespace) -> Request:
         if given and args.name not in studies:
             what = f"has no effect on the study {args.name}"
             raise UserError(what, field=option, fix=f"remove it; it is for {' and '.join(studies)}")
-    trunk, options = None, Options(vary=tuple(map(read_vary, args.vary)))
+    if args.name == "branch" and (args.seeds > 1 or args.sizes):
+        option = "--sizes" if args.sizes else "--seeds"
+        fix = "train a trunk per seed or size, and branch from each of them into an --out of its own"
+        raise UserError("has no effect on the study branch, whose trunk is one run", field=option, fix=fix)
+    own_text = str(own_text_prefix(Path(args.out)))
+    trunk, options = None, Options(vary=tuple(map(read_vary, args.vary)), own_text=own_text)
+    if args.sizes and args.name == "self_replay":
+        fix = "remove it, and give each base a study of its own"
+        raise UserError("has no effect on self_replay, whose base writes the text", field="--sizes", fix=fix)
     recipe = args.recipe
     if args.branch:
         trunk, state = find_branching(args.branch)

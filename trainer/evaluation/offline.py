@@ -27,7 +27,7 @@ from trainer.storage.run_directory import EXPORTED, RunDirectory
 _MORE = "give a larger --validation, or another shard"
 
 
-class _Alone:
+class LoneScorer:
     """Score rows with a model on one device."""
 
     def __init__(self, model: CausalLM) -> None:
@@ -83,12 +83,12 @@ def score_model(
         raise UserError(what, field=field, fix="give shards of one tokenizer")
     for line in hold_tokenizer(model, stores, field):
         logger.warning(line)
-    causal = _open(model, sizes.pop())
+    causal = open_scored(model, sizes.pop())
     _check_rows(model, causal, stores)
     _check_context(model, causal, seq_len)
     mask = document_mask or run_document_mask(model)
     length = seq_len or run_seq_len(model) or min(causal.hf.config.max_position_embeddings, 4096)
-    scorer = _Alone(causal)
+    scorer = LoneScorer(causal)
     return {
         prefix: evaluate(
             scorer,
@@ -188,8 +188,12 @@ def _is_run(path: Path) -> bool:
     return (path / manifest.MARKER).exists() or _checkpoints_of(path) is not None
 
 
-def _open(model: str, vocab_size: int) -> CausalLM:
-    """Open the model in fp32."""
+def open_scored(model: str, vocab_size: int) -> CausalLM:
+    """Open a model, a checkpoint or a run's newest one in fp32.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     path = Path(model)
     if not _is_run(path):
         return load_model(model, vocab_size)

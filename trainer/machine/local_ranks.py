@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from tokenization.errors import ExitCode
-from trainer.machine.devices import has_cuda
+from trainer.machine.devices import count_devices, has_cuda
 from trainer.machine.launcher import signal_ranks
 from trainer.machine.ranks import free_port
 from trainer.machine.signals import STOPS
@@ -59,7 +59,7 @@ def run_together(
 ) -> dict[str, int]:
     """Run programs on `count` ranks each, up to `at_once` at a time, and return the exit statuses by name.
 
-    Where there are GPUs, programs that run together take different ones.
+    Where there are GPUs, programs that run together take different ones, and share them if there are too few.
 
     Args:
         programs: by name; started in this order.
@@ -102,13 +102,22 @@ def _start(program: Sequence[str], count: int, place: int | None = None) -> subp
     if place is None or not has_cuda():
         launcher += ["--num_accelerators", str(count)]
     else:
-        own = ",".join(str(number) for number in range(place * count, (place + 1) * count))
-        launcher += ["--include", f"localhost:{own}"]
+        launcher += ["--include", f"localhost:{','.join(_gpus(place, count))}"]
     return subprocess.Popen(
         [*launcher, "--master_port", str(free_port()), *program],
         env={"OMP_NUM_THREADS": "1", **os.environ},
         stdout=sys.stderr,  # standard output is for the command's answer
     )
+
+
+def _gpus(place: int, count: int) -> list[str]:
+    """Return the numbers of the GPUs of one of several programs, as the machine counts them.
+
+    The launcher drops CUDA_VISIBLE_DEVICES when it is told which ones to take.
+    """
+    seen = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip().isdigit()]
+    known = seen or [str(number) for number in range(count_devices())]
+    return [known[(place * count + number) % len(known)] for number in range(count)]
 
 
 def _exit_status(status: int) -> int:

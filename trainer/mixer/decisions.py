@@ -59,7 +59,8 @@ def make_record(
     """
     assert segment.forgetting_budget is not None
     own = [record for record in before if record["phase"] == phase]
-    state = ControlState.starting_at(Fraction(start_parts(segment, segment.replay_ratio), PARTS))
+    start = Fraction(start_parts(segment, segment.replay_ratio), PARTS)
+    state = ControlState.starting_at(start, segment.forgetting_budget, at_base=phase == 0)
     if own:
         state = ControlState.from_json(own[-1]["state"])
     settings = ControlSettings(segment.forgetting_budget, segment.replay_gain)

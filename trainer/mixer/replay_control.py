@@ -96,29 +96,29 @@ class ControlState:
 
     logit: float
     """Of the ratio before rounding, so that small steps add up."""
+    variance: tuple[float, float, float]
+    """Of forgetting, of both together, of the trend."""
     forgetting: float = 0.0
     trend: float = 0.0
     """Bits per byte per phase's clock."""
-    variance: tuple[float, float, float] | None = None
-    """Of forgetting, of both together, of the trend; None before the first reading."""
     clock: float = 0.0
     above: int = 0
     """Decisions in a row above the budget at the highest ratio."""
 
     @classmethod
-    def starting_at(cls, ratio: Fraction) -> ControlState:
-        """Return the state at a phase's start."""
-        return cls(logit_of(float(ratio)))
+    def starting_at(cls, ratio: Fraction, budget: float, *, at_base: bool) -> ControlState:
+        """Return the state at a phase's start; at the base itself forgetting is 0, later it is not known."""
+        unknown = 0.0 if at_base else (10 * budget) ** 2
+        return cls(logit_of(float(ratio)), (unknown, 0.0, 25 * (budget / LAG) ** 2))
 
     def to_json(self) -> dict[str, Any]:
         """Return a tree that `from_json` reads back; JSON's floats are exact."""
-        return asdict(self)
+        return asdict(self) | {"variance": list(self.variance)}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> ControlState:
         """Read what `to_json` wrote."""
-        variance = tree["variance"]
-        return cls(**{**tree, "variance": None if variance is None else tuple(variance)})
+        return cls(**{**tree, "variance": tuple(tree["variance"])})
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,6 @@ def decide_replay(
     goes on.
     """
     before, state = state.clock, _filtered(settings, state, reading)
-    assert state.variance is not None
     deviation = math.sqrt(state.variance[0] + reading.spread**2)
     target = max(settings.budget - CAUTION * deviation, settings.budget / 4)
     ahead = state.forgetting + min(LAG, max(0.0, 1.0 - reading.clock)) * state.trend
@@ -178,8 +177,7 @@ def _filtered(settings: ControlSettings, state: ControlState, reading: Reading) 
     step = max(reading.clock - state.clock, 1e-9)
     pace = settings.budget / LAG
     jitter = pace**2 / LAG
-    # Before the first step forgetting is 0 exactly, and the trend is not known.
-    value, both, slope = state.variance or (0.0, 0.0, 25 * pace**2)
+    value, both, slope = state.variance
     value += 2 * step * both + step**2 * slope + jitter * step**3 / 3
     both += step * slope + jitter * step**2 / 2
     slope += jitter * step

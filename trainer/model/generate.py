@@ -28,8 +28,9 @@ from tokenization.shards.writer import ShardWriter
 from tokenization.tokenizer.decoder import decoder_of
 from tokenization.tokenizer.files import Tokenizer, open_tokenizer
 from tokenization.tokenizer.fingerprint import same
+from trainer.machine.local_ranks import run_ranks
 from trainer.machine.log_lines import EVERY_RANK, logger
-from trainer.machine.ranks import World
+from trainer.machine.ranks import World, current_world
 from trainer.model.architecture import check_type, read_config
 from trainer.model.build import load_model
 from trainer.model.drawn import DrawnCounts, Journal, digest_of, keep_documents
@@ -42,6 +43,9 @@ from trainer.storage.run_directory import EXPORTED
 from trainer.storage.weight_files import weight_paths
 
 JOB = "job.json"
+
+BATCH = 32
+"""Documents that a rank draws at a time by default."""
 
 _LONGEST = 2048
 """Tokens of a document by default, where the model's context is as long."""
@@ -158,6 +162,40 @@ def finished_shard(prefix: Path, job: GenerateJob) -> ShardMeta | None:
     own = [name for name, value in asdict(job).items() if found.get(name) != value] if found else []
     what = f"holds a corpus of another {', '.join(own)}" if found else "holds a shard that was not generated"
     raise UserError(what, field="--out", value=str(prefix), fix="give another prefix")
+
+
+def write_corpus(
+    model: str,
+    prefix: Path,
+    tokens: int,
+    ranks: int,
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch: int = BATCH,
+    longest: int | None = None,
+) -> tuple[ShardMeta | None, int]:
+    """Draw a corpus on `ranks` ranks of this machine, or as one rank of this process's launcher.
+
+    Returns the side file, which is None if other ranks are not done yet or failed, and the exit status.
+
+    Raises:
+        UserError, InfrastructureError: as `open_base` and `generate_corpus`.
+    """
+    world = current_world()
+    launched = world.world_size > 1
+    ranks = world.world_size if launched else ranks
+    opened = open_base(model, tokens, temperature, seed, ranks, batch, longest)
+    meta = finished_shard(prefix, opened.job)
+    if meta is not None:
+        return meta, 0
+    if ranks == 1 or launched:
+        return generate_corpus(opened, prefix, world), 0
+    given = {"model": model, "out": prefix, "tokens": tokens, "temperature": temperature, "seed": seed}
+    given |= {"batch": batch, **({} if longest is None else {"longest": longest})}
+    words = [f"--{name}={value}" for name, value in given.items()]
+    status = run_ranks(["--module", "trainer.cli.main", "data", "generate", *words], ranks)
+    return (None if status else finished_shard(prefix, opened.job)), status
 
 
 def generate_corpus(opened: OpenedModel, prefix: Path, world: World) -> ShardMeta | None:

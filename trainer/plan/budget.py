@@ -11,6 +11,7 @@ from trainer.evaluation.paired import Documents
 from trainer.mixer.decisions import bounds_now
 from trainer.mixer.replay_control import FALL, PARTS, RISE, logit_of
 from trainer.mixer.segments import decision_samples, start_parts
+from trainer.plan.data import share_tokens
 from trainer.plan.make import Plan
 
 MOST_COST = 0.02
@@ -89,11 +90,25 @@ def budget_lines(plan: Plan) -> Iterator[str]:
         )
         yield f"         most     {_reach(one, +1)}  the fastest that replay may rise"
         yield f"         least    {_reach(one, -1)}  and fall"
+        if (line := _audit_line(plan)) is not None:
+            yield f"         {line}"
         if not one["averaged"]:
             yield (
                 "         it is measured on the weights of the step, which read too high at a high LR: "
                 "model.average measures averaged ones"
             )
+
+
+def _audit_line(plan: Plan) -> str | None:
+    """Say what the audit set lacks to be one, if anything."""
+    audit, upstream = plan.validation.get("audit"), plan.validation.get("upstream")
+    if plan.recipe.validation.audit is None:
+        return "validation.audit is not given: the forgetting that is reported is the one that was steered by"
+    if audit is not None and upstream is not None and share_tokens(audit, upstream):
+        return (
+            "validation.audit holds tokens of validation.upstream, so it does not audit: hold out other text"
+        )
+    return None
 
 
 def _reach(one: dict[str, Any], sign: int) -> str:

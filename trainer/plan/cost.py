@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ ASSUMED_MFU = 0.35
 """Model FLOP/s utilization by 6N + 12·L·d·s where none is given: about plain DeepSpeed's with 7B."""
 
 MFU_SOURCE = (
-    "assumed: plain DeepSpeed reaches about 35% with 7B; this trainer 38% with 1B on one H200 "
-    "(docs/performance.md); --mfu takes what you measured"
+    "assumed: plain DeepSpeed reaches about 35% with 7B on many GPUs; this trainer 50% with 8B on one H200, "
+    "compiled (docs/performance.md); --mfu takes what you measured"
 )
 
 EXPORT_SHARD = 5_000_000_000
@@ -42,29 +42,31 @@ class Compute:
 
 def compute_cost(
     config: Mapping[str, Any],
-    tokens: int,
-    seq_len: int,
+    parts: Sequence[tuple[int, int]],
     gpus: int,
     *,
     gpu: str | None,
     dtype: str,
     mfu: float | None,
 ) -> Compute:
-    """Estimate FLOPs and time of training on so many tokens; `gpu` is a device's name, if it is known."""
-    per_token = flops_per_token(config, seq_len)
+    """Estimate FLOPs and time of training.
+
+    `parts` are tokens and the samples' length in each phase, since attention takes more in longer samples.
+    `gpu` is a device's name, if it is known."""
+    tokens = sum(count for count, _ in parts)
+    flops = sum(count * flops_per_token(config, seq_len) for count, seq_len in parts)
     peak = peak_flops(gpu, dtype) if gpu else None
     used = ASSUMED_MFU if mfu is None else mfu
-    speed = None if peak is None else gpus * peak * used / per_token
-    hours = None if speed is None else tokens / speed / 3600
+    hours = None if peak is None else flops / (gpus * peak * used) / 3600
     return Compute(
         flops_6n=6 * matmul_parameters(config) * tokens,
-        flops=per_token * tokens,
+        flops=flops,
         mfu=used,
         mfu_source=MFU_SOURCE if mfu is None else "given",
         peak=peak,
         gpu_hours=None if hours is None else hours * gpus,
         hours=hours,
-        tokens_per_second=speed,
+        tokens_per_second=tokens / hours / 3600 if hours else None,
     )
 
 

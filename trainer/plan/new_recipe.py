@@ -19,7 +19,7 @@ from trainer.plan.shapes import known_shape, shape_named_in
 from trainer.recipe.load import parse_recipe
 from trainer.recipe.reference import SCHEMA_FILE
 
-BATCH = 4_194_304
+BATCH_TOKENS = 4_194_304
 """Tokens of LLaMA-2's batches."""
 
 LEAST_STEPS = 1000
@@ -73,7 +73,7 @@ def new_recipe(answers: Answers, available: int, shape: str | None = None) -> st
         UserErrors: a plan of it shows errors, which name the field.
     """
     seq_len = answers.seq_len or min(CONTEXT, _context(answers.base, shape))
-    target = min(BATCH, max(1, answers.tokens // LEAST_STEPS)) // seq_len
+    target = min(BATCH_TOKENS, max(1, answers.tokens // LEAST_STEPS)) // seq_len
     per_rank = 1 << max(0, (target // answers.gpus).bit_length() - 1)
     guess = _Sizes(seq_len, per_rank * answers.gpus, "zero2", "full", known=False)
     sizes = _fitted(answers, guess, available, shape)

@@ -24,10 +24,10 @@ class Outlook:
     disk: Disk
 
 
-def planned_tokens(plan: Plan) -> int:
-    """Return the tokens that all phases train on."""
-    samples = enumerate(plan.mixture.phase_samples)
-    return sum(count * plan.recipe.seq_len_of(number) for number, count in samples)
+def planned_tokens(plan: Plan) -> list[tuple[int, int]]:
+    """Return the tokens of each phase, and the length of its samples."""
+    lengths = ((count, plan.recipe.seq_len_of(n)) for n, count in enumerate(plan.mixture.phase_samples))
+    return [(count * length, length) for count, length in lengths]
 
 
 def outlook(plan: Plan, gpu: str | None = None, mfu: float | None = None) -> Outlook | None:
@@ -35,17 +35,17 @@ def outlook(plan: Plan, gpu: str | None = None, mfu: float | None = None) -> Out
     recipe, config, layout = plan.recipe, plan.model_config, plan.layout
     if not config:
         return None
-    ranks, tokens = layout.world_size, planned_tokens(plan)
+    ranks, parts = layout.world_size, planned_tokens(plan)
     settings = memory_settings(recipe, plan.preset, int(config["hidden_size"]), ranks, cuda=plan.cuda)
     saved = recipe.checkpoint
     return Outlook(
-        compute_cost(config, tokens, recipe.seq_len, ranks, gpu=gpu, dtype=recipe.model.dtype, mfu=mfu),
+        compute_cost(config, parts, ranks, gpu=gpu, dtype=recipe.model.dtype, mfu=mfu),
         tuple(fits(recipe, config, ranks, plan.available, cuda=plan.cuda)),
         dict(per_mode(recipe, config, plan.preset, ranks, cuda=plan.cuda)),
         network_bytes(parameters(config), settings, layout.gradient_accumulation_steps),
         disk_space(
             config,
-            tokens,
+            sum(tokens for tokens, _ in parts),
             ranks,
             saved.keep_last,
             saved.keep_every,

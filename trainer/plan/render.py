@@ -120,10 +120,11 @@ def _curve(plan: Plan) -> str:
 def _batch(plan: Plan) -> str:
     """Write how the batch is divided."""
     recipe, layout = plan.recipe, plan.layout
+    tokens = sum(count for count, _ in planned_tokens(plan))
     return (
         f"batch    {recipe.global_batch_size:,} samples = {layout.micro_batch_size} micro_batch_size"
         f" x {layout.gradient_accumulation_steps} gradient_accumulation_steps x {_ranks(layout)};"
-        f" {recipe.tokens_per_step:,} tokens per step, {planned_tokens(plan):,} in all"
+        f" {recipe.tokens_per_step:,} tokens per step, {tokens:,} in all"
     )
 
 

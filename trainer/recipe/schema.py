@@ -346,7 +346,7 @@ class Recipe(Section):
                 problems.append(
                     f"{where}.forgetting_budget: needs validation.upstream, which it is measured on"
                 )
-        if self.probe and self.sequence_parallel_size > 1:
+        if self.probe is not None and self.sequence_parallel_size > 1:
             problems.append("probe: prompts cannot be continued where ranks share samples; leave it out")
         problems += self._length_problems()
         for phase in self.phases:

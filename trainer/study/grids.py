@@ -69,6 +69,40 @@ def _replay(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
         yield last_phase(recipe, f"replay-{share}", change)
 
 
+def _merge(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
+    """Yield the model that is continued without replay, and what replay would have cost instead."""
+    for share in ("0", "1", "5", "25"):
+        change = {"mixture": mixture_of_replay(recipe, Fraction(int(share), 100))}
+        yield last_phase(recipe, f"replay-{share}", change)
+
+
+def _self_replay(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
+    """Yield arms without replay, with true replay, and with text that the base wrote itself."""
+    for name, part in (("none", Fraction(0)), ("true-replay", OWN_SHARE)):
+        yield last_phase(recipe, name, {"mixture": mixture_of_replay(recipe, part)})
+    new = {name: str(part) for name, part in _new_parts(recipe, 1 - OWN_SHARE).items()}
+    own = last_phase(recipe, "self-replay", {"mixture": {**new, OWN_SOURCE: str(OWN_SHARE)}})
+    source = {"path": options.own_text, "role": "replay"}
+    yield replace(own, fields={**own.fields, f"sources.{OWN_SOURCE}": source})
+
+
+def _new_parts(recipe: Recipe, total: Fraction) -> dict[str, Fraction]:
+    """Split a total over the new sources as the last mixture does.
+
+    Raises:
+        UserError: it leaves the split to the sizes of several shards.
+    """
+    weights = recipe.phases[-1].mixture[-1].weights
+    new = [name for name, source in recipe.sources.items() if source.role == "new"]
+    given = {name: weights[name] for name in new if weights.get(name)}
+    if not given and len(new) == 1:
+        return {new[0]: total}
+    if not given:
+        field = f"phases.{len(recipe.phases) - 1}.mixture"
+        raise UserError("has no weights of the new sources", field=field, fix="give each its weight")
+    return {name: total * weight / sum(given.values()) for name, weight in given.items()}
+
+
 def mixture_of_replay(recipe: Recipe, share: Fraction) -> Change:
     """Return the last phase's mixture with this share of replay; within a role the proportions stay."""
     replayed = {name for name, source in recipe.sources.items() if source.role == "replay"}
@@ -109,13 +143,11 @@ def _rates(recipe: Recipe) -> Iterator[tuple[str, Change]]:
 
 def _scratch(recipe: Recipe) -> Iterator[ArmSpec]:
     """Yield the last phase from random weights, with the recipe's own max_lr; nothing if all arms do that."""
-    if recipe.model.base is not None:
-        change = {"schedule": curve_of(recipe.phases[-1], kind="cosine", min_lr=lowest_lr(recipe.phases[-1]))}
-        yield last_phase(recipe, "scratch", change, "random_weights")
-    elif len(recipe.phases) > 1:
-        phase = phase_fields(recipe.phases[-1])
-        schedule = curve_of(recipe.phases[-1], kind="cosine", min_lr=lowest_lr(recipe.phases[-1]))
-        yield ArmSpec("scratch", {"phases": [{**phase, "schedule": schedule}]}, 0)
+    if recipe.model.base is None and len(recipe.phases) == 1:
+        return
+    phase = recipe.phases[-1]
+    alone = {**phase_fields(phase), "schedule": curve_of(phase, kind="cosine", min_lr=lowest_lr(phase))}
+    yield ArmSpec("scratch", {"phases": [alone]}, 0, "random_weights" if recipe.model.base else None)
 
 
 def _warmup(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
@@ -152,7 +184,7 @@ def _new_rows(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
     kinds: tuple[StartModel, ...] = ("subpiece_mean", "mean", "random", "unextended")
     for kind in kinds:
         name = "no-extension" if kind == "unextended" else kind.replace("_", "-")
-        yield last_phase(recipe, name, {}, kind)
+        yield ArmSpec(name, {}, 0, kind)  # whose first phases may train the new rows alone
 
 
 def _grid(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
@@ -167,6 +199,9 @@ def _grid(recipe: Recipe, options: Options) -> Iterator[ArmSpec]:
         )
         yield ArmSpec(name, fields, last if only_last else 0)
 
+
+OWN_SOURCE, OWN_SHARE = "own_text", Fraction(1, 4)
+"""Of `self_replay`: the name of the source that the base has written, and the share of replay."""
 
 STUDIES: dict[str, Study] = {
     "replay": Study(
@@ -210,6 +245,16 @@ STUDIES: dict[str, Study] = {
         "the mean of the sub-pieces' rows is cheap and near the best; at small budgets extending the "
         "vocabulary can lose to the base's own (arXiv 2401.01055)",
         _new_rows,
+    ),
+    "merge": Study(
+        "How much of what was forgotten comes back by averaging with the base?",
+        "averages of a base and its continuation forget less than the continuation (BaM, arXiv 2407.08699)",
+        _merge,
+    ),
+    "self_replay": Study(
+        "Does text that the base wrote itself replace the old data?",
+        "text sampled from the model itself keeps what true old text would keep in part (arXiv 2605.26097)",
+        _self_replay,
     ),
     "grid": Study("Which of these values is best?", "nothing: the question is your own", _grid),
     "branch": Study(

@@ -27,6 +27,10 @@ FOLLOWED = 6
 
 FEWEST_ARMS = 3
 
+LARGEST_SIZE, LONGEST_BUDGET = "the largest size", "the longest budget"
+SECOND_HALF = "the second half of the tokens"
+"""What a back-test holds out."""
+
 
 @dataclass(frozen=True)
 class Observations:
@@ -341,11 +345,11 @@ def back_tests(law: Law, data: Observations) -> list[BackTest]:
 def _splits(data: Observations) -> list[tuple[str, npt.NDArray[np.bool_]]]:
     splits = []
     if "weights" in data.inputs and data.varies("weights"):
-        splits.append(("the largest size", data.inputs["weights"] < data.inputs["weights"].max()))
+        splits.append((LARGEST_SIZE, data.inputs["weights"] < data.inputs["weights"].max()))
     ends = np.array([data.inputs["tokens"][data.arm == one].max() for one in data.arm])
     if ends.min() < ends.max():
-        splits.append(("the longest budget", ends < ends.max()))
-    splits.append(("the second half of the tokens", data.inputs["tokens"] <= ends / 2))
+        splits.append((LONGEST_BUDGET, ends < ends.max()))
+    splits.append((SECOND_HALF, data.inputs["tokens"] <= ends / 2))
     return splits
 
 

@@ -31,7 +31,10 @@ from trainer.study.laws import (
 from trainer.study.results import RECORD, Arm, ScoreCurve, read_results
 
 BEGINNING = 0.1
-"""Share of an arm's tokens whose scores no law is fitted to: the spike of the re-warm passes there."""
+"""Share of an arm's tokens whose scores no law is fitted to, if its warm-up is not longer."""
+
+_UNLIKE = ("average.", "sources.")
+"""Fields of arms that no law is about: averages of two models, and other text than the recipe's."""
 
 LEAST_WEIGHTS = 15e6
 """Fewer weights than this show signs and not ratios (Olmix, arXiv 2602.12237)."""
@@ -74,6 +77,19 @@ class FittedLaw:
     stream: str
     fit: LawFit
     tests: tuple[BackTest, ...]
+
+    @property
+    def distrust(self) -> str:
+        """Why it is not to be relied on: it foresaw no better than no law; empty if it did."""
+        if not self.tests:
+            return "it could not be back-tested"
+        worst = max(self.tests, key=lambda test: test.error / max(test.error_without, 1e-12))
+        if worst.error < worst.error_without:
+            return ""
+        return (
+            f"it predicted {worst.held_out} within {worst.error:.2%}, and without a law one would have been "
+            f"within {worst.error_without:.2%}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return what a page or a program shows of it."""
@@ -124,7 +140,8 @@ def _studied(arm: Arm, study: Path) -> StudiedArm | None:
     recipe = RunDirectory(arm.directory).recipe
     ends = (arm.upstream.base, arm.upstream.end, arm.downstream.end)
     sound = arm.finished and not arm.diverged and not arm.from_scratch and all(map(finite, ends))
-    if not sound or arm.replay is None or not recipe.is_file():
+    unlike = any(field.startswith(_UNLIKE) for field in arm.fields)
+    if not sound or unlike or arm.replay is None or not recipe.is_file():
         return None
     phase = load_recipe(recipe).phases[-1]
     warmup = float(phase.schedule.warmup.of(phase.tokens)) / phase.tokens
@@ -156,7 +173,7 @@ def observe_mixture(arms: Sequence[StudiedArm], stream: str) -> Observations | N
     for number, one in enumerate(arms):
         curve, replay = _scores(one.arm, stream), one.knobs.replay
         ratio = replay if stream == "upstream" else 1 - replay
-        for tokens, loss in _points(curve, one.arm.tokens):
+        for tokens, loss in _points(one, curve):
             rows.append((number, loss, one.arm.parameters, tokens, replay, ratio, curve.base))
     if not rows or not all(row[2] for row in rows):
         return None
@@ -171,7 +188,7 @@ def observe_dynamics(arms: Sequence[StudiedArm], stream: str) -> Observations | 
     rows = []
     for number, one in enumerate(arms):
         forward, annealed, steps = _areas(one.arm)
-        for tokens, loss in _points(_scores(one.arm, stream), one.arm.tokens):
+        for tokens, loss in _points(one, _scores(one.arm, stream)):
             step = min(int(np.searchsorted(steps, tokens, side="right")), len(steps)) - 1
             if step >= 0:
                 rows.append((number, loss, tokens, forward[step], annealed[step]))
@@ -204,9 +221,11 @@ def _scores(arm: Arm, stream: str) -> ScoreCurve:
     return arm.upstream if stream == "upstream" else arm.downstream
 
 
-def _points(curve: ScoreCurve, whole: int) -> list[tuple[int, float]]:
+def _points(one: StudiedArm, curve: ScoreCurve) -> list[tuple[int, float]]:
+    """Return tokens and finite scores from where the warm-up and its spike are over."""
+    start = max(BEGINNING, one.knobs.warmup) * one.arm.tokens
     pairs = zip(curve.tokens, curve.bits_per_byte, strict=True)
-    return [(when, bits) for when, bits in pairs if when > BEGINNING * whole and finite(bits)]
+    return [(when, bits) for when, bits in pairs if when > start and finite(bits)]
 
 
 def fit_forgetting(arms: Sequence[StudiedArm]) -> FittedLaw | None:

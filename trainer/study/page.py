@@ -96,8 +96,9 @@ def draw_study(summaries: Sequence[Summary]) -> dict[str, str]:
 def _over_tokens(stream: str, summaries: Sequence[tuple[int, Summary]]) -> str:
     lines = []
     for number, one in summaries:
-        band = band_of([getattr(arm, stream) for arm in one.arms])
-        several = band.range if len(one.arms) > 1 else ()
+        shown = one.ended or one.arms  # a seed that is under way would cut the others short
+        band = band_of([getattr(arm, stream) for arm in shown])
+        several = band.range if len(shown) > 1 else ()
         lines.append(Line(one.title, number, band.tokens, band.means, dots=True, band=several))
     described = f"{stream} bits per byte over tokens"
     return chart(
@@ -210,18 +211,12 @@ def _verdict(verdict: Judgement) -> str:
 
 
 def _table(summaries: Sequence[Summary]) -> str:
-    head = "".join(
-        f"<th{'' if place in (0, 5) else ' class=n'}>{cell}</th>" for place, cell in enumerate(HEAD)
-    )
-    rows = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{'' if place in (0, 5) else ' class=n'}>{escape(cell)}</td>"
-            for place, cell in enumerate(row(one))
-        )
-        + "</tr>"
-        for one in summaries
-    )
+    first, *measured, last = HEAD
+    head = f"<th>{first}</th>{''.join(f'<th class=n>{cell}</th>' for cell in measured)}<th>{last}</th>"
+    rows = ""
+    for name, *numbers, note in map(row, summaries):
+        cells = "".join(f"<td class='n'>{escape(number)}</td>" for number in numbers)
+        rows += f"<tr><th scope='row'>{escape(name)}</th>{cells}<td>{escape(note)}</td></tr>"
     return (
         "<section><h2>Arms</h2><p class='note'>Bits per byte at the end, means over seeds with 95 % "
         "intervals (Student's t); less is better.</p>"

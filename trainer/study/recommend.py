@@ -64,6 +64,8 @@ class Recommendation:
     gain: float | None
     """By how much ln(forgetting) falls per unit of logit(replay): what a forgetting budget is steered by."""
     law: FittedLaw | None
+    refusal: str = ""
+    """Why nothing is said of such a run."""
 
     def of(self, knob: str) -> KnobAdvice:
         """Return the answer to one question."""
@@ -82,6 +84,8 @@ class Recommendation:
 
     def to_text(self) -> str:
         """Return the same as lines of text."""
+        if self.refusal:
+            return "\n".join([f"no number is named: {self.refusal}", *self.notes])
         told = []
         for one in self.advice:
             shown = _SHOWN[one.knob]
@@ -122,7 +126,7 @@ def recommend(
     gain = measured_gain(usual)
     if too_far:
         advice = tuple(KnobAdvice(knob, None, lines=(too_far,)) for knob in _SHOWN)
-        return Recommendation(target, advice, _notes(usual, ratios), gain, law)
+        return Recommendation(target, advice, _notes(usual, ratios), gain, law, too_far)
     replay = _replay(usual, target, ratios, law)
     own = usual[0].knobs
     rest = [
@@ -145,8 +149,8 @@ def _too_far(
         tokens = max(target.tokens / FARTHEST, min(target.tokens, max(one.arm.tokens for one in arms)))
         weights = max(target.weights / FARTHEST, max(one.arm.parameters for one in arms))
         return (
-            f"the run has {max(ratios):,.0f} times the {what} of the largest arm, and beyond "
-            f"{FARTHEST:.0f} times no number is named; the arm that would help most: {tokens:,.0f} tokens, "
+            f"the run has {max(ratios):,.0f} times the {what} of the largest arm, which is beyond "
+            f"{FARTHEST:.0f} times; the arm that would help most: {tokens:,.0f} tokens, "
             f"{weights:,.0f} weights, replay {replay:.1%}"
         )
     sizes = {one.arm.parameters for one in arms}
@@ -203,15 +207,15 @@ def _replay(
             f"{worst:.4f} bits per byte; the arm that would help most: a larger share, or a lower max_lr"
         )
         return KnobAdvice("replay", None, lines=(what,), arms=supporting)
-    found = [] if law is None else solve_replay(law.fit, target, shares[-1])
-    lines = []
-    if here:
-        lines.append(_measured(arms, failed, kept, target))
-    if law is None:
+    lines = [_measured(arms, failed, kept, target)] if here else []
+    why = "there are too few scores for it" if law is None else law.distrust
+    if law is None or why:
+        lines.append(f"the law of forgetting is not used: {why}")
         if not here:
-            what = "the scores are too few to fit a law of forgetting, so nothing is extrapolated"
-            return KnobAdvice("replay", None, lines=(what,), arms=supporting)
+            lines.append("so nothing is extrapolated; the arm that would help most: one as long as the run")
+            return KnobAdvice("replay", None, None, tuple(lines), supporting)
         return KnobAdvice("replay", kept, (failed, kept), tuple(lines), supporting)
+    found = solve_replay(law.fit, target, shares[-1])
     unreached = sum(math.isinf(one) for one in found) / len(found)
     if unreached > 0.025 and not here:
         what = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,7 @@ from trainer.study import bases, grids
 from trainer.study.progress import Watch, has_diverged
 from trainer.study.results import Planned, StudyRecord, write_record
 from trainer.study.spec import NOTHING, ArmSpec, Options, flow
-from trainer.study.trunk import Trunk, go_on_from
+from trainer.study.trunk import Trunk, go_on_from, trunk_of
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train.py"
 
@@ -127,17 +128,21 @@ def _plan(request: Request, planned: Planned, words: tuple[str, ...]) -> ArmRun:
     Raises:
         UserError: it cannot be trained as it is.
     """
-    directory = request.out / planned.directory
-    trunk = request.trunk
+    directory, trunk = request.out / planned.directory, request.trunk
     recipe = load.load_recipe(request.recipe, words)
+    fresh = not directory.exists()
     if trunk is not None:
         go_on_from(trunk, recipe)
     elif planned.phase:
-        size, number = planned.size and f"-{planned.size}", planned.fields.get("seed")
-        trunk = Trunk(request.out / f"trunk{size}{'' if number is None else f'-seed-{number}'}")
-    decision = make_plan(recipe, request.world_size).decision
-    if decision.kind == "refuse":
-        raise UserError(decision.reason)
+        trunk = trunk_of(request.out, planned)
+    try:
+        decision = make_plan(recipe, request.world_size).decision
+        if decision.kind == "refuse":
+            raise UserError(decision.reason)
+    except UserError:
+        if fresh and request.trunk is not None:
+            shutil.rmtree(directory)  # what was copied for an arm that cannot be
+        raise
     finished = decision.kind == "finished" or has_diverged(directory)
     return ArmRun(planned, directory, words, finished, trunk)
 

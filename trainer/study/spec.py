@@ -51,6 +51,8 @@ class Options:
     """Fields and their values, as written, of `grid` and `branch`."""
     branched: tuple[int, int] | None = None
     """Of `branch`: the phase that is cut, and after how many of its tokens."""
+    own_text: str = ""
+    """Of `self_replay`: the prefix of the shards that the base writes."""
 
 
 NOTHING = Options()
@@ -62,10 +64,10 @@ def flow(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
 
 
-def last_phase(recipe: Recipe, name: str, change: Change, model: StartModel | None = None) -> ArmSpec:
+def last_phase(recipe: Recipe, name: str, change: Change) -> ArmSpec:
     """Return an arm that changes fields of the last phase."""
     last = len(recipe.phases) - 1
-    return ArmSpec(name, {f"phases.{last}.{field}": value for field, value in change.items()}, last, model)
+    return ArmSpec(name, {f"phases.{last}.{field}": value for field, value in change.items()}, last)
 
 
 def phase_fields(phase: Phase) -> Change:

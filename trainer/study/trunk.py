@@ -17,6 +17,7 @@ from trainer.recipe.numbers import count
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.state import RunState
 from trainer.storage.run_directory import RunDirectory
+from trainer.study.results import Planned
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,12 @@ class Trunk:
     directory: Path
     step: int | None = None
     """None: the newest."""
+
+
+def trunk_of(out: Path, planned: Planned) -> Trunk:
+    """Return the run in a study's directory that an arm goes on from, if it studies a later phase."""
+    size, number = planned.size and f"-{planned.size}", planned.fields.get("seed")
+    return Trunk(out / f"trunk{size}{'' if number is None else f'-seed-{number}'}")
 
 
 def find_branching(word: str) -> tuple[Trunk, RunState]:

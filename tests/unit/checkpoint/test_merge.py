@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
 import weakref
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.checkpoints import Meeting, position
-from tests.helpers.fragments import fragment
+from tests.helpers.checkpoints import position, save_weights
 from tests.helpers.model_tiny import CHINESE, ENGLISH, INIT, build, recipe, tokenizer
 from tests.helpers.scheduler_runs import CONSTANT, WSD, begun, phase, trained
 from tests.helpers.scheduler_runs import recipe as schedule_recipe
@@ -28,7 +26,6 @@ from trainer.checkpoint.card import Card
 from trainer.checkpoint.decay import DECAYS, constant_stretch, decay_weights
 from trainer.checkpoint.export import export_model
 from trainer.checkpoint.merge import averaged, hold_alike, merge_models, open_model
-from trainer.checkpoint.save import Saver
 from trainer.cli.main import main
 from trainer.recipe.load import dump_recipe
 from trainer.scheduler.curves import interpolate
@@ -202,36 +199,15 @@ def test_a_linear_decay_over_equal_distances_is_the_trapezoid_rule():
 
 
 def run_of(tmp_path, states):
-    """A run with a checkpoint of two ranks for each state; its one weight holds the step."""
+    """A run with a checkpoint of two ranks for each state, whose weights are multiplied by its step."""
     tokenizer(tmp_path / "tok", *ENGLISH, *CHINESE)
     causal = build(recipe(), PIECES)
     text = dump_recipe(recipe(f"model.tokenizer={tmp_path / 'tok'}"))
-    folder, meeting = tmp_path / "run" / "checkpoints", Meeting(2)
-    saver = partial(Saver, folder, world_size=2, keep_last=99, keep_every=None, asynchronous=False)
-    savers = [saver(rank=rank, gather=meeting.of(rank)) for rank in range(2)]
+    config = causal.hf.config.to_dict() | {"vocab_size": PIECES}
     for state in states:
-        told = replace(
-            position(state.step, 2), tokens=state.trained_tokens, recipe=text, state=state.to_json()
-        )
-        savers[0].open_directory(state.step, needed=1)
-        threads = []
-        for rank, one in enumerate(savers):
-            pieces = [
-                fragment(
-                    f"hf.{name}", rank * half, tuple(value.shape), True, {"weight": halves[rank].clone()}
-                )
-                for name, value in causal.hf.named_parameters()
-                for half in [value.numel() // 2]
-                for halves in [(value.detach() * state.step).view(-1).split(half)]
-            ]
-            threads.append(threading.Thread(target=one.save, args=(told, [pieces])))
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert [one.wait() for one in savers] == [None, None]
-        path = folder / f"step-{state.step:08d}"
-        (path / "config.json").write_text(json.dumps(causal.hf.config.to_dict() | {"vocab_size": PIECES}))
+        where = position(state.step, 2, tokens=state.trained_tokens, recipe=text, state=state.to_json())
+        weights = {f"hf.{name}": value * state.step for name, value in causal.hf.named_parameters()}
+        save_weights(tmp_path / "run" / "checkpoints", weights, where, config)
     return dict(causal.hf.named_parameters())
 
 

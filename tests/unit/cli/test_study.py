@@ -24,6 +24,7 @@ RECIPE = str(studies.QUICKSTART)
         (["replay", "--unextended", RECIPE], "--unextended: has no effect on the study replay"),
         (["branch", "--from", "here"], "--from: 'here' is not RUN@TOKENS"),
         (["branch", "--from", "nowhere@1e9"], "--from: 'nowhere' is not a run directory"),
+        (["branch", "--seeds", "2"], "--seeds: has no effect on the study branch, whose trunk is one run"),
         (["replay", "--sizes", "tiny"], "--sizes: 'tiny' cannot be made from a base"),
     ],
 )

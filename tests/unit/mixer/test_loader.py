@@ -173,3 +173,13 @@ def test_the_batch_has_one_checksum_for_every_rank_and_cut(mixture):
     loader.step(0, 24, 8)
     assert loader.samples_crc32 not in checksums
     loader.close()
+
+
+def test_what_was_read_ahead_is_read_again_for_another_mixture(mixture):
+    other = mixture_of({"zh": 500, "en": 300}, ["zh: 1"] * 2, samples=[240, 240], seq_len=SEQ_LEN)
+    loader = loader_of(mixture)
+    loader.step(0, 0, 8)
+    loader.follow(other)
+    named = other.batch(0, 8, 8)
+    assert rows_of(loader.step(0, 8, 8)).tolist() == (named.source * 10**6 + named.index * SEQ_LEN).tolist()
+    loader.close()

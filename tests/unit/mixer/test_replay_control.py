@@ -2,6 +2,7 @@
 
 import json
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from trainer.mixer.replay_control import (
     ControlState,
     Reading,
     decide_replay,
-    logit_of,
     round_reading,
 )
 
@@ -76,7 +76,7 @@ def test_a_plant_that_forgets_nothing_gives_the_least_replay():
 
 
 def test_the_ratio_may_rise_and_not_fall_before_the_burn_in_is_over():
-    start = ControlState(logit_of(0.25))
+    start = ControlState.starting_at(Fraction(1, 4), BUDGET, at_base=True)
     bounds = Bounds(LOWEST, HIGHEST)
     for warm, forgetting in ((False, 0.0), (True, 0.0), (False, 0.5)):
         state = start
@@ -104,7 +104,9 @@ readings = st.builds(
 )
 def test_any_readings_give_a_ratio_within_bounds_by_small_steps(budget, gain, bounds, taken):
     settings = ControlSettings(budget, gain)
-    state = ControlState(logit_of((bounds.lowest + bounds.highest) / 2 / PARTS))
+    state = ControlState.starting_at(
+        Fraction(bounds.lowest + bounds.highest, 2 * PARTS), budget, at_base=False
+    )
     for reading in sorted(taken, key=lambda one: one.clock):
         before = state.logit
         state, decided = decide_replay(settings, state, reading, bounds)
@@ -120,3 +122,16 @@ def test_any_readings_give_a_ratio_within_bounds_by_small_steps(budget, gain, bo
 def test_a_reading_is_rounded_so_that_another_order_of_sums_gives_the_same():
     assert round_reading(0.0123456) == round_reading(0.0123456 + 1e-7)
     assert abs(round_reading(0.0123456) - 0.0123456) < 1e-4
+
+
+def test_a_phase_that_begins_with_forgetting_takes_it_as_no_trend():
+    reading, bounds = Reading(0.015, OFFSET, 0.01), Bounds(LOWEST, HIGHEST)
+    found = [
+        decide_replay(
+            SETTINGS, ControlState.starting_at(Fraction(1, 4), BUDGET, at_base=at_base), reading, bounds
+        )
+        for at_base in (True, False)
+    ]
+    (_, risen), (_, known) = found
+    assert risen.ahead > 3 * known.ahead  # from the base it has come within a hundredth of the phase
+    assert abs(known.ahead - 0.015) < 0.003

@@ -58,6 +58,16 @@ def test_little_replay_text_is_seen_before_the_run(file):
         planned(file, f"sources.en.max_epochs={800 // 10}/{samples}")  # the start needs a quarter
 
 
+def test_an_audit_set_is_missed_or_is_other_text(file, data):
+    audit = {"none": "null", "same": data / "en-val", "other": data / "zh-val"}
+    told = {
+        name: "\n".join(budget_lines(planned(file, f"validation.audit={one}"))) for name, one in audit.items()
+    }
+    assert "validation.audit is not given" in told["none"]
+    assert "does not audit" in told["same"]
+    assert "audit" not in told["other"]
+
+
 def test_averages_need_memory_and_disk(file):
     plain, averaged = planned(file), planned(file, "model.average={half_life: 1000}")
     assert averaged.memory.optimizer > plain.memory.optimizer

@@ -80,7 +80,7 @@ def test_an_extrapolation_is_stated_and_predicted():
 @pytest.mark.parametrize(
     ("tokens", "weights", "said"),
     [
-        (1.1e9, WEIGHTS, "the run has 11 times the tokens of the largest arm, and beyond 10 times no number"),
+        (1.1e9, WEIGHTS, "the run has 11 times the tokens of the largest arm, which is beyond 10 times"),
         (TOKENS, 7e9, "the run has 175 times the weights of the largest arm"),
         (20e9, 7e9, "the arm that would help most: 2,000,000,000 tokens, 700,000,000 weights, replay 50.0%"),
     ],
@@ -89,7 +89,7 @@ def test_beyond_ten_times_no_number_is_named_and_the_arm_that_helps_is(tokens, w
     found = recommend(study(), 0.001, tokens, weights)
     assert found.refused
     assert said in found.to_text()
-    assert "no number" in found.to_text()
+    assert found.to_text().startswith("no number is named: ")
     assert all(one.value is None for one in found.advice)
 
 
@@ -108,6 +108,21 @@ def test_a_target_that_no_arm_kept_is_refused():
     assert (
         "of the fits no share up to 50%, the largest that was tried, keeps forgetting at 0.03" in far.lines[0]
     )
+
+
+def test_a_law_that_foresaw_no_better_than_none_is_not_used():
+    """Upstream stands still from the middle on, which no law foresees."""
+    broken = []
+    for one in study():
+        base, quarter, half, *_ = one.arm.upstream.bits_per_byte
+        curve = replace(one.arm.upstream, bits_per_byte=(base, quarter, half, half, half))
+        broken.append(replace(one, arm=replace(one.arm, upstream=curve)))
+    here = recommend(broken, 0.03).of("replay")
+    assert "the law of forgetting is not used: it predicted the second half of the tokens" in here.lines[-1]
+    assert (here.value, here.interval) == (0.25, (0.1, 0.25)), "the arms alone: the least that kept it"
+    far = recommend(broken, 0.03, tokens=2 * TOKENS).of("replay")
+    assert far.value is None
+    assert "nothing is extrapolated" in far.lines[-1]
 
 
 def test_too_few_shares_and_no_arms_are_refused():

@@ -12,6 +12,7 @@ from tests.helpers import studies
 from trainer.cli.main import main
 from trainer.recipe.load import load_recipe
 from trainer.recipe.schema import Segment
+from trainer.report import document
 from trainer.study.laws import DYNAMICS_LAW, Observations, annealing_areas
 from trainer.study.observed import fit_all, studied_arms
 from trainer.study.results import Planned, StudyRecord, write_record
@@ -78,7 +79,7 @@ def test_a_refusal_writes_nothing_and_ends_with_2(replay, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     words = ["recommend", replay, "--forgetting", "0.04", "--write", recipe]
     told = answered(capsys, *words, "--tokens", "20e9", "--parameters", "7e9", status=2).out
-    assert "beyond 10 times no number is named; the arm that would help most: 2,000,000,000 tokens" in told
+    assert "beyond 10 times; the arm that would help most: 2,000,000,000 tokens" in told
     unmet = answered(capsys, *words[:3], "0.001", "--write", recipe, status=2).err
     assert "is not written: no share up to 50% kept forgetting at 0.001" in unmet
     assert (
@@ -103,8 +104,14 @@ def test_several_studies_answer_together(replay, capsys):
     assert both["replay"]["value"] is not None
 
 
-def test_laws_print_parameters_residuals_and_a_back_test(replay, capsys):
-    told = answered(capsys, "laws", replay).out
+def test_laws_print_and_draw_parameters_residuals_and_a_back_test(replay, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(document, "BROWSERS", ())
+    told = answered(capsys, "laws", replay, "--out", tmp_path / "laws").out
+    drawn = {path.name: path.read_text() for path in (tmp_path / "laws").iterdir()}
+    assert set(drawn) == {"forgetting-upstream.svg", "D-CPT-upstream.svg", "D-CPT-downstream.svg"}
+    assert all(">half " in picture for picture in drawn.values())
+    refused = answered(capsys, "laws", replay, "--out", tmp_path / "laws", status=2).err
+    assert "exists and is not empty" in refused
     assert "L = L0 + A·D^b/((1 + B·p)·N)^a + E" in told
     assert "back-test, the second half of the tokens: mean relative error" in told
     assert "held: what it stands for did not vary" in told  # one size

@@ -15,6 +15,7 @@ from trainer.recipe.load import dump_recipe, load_recipe, parse_recipe
 from trainer.recipe.schema import Recipe
 from trainer.scheduler.curves import Curve
 from trainer.study import grids
+from trainer.study.line import CONTINUED
 from trainer.study.spec import NOTHING, Options, flow, read_vary
 
 
@@ -77,8 +78,20 @@ def test_the_arm_from_scratch_is_the_last_phase_alone():
     scratch = arms("max_lr", base)["scratch"]
     same = arms("max_lr", base)["max-lr-same"]
     assert scratch.phases == same.phases[1:]
+    based = Recipe.model_validate({**base.model_dump(), "model": {"tokenizer": "t", "base": "b"}})
+    (spec,) = [one for one in grids.arm_specs("max_lr", based) if one.name == "scratch"]
+    assert (spec.phase, spec.model) == (0, "random_weights")
     alone = parse_recipe(dump_recipe(base), ["phases=" + flow([base.phases[1].model_dump(mode="json")])])
     assert "scratch" not in arms("max_lr", alone)
+
+
+def test_arms_that_start_from_other_models_share_no_phase():
+    based = Recipe.model_validate({**recipe().model_dump(), "model": {"tokenizer": "t", "base": "b"}})
+    found = grids.arm_specs("new_rows", based)
+    assert [one.model for one in found] == ["subpiece_mean", "mean", "random", "unextended"]
+    assert {one.phase for one in found} == {0}
+    with pytest.raises(UserError, match=r"model\.base: is missing"):
+        grids.arm_specs("new_rows", recipe())
 
 
 STEP = 8 * 32
@@ -223,3 +236,43 @@ def test_the_readme_names_every_study_and_a_command_that_is_one(page):
     (command,) = re.findall(r"(?m)^rewarm (study .*)$", text)
     asked = build_parser().parse_args(command.split())
     assert grids.arm_specs(asked.name, load_recipe(runs.ROOT / asked.recipe))
+
+
+def test_text_of_the_base_s_own_stands_beside_true_replay_and_none():
+    base = recipe(mixture={"zh": "9/10", "en": "1/10"})
+    found = arms("self_replay", base, Options(own_text="out/generated/own-text"))
+    assert {name: shares(arm, "replay") for name, arm in found.items()} == {
+        "none": 0,
+        "true-replay": Fraction(1, 4),
+        "self-replay": Fraction(1, 4),
+    }
+    own = found["self-replay"]
+    assert own.phases[-1].mixture[0].weights == {"zh": Fraction(3, 4), "own_text": Fraction(1, 4)}
+    assert own.sources["own_text"].path == "out/generated/own-text"
+    assert own.validation == base.validation, "scores stay on true text"
+    assert [arm.phases[-1].schedule for arm in found.values()] == [base.phases[-1].schedule] * 3
+
+
+def test_the_new_sources_keep_their_proportions_beside_the_base_s_own_text():
+    tree = runs.tree(Path("data"), Path("run"), "ds_configs/zero2.json")
+    for name, role in (("web", "new"), ("books", "new"), ("wiki", "replay")):
+        tree["sources"][name] = {"path": f"data/{name}", "role": role}
+    tree["phases"][0]["mixture"] = {"web": "3/10", "books": "1/10", "wiki": "6/10"}
+    own = arms("self_replay", Recipe.model_validate(tree), Options(own_text="own"))["self-replay"]
+    assert own.phases[0].mixture[0].weights == {
+        "web": Fraction(9, 16), "books": Fraction(3, 16), "own_text": Fraction(1, 4),
+    }  # fmt: skip
+    tree["phases"][0]["mixture"] = {"replay_ratio": "1/2"}
+    with pytest.raises(UserError, match="has no weights of the new sources; give each its weight"):
+        arms("self_replay", Recipe.model_validate(tree), Options(own_text="own"))
+
+
+def test_the_study_of_averages_has_the_model_that_is_averaged_and_replay_beside_it():
+    found = arms("merge", recipe())
+    assert [shares(arm, "replay") for arm in found.values()] == [
+        0,
+        Fraction(1, 100),
+        Fraction(1, 20),
+        Fraction(1, 4),
+    ]
+    assert CONTINUED in found

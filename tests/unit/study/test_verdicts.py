@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from tests.helpers.studies import arm
 from trainer.study.claims import CLAIMS
 from trainer.study.grids import STUDIES
-from trainer.study.verdicts import judge_claim, judge_study, verdict_lines
+from trainer.study.verdicts import compare_values, judge_claim, judge_study, verdict_lines
 
 REPLAY = (0, 1, 5, 10, 25, 50)
 NOISE = (0.000, 0.004, -0.003, 0.001)
@@ -155,6 +156,18 @@ def test_damage_that_is_won_back_is_damage_all_the_same():
     assert list(outcomes("same_data", arms(2.0)).values()) == ["holds", "does not hold"]
     assert list(outcomes("same_data", arms(1.8)).values()) == ["holds", "does not hold"]
     assert list(outcomes("same_data", arms(2.1)).values()) == ["holds", "holds"]
+
+
+@pytest.mark.parametrize(("true", "wrong", "most"), [(0.0, "holds", 0.025), (0.05, "does not hold", 0.025)])
+def test_noise_alone_decides_wrongly_as_seldom_as_the_level_says(true, wrong, most):
+    """1,000 studies of three seeds whose differences have a deviation of 0.1, with a margin of 0.02."""
+    contrast = CLAIMS["replay"][2].contrasts[0]
+    random = np.random.default_rng(7)
+    values = true + 0.1 * random.standard_normal((1000, 3))
+    found = [compare_values(contrast, row.tolist(), margin=0.02).outcome for row in values]
+    rate = found.count(wrong) / len(found)
+    assert rate < most + 3 * (most / len(found)) ** 0.5
+    assert found.count("not decided") > 0.9 * len(found)
 
 
 def test_each_size_has_a_verdict_of_its_own():

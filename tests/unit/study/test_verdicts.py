@@ -179,5 +179,33 @@ def test_each_size_has_a_verdict_of_its_own():
     )
 
 
+@pytest.mark.parametrize(
+    ("upstream", "downstream", "outcome"),
+    [(2.3, 2.3, "holds"), (2.6, 2.3, "does not hold"), (2.3, 2.6, "does not hold")],
+)
+def test_an_average_is_held_against_the_line_between_its_ends(upstream, downstream, outcome):
+    """The base is at (2, 3) and the continued model at (3, 2): the middle of the line is at 2.5 in both."""
+    ends = {"average-0": (2.0, 3.0), "average-50": (upstream, downstream), "average-100": (3.0, 2.0)}
+    arms = [
+        arm(name, seed, old + NOISE[seed] / 10, new + NOISE[-1 - seed] / 10)
+        for name, (old, new) in ends.items()
+        for seed in range(3)
+    ]
+    (verdict,) = judge_study("merge", arms)
+    assert verdict.outcome == outcome
+
+
+def test_the_base_s_own_text_is_held_against_half_of_the_forgetting():
+    for old, outcome in ((2.2, "holds"), (2.8, "does not hold")):
+        ends = {"none": 3.0, "true-replay": 2.1, "self-replay": old}
+        arms = [
+            arm(name, seed, end + NOISE[seed] / 10 * (name == "none"), 2.0)
+            for name, end in ends.items()
+            for seed in range(3)
+        ]
+        (verdict,) = judge_study("self_replay", arms)
+        assert verdict.outcome == outcome
+
+
 def test_claims_are_about_studies_that_exist():
     assert set(CLAIMS) <= set(STUDIES)

@@ -38,6 +38,7 @@ setup(
         "tokenizers>=0.22",
         "tensorboard>=2.15",
         "tqdm>=4.66",
+        "fsspec>=2024.6",
         "psutil>=5.9",
         "scipy>=1.13",
         "packaging>=23",

@@ -26,7 +26,6 @@ from pathlib import Path
 
 from tokenization import disk
 from tokenization.prepare.prepare import prepare
-from tokenization.tables import text_table
 from trainer.metrics import names
 from trainer.metrics.jsonl import history_of, read_attempts
 from trainer.report.charts import Line, chart
@@ -137,16 +136,27 @@ def at_budget(fixed: Sequence[tuple[float, float, float]], budget: float) -> tup
     return None
 
 
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table whose first column is on the left."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread(mean: str, deviation: float) -> str:
+    """Write a mean with the deviation of the seeds, if there are several."""
+    return mean if math.isnan(deviation) else f"{mean} ± {deviation:.4f}"
+
+
 def report(found: dict[Arm, list[Ended]], out: Path) -> None:
     """Print the tables, and draw the figure."""
     rows = []
     for arm, ended in found.items():
         cells = [
-            f"{arm.mean(ended, what):{form}} ± {arm.deviation(ended, what):.4f}"
+            spread(f"{arm.mean(ended, what):{form}}", arm.deviation(ended, what))
             for what, form in (("audit", "+.4f"), ("upstream", "+.4f"), ("downstream", ".4f"))
         ]
         rows.append([arm.name, f"{arm.mean(ended, 'replayed'):.1%}", *cells])
-    print(text_table(("arm", "replayed", "forgetting, audit", "forgetting, upstream", "downstream"), rows))
+    print(markdown(("arm", "replayed", "forgetting, audit", "forgetting, upstream", "downstream"), rows))
     fixed = [
         (arm.ratio, arm.mean(e, "audit"), arm.mean(e, "downstream")) for arm, e in found.items() if arm.ratio
     ]
@@ -156,18 +166,19 @@ def report(found: dict[Arm, list[Ended]], out: Path) -> None:
             continue
         audit, downstream = arm.mean(ended, "audit"), arm.mean(ended, "downstream")
         error = arm.deviation(ended, "audit")
-        held = "yes" if audit <= arm.budget else "within it" if audit - 2 * error <= arm.budget else "no"
+        held = "yes" if audit <= arm.budget else "no"
+        if held == "no" and audit - 2 * error <= arm.budget:
+            held = "within two deviations"
         best = at_budget(fixed, arm.budget)
         row = [f"{arm.budget:g}", f"{audit:+.4f}", held]
         if best is None:
             rows.append([*row, "not between the fixed ratios", "–", "–"])
             continue
-        far = (downstream - best[1]) / arm.deviation(ended, "downstream")
-        rows.append(
-            [*row, f"{best[0]:.1%}", f"{best[1]:.4f}", f"{downstream - best[1]:+.4f} ({far:+.1f} sd)"]
-        )
+        less, deviation = downstream - best[1], arm.deviation(ended, "downstream")
+        far = "" if math.isnan(deviation) else f" ({less / deviation:+.1f} deviations)"
+        rows.append([*row, f"{best[0]:.1%}", f"{best[1]:.4f}", f"{less:+.4f}{far}"])
     print()
-    print(text_table(("budget", "audit", "held", "r*", "downstream at r*", "the budget's, less it"), rows))
+    print(markdown(("budget", "audit", "held", "r*", "downstream at r*", "the budget's, less it"), rows))
     lines = [Line("fixed ratios", 0, [d for _, _, d in fixed], [a for _, a, _ in fixed], dots=True)]
     for number, (arm, ended) in enumerate((a, e) for a, e in found.items() if a.budget is not None):
         xs, ys = [one.downstream for one in ended], [one.audit for one in ended]

@@ -88,3 +88,20 @@ def arm(
         "finished": True, "diverged": False, "from_scratch": False, "directory": Path(name),
     }  # fmt: skip
     return Arm(**{**fields, **changes})
+
+
+def make_trunk(path: Path) -> Path:
+    """A run with checkpoints at steps 4 and 8, and metrics up to step 9, of which the last line is torn."""
+    for step in (4, 8):
+        folder = path / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "rank-0.safetensors").write_bytes(bytes([step]) * 10)
+        (folder / "COMMITTED").write_text("")
+    (path / "last_committed.json").write_text('{"step": 8}')
+    (path / "identity.json").write_text('{"model.hidden_size": "8"}')
+    (path / "recipe.resolved.yaml").write_text("name: trunk")
+    (path / ".lock").write_text("")
+    lines = [{"number": 1, "restored_step": None, "time": 1.0, "run_id": "of-the-trunk", "measured_on": {}}]
+    lines += [{"attempt": 1, "time": 1.0, "step": step, "tokens": step} for step in range(10)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"att')
+    return path

@@ -30,6 +30,9 @@ from trainer.mixer.replay_control import (
 from trainer.mixer.segments import RatioChange, allowed_ratios, start_parts
 from trainer.recipe.schema import Segment
 
+MOST_HALVINGS = 3
+"""How often a phase may halve its learning rate: with hardly any, what was forgotten is not learnt again."""
+
 DecisionRecord = Mapping[str, Any]
 """A line of `decisions.jsonl`."""
 
@@ -80,10 +83,16 @@ def make_record(
         "target": decided.target,
         "deviation": decided.deviation,
         "held": decided.held,
-        "action": None if decided.held else segment.on_failure,
+        "action": None if decided.held else _action(segment, own),
         "state": state.to_json(),
         "previous": checksum_of(before[-1]) if before else documents,
     }
+
+
+def _action(segment: Segment, own: Sequence[DecisionRecord]) -> str | None:
+    """Return what is done about a budget that cannot be held; None once the LR is as low as it may get."""
+    lowered = sum(record["action"] == "lower_lr" for record in own)
+    return None if segment.on_failure == "lower_lr" and lowered >= MOST_HALVINGS else segment.on_failure
 
 
 def checksum_of(record: DecisionRecord) -> str:

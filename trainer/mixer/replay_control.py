@@ -47,7 +47,8 @@ LAG = 0.1
 """Share of the phase's clock that forgetting is assumed to lag behind the ratio: so far it is predicted."""
 
 PATIENCE = 3
-"""Decisions in a row above the budget at the highest ratio, after which it cannot be held."""
+"""Decisions in a row above the budget at the highest ratio, after which it cannot be held; they take at least
+`LAG`, in which the ratio has its effect, and forgetting must not be on its way back."""
 
 READING_STEP = 2.0**-13
 """Bits per byte that a reading is rounded to: sums in another order, on other ranks, give the same one."""
@@ -104,6 +105,8 @@ class ControlState:
     clock: float = 0.0
     above: int = 0
     """Decisions in a row above the budget at the highest ratio."""
+    above_since: float = 0.0
+    """Clock of the first of them."""
 
     @classmethod
     def starting_at(cls, ratio: Fraction, budget: float, *, at_base: bool) -> ControlState:
@@ -163,12 +166,23 @@ def decide_replay(
     low, high = (logit_of(parts / PARTS) for parts in (bounds.lowest, bounds.highest))
     logit = min(max(state.logit + move, low), high)  # never wound up beyond what is allowed
     parts = min(max(round(PARTS * _sigmoid(logit)), bounds.lowest), bounds.highest)
-    surely_above = state.forgetting - 2 * deviation > settings.budget
-    above = state.above + 1 if parts == bounds.highest and surely_above else 0
-    held = above < PATIENCE
-    # What is done about it gets as many decisions to show what it does.
-    return replace(state, logit=logit, above=above if held else 0), Decided(
-        parts, ahead, target, deviation, held
+    state = _counted(settings, replace(state, logit=logit), deviation, at_top=parts == bounds.highest)
+    waited = state.above >= PATIENCE and state.clock - state.above_since >= min(LAG, 1 - state.above_since)
+    at_end = state.forgetting + (1.0 - reading.clock) * state.trend
+    held = not waited or at_end <= settings.budget
+    if not held:
+        state = replace(state, above=0)  # what is done about it gets as long to show what it does
+    return state, Decided(parts, ahead, target, deviation, held)
+
+
+def _counted(
+    settings: ControlSettings, state: ControlState, deviation: float, *, at_top: bool
+) -> ControlState:
+    """Count the decisions in a row that are surely above the budget at the highest ratio."""
+    if not at_top or state.forgetting - 2 * deviation <= settings.budget:
+        return replace(state, above=0)
+    return replace(
+        state, above=state.above + 1, above_since=state.above_since if state.above else state.clock
     )
 
 

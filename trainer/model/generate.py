@@ -44,7 +44,7 @@ from trainer.storage.weight_files import weight_paths
 
 JOB = "job.json"
 
-BATCH = 32
+DOCUMENTS_AT_ONCE = 32
 """Documents that a rank draws at a time by default."""
 
 _LONGEST = 2048
@@ -172,7 +172,7 @@ def write_corpus(
     *,
     temperature: float = 1.0,
     seed: int = 0,
-    batch: int = BATCH,
+    batch: int = DOCUMENTS_AT_ONCE,
     longest: int | None = None,
 ) -> tuple[ShardMeta | None, int]:
     """Draw a corpus on `ranks` ranks of this machine, or as one rank of this process's launcher.

@@ -16,7 +16,7 @@ from trainer.engine.engine import Engine
 from trainer.evaluation.paired import Documents, PerDocument, paired_forgetting
 from trainer.machine.log_lines import logger
 from trainer.metrics import names
-from trainer.mixer.decisions import bounds_now, changes_of, line_of_record, make_record
+from trainer.mixer.decisions import MOST_HALVINGS, bounds_now, changes_of, line_of_record, make_record
 from trainer.mixer.mixture import Mixture
 from trainer.mixer.replay_control import BURN_IN, PATIENCE, Reading, round_reading
 from trainer.mixer.segments import decision_samples
@@ -100,7 +100,7 @@ class Steering:
         record = state.decisions[-1]
         self._write(state)
         logger.info(told_of(record, state.step))
-        if record["action"] not in (None, "stop"):  # a stop ends with the same line
+        if not record["held"] and record["action"] != "stop":  # a stop ends with the same line
             logger.warning(told_unheld(record, state.step))
         if record["action"] == "pull_to_base":
             assert self.recipe.model.base is not None
@@ -187,9 +187,10 @@ def told_unheld(record: dict[str, Any], step: int) -> str:
         "stop": "the run stops",
         "lower_lr": "the learning rate is halved from here on",
         "pull_to_base": "the weights are pulled towards the base",
+        None: f"the learning rate was halved {MOST_HALVINGS} times already, and the run goes on",
     }[record["action"]]
     return (
         f"step {step}: the forgetting budget, {record['budget']:g} bits per byte, cannot be held: "
-        f"forgetting is {record['state']['forgetting']:.4g} after {PATIENCE} decisions at the highest replay "
-        f"ratio, {record['bounds'][1] / record['of']:.1%}; {done}"
+        f"forgetting is {record['state']['forgetting']:.4g} after {PATIENCE} decisions or more at the "
+        f"highest replay ratio, {record['bounds'][1] / record['of']:.1%}; {done}"
     )

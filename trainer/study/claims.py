@@ -107,6 +107,18 @@ def less_than_half(measure: str, one: str, other: str) -> Contrast:
     )
 
 
+def below_middle(measure: str, between: str, one: str, other: str) -> Contrast:
+    """Return the contrast by which `between` has a lower loss than the mean of `one` and `other`."""
+    of = _MEASURES[measure]
+    return Contrast(
+        f"{measure}: the mean of {one} and {other} less {between}",
+        (between, one, other),
+        lambda arms: (of(arms[one]) + of(arms[other])) / 2 - of(arms[between]),
+        lambda arms: _loss(measure, arms[other]),
+        "above zero",
+    )
+
+
 def _loss(measure: str, arm: Arm) -> float:
     return arm.downstream.end if measure == "downstream" else arm.upstream.end
 
@@ -194,6 +206,23 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
             "The mean of the sub-pieces' rows beats the mean of all rows and random rows",
             "Mundra et al. 2024, arXiv 2407.05841: rows within the hull of the base's are a good start",
             (worse("downstream", "mean", "subpiece-mean"), worse("downstream", "random", "subpiece-mean")),
+        ),
+    ),
+    "merge": (
+        Claim(
+            "The average with the base has forgotten less than half and keeps more than half of the gain",
+            "Alexandrov et al. 2024 (BaM), arXiv 2407.08699",
+            (
+                less_than_half("forgetting", "average-50", "average-100"),
+                below_middle("downstream", "average-50", "average-0", "average-100"),
+            ),
+        ),
+    ),
+    "self_replay": (
+        Claim(
+            "Text that the base wrote itself removes more than half of the forgetting",
+            "Marek et al. 2026, arXiv 2605.26097",
+            (less_than_half("forgetting", "self-replay", "none"),),
         ),
     ),
 }

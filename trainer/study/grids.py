@@ -253,7 +253,8 @@ STUDIES: dict[str, Study] = {
     ),
     "self_replay": Study(
         "Does text that the base wrote itself replace the old data?",
-        "text sampled from the model itself keeps what true old text would keep in part (arXiv 2605.26097)",
+        "samples of the model itself, replayed, remove nearly all forgetting where it has capacity left "
+        "(Marek et al. 2026, arXiv 2605.26097)",
         _self_replay,
     ),
     "grid": Study("Which of these values is best?", "nothing: the question is your own", _grid),

@@ -11,7 +11,7 @@ from trainer.report.document import write_figures
 from trainer.study.laws import LARGEST_SIZE, LONGEST_BUDGET, SECOND_HALF
 from trainer.study.observed import FittedLaw
 
-WIDTH, HEIGHT = 480, 360
+_WIDTH, _HEIGHT = 480, 360
 
 _SHORT = {LARGEST_SIZE: "size", LONGEST_BUDGET: "budget", SECOND_HALF: "half"}
 """What a back-test held out, as a label has room for it."""
@@ -34,8 +34,8 @@ def draw_law(fitted: FittedLaw) -> str:
         y_format="{:.3f}".format,
         x_title=f"{fitted.stream} measured, bits per byte (up: predicted by {fit.law.name})",
         described=f"predictions of {fit.law.name} on {fitted.stream} over what was measured",
-        width=WIDTH,
-        height=HEIGHT,
+        width=_WIDTH,
+        height=_HEIGHT,
     )
 
 
@@ -48,4 +48,4 @@ def write_law_figures(laws: Sequence[FittedLaw], out: Path) -> list[str]:
     """
     refuse_existing(out)
     pictures = {f"{one.fit.law.name.replace(' ', '-')}-{one.stream}": draw_law(one) for one in laws}
-    return [f"{out}: {len(pictures)} figures", *write_figures(pictures, out, WIDTH, HEIGHT)]
+    return [f"{out}: {len(pictures)} figures", *write_figures(pictures, out, _WIDTH, _HEIGHT)]

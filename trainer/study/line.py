@@ -21,7 +21,8 @@ from tokenization.errors import UserError
 from tokenization.shards.store import TokenStore
 from trainer.checkpoint.history import find_checkpoint
 from trainer.checkpoint.merge import MergeInput, averaged, hold_alike, open_model
-from trainer.evaluation.held_out import Score, evaluate
+from trainer.evaluation.held_out import evaluate
+from trainer.evaluation.means import weighted_mean
 from trainer.evaluation.offline import LoneScorer, open_scored
 from trainer.machine.log_lines import logger
 from trainer.metrics import names
@@ -88,9 +89,10 @@ def _line(out: Path, planned: Planned) -> list[Planned]:
             causal = open_scored(str(run.path), end.tokenizer.size)
             for one in missing:
                 fill(causal, [start, end], one.fields[AVERAGED])
-                scores = {name: _score(causal, recipe, store) for name, store in stores.items()}
+                scores = _scores(causal, recipe, stores)
                 _write(out / one.directory, history, planned.phase, scores)
-                told = ", ".join(f"{name} {score.bits_per_byte:.4f}" for name, score in scores.items())
+                told = ", ".join(f"{names.stream_of(name)} {score:.4f}" for name, score in scores.items()
+                                 if name in (names.UPSTREAM, names.DOWNSTREAM))  # fmt: skip
                 logger.info(f"{one.directory}: {told} bits per byte")
     return found
 
@@ -120,29 +122,36 @@ def fill(causal: CausalLM, ends: Sequence[MergeInput], share: float) -> None:
         own[weight.name][: weight.shape[0]].copy_(weight.make())
 
 
-def _score(causal: CausalLM, recipe: Recipe, store: TokenStore) -> Score:
-    return evaluate(
-        LoneScorer(causal),
-        store,
-        seq_len=recipe.seq_len,
-        micro_batch_size=4,
-        max_tokens=recipe.validation.max_tokens,
-        document_mask=recipe.document_mask,
-    )
+def _scores(causal: CausalLM, recipe: Recipe, stores: Mapping[str, TokenStore]) -> dict[str, float]:
+    """Return the scores on every validation set, and the means of roles, by the names of their metrics."""
+    found = {}
+    for name, store in stores.items():
+        score = evaluate(
+            LoneScorer(causal),
+            store,
+            seq_len=recipe.seq_len,
+            micro_batch_size=4,
+            max_tokens=recipe.validation.max_tokens,
+            document_mask=recipe.document_mask,
+        )
+        found[names.stream_bits_per_byte(name)] = score.bits_per_byte
+        found[names.stream_nats_per_token(name)] = score.nats_per_token
+    for role, weights in recipe.validation.means().items():
+        for kind in (names.stream_bits_per_byte, names.stream_nats_per_token):
+            mean = weighted_mean({kind(name): weight for name, weight in weights.items()}, found)
+            if mean is not None:
+                found[kind(role)] = mean
+    return found
 
 
-def _write(path: Path, history: RunHistory, phase: int, scores: Mapping[str, Score]) -> None:
+def _write(path: Path, history: RunHistory, phase: int, last: Mapping[str, float]) -> None:
     """Write the run directory of an average: the scores that the arm began with, and its own at the end."""
-    last = {}
-    for name, score in scores.items():
-        last[names.stream_bits_per_byte(name)] = score.bits_per_byte
-        last[names.stream_nats_per_token(name)] = score.nats_per_token
     start = history.phase_ends()[phase - 1] if phase else 0
     before = [
         record for record in history.records if record["tokens"] <= start and last.keys() <= record.keys()
     ]
     ends = [(record, {name: record[name] for name in last}) for record in before[-1:]]
-    ends.append((history.records[-1], last))
+    ends.append((history.records[-1], dict(last)))
     attempt = history.attempts[-1].number
     begin = {"number": attempt, "restored_step": None, "time": 0.0, "run_id": ""}
     lines = [{**begin, "measured_on": history.measured_on}]

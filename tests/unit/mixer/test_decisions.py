@@ -2,6 +2,7 @@
 
 import json
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -128,3 +129,27 @@ def test_an_edited_log_is_refused(tmp_path):
     file.write_text("{}\n")
     with pytest.raises(UserError, match="is damaged"):
         read_decisions(file)
+
+
+def test_the_learning_rate_is_halved_three_times_at_most():
+    recipe, _ = budgeted((10**6, 10**5, 10**5), 10_000, decide_every="2%", on_failure="lower_lr")
+    records = []
+    for number in range(1, 50):
+        records.append(
+            make_record(
+                recipe.phases[0].mixture[0],
+                records,
+                "documents",
+                phase=0,
+                sample=number * 200,
+                every=200,
+                reading=Reading(0.3, 0.001, number / 50),
+                bounds=Bounds(2, 614),
+            )
+        )
+    unheld = [one for one in records if not one["held"]]
+    assert [one["action"] for one in unheld[:3]] == ["lower_lr"] * 3
+    assert len(unheld) > 3
+    assert {one["action"] for one in unheld[3:]} == {None}
+    gaps = [two["decision"] - one["decision"] for one, two in pairwise(unheld)]
+    assert min(gaps) >= 5  # each time a tenth of the phase is waited for

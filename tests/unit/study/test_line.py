@@ -25,14 +25,16 @@ PIECES = 3 + 256 + len(ENGLISH)
 
 @pytest.fixture
 def study(tmp_path):
-    """A study of a base and of other weights that stand for its continuation, with two validation sets."""
+    """A base and other weights that stand for its continuation; downstream is a mean of two sets."""
     base = exported_tiny(tmp_path)
     tok = open_tokenizer(tokenizer(tmp_path / "tok", *ENGLISH))
     options = {"vocab_size": tok.size, "tokenizer": tok.fingerprint, "eos_id": 2}
-    for seed, name in enumerate(("up", "down")):
+    for seed, name in enumerate(("up", "zh", "law")):
         with ShardWriter(tmp_path / name, **options) as shard:
             shard.add_document([*np.random.default_rng(seed).integers(3, tok.size, 99), 2], 300)
-    paths = (f"validation.upstream={tmp_path / 'up'}", f"validation.downstream={tmp_path / 'down'}")
+    sets = {"zh": {"path": f"{tmp_path / 'zh'}", "role": "downstream", "weight": 3},
+            "law": {"path": f"{tmp_path / 'law'}", "role": "downstream"}}  # fmt: skip
+    paths = (f"validation.upstream={tmp_path / 'up'}", f"validation.sets={json.dumps(sets)}")
     own = (
         f"model.base={base}",
         "model.init=null",
@@ -49,7 +51,7 @@ def study(tmp_path):
     (run / "recipe.resolved.yaml").write_text(dump_recipe(asked))
     lines = [{"number": 1, "restored_step": None, "time": 1.0, "run_id": ""}]
     for step in (0, 10):
-        scores = {f"eval/{one}/{unit}": 1.0 for one in ("upstream", "downstream") for unit in UNITS}
+        scores = {f"eval/{one}/{unit}": 1.0 for one in SCORED for unit in UNITS}
         lines.append({"attempt": 1, "time": 1.0, "step": step, "tokens": 64 * step, **scores})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     arms = (Planned("replay-0", "replay-0", 0), Planned("replay-5", "replay-5", 0))
@@ -58,6 +60,7 @@ def study(tmp_path):
 
 
 UNITS = ("bits_per_byte", "nats_per_token")
+SCORED = ("upstream", "downstream", "downstream/zh", "downstream/law")
 
 
 def test_the_ends_of_the_line_are_the_two_models_and_its_middle_is_their_average(study):
@@ -67,10 +70,11 @@ def test_the_ends_of_the_line_are_the_two_models_and_its_middle_is_their_average
     run, base = study / "study" / "replay-0", study / "model"
     merge_models([str(base), str(run)], [0.7, 0.3], study / "merged", "fp32")
     for name, path in (("average-0", base), ("average-100", run), ("average-30", study / "merged")):
-        scores = score_model(str(path), [str(study / "up"), str(study / "down")], seq_len=16)
-        for stream, score in zip(("upstream", "downstream"), scores.values(), strict=True):
-            assert getattr(found[name], stream).end == pytest.approx(score.bits_per_byte, rel=1e-6), name
-            assert getattr(found[name], stream).base == 1.0, "the arm's own first score"
+        scores = score_model(str(path), [str(study / one) for one in ("up", "zh", "law")], seq_len=16)
+        up, zh, law = (score.bits_per_byte for score in scores.values())
+        assert found[name].upstream.end == pytest.approx(up, rel=1e-6), name
+        assert found[name].downstream.end == pytest.approx(0.75 * zh + 0.25 * law, rel=1e-6), name
+        assert found[name].upstream.base == found[name].downstream.base == 1.0, "the arm's own first score"
         assert found[name].finished
         assert found[name].tokens == 640
     assert found["average-0"].upstream.end != found["average-100"].upstream.end

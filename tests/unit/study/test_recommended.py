@@ -11,7 +11,6 @@ import pytest
 from tests.helpers import studies
 from trainer.cli.main import main
 from trainer.recipe.load import load_recipe
-from trainer.recipe.schema import Segment
 from trainer.report import document
 from trainer.study.laws import DYNAMICS_LAW, Observations, annealing_areas
 from trainer.study.observed import fit_all, studied_arms
@@ -117,7 +116,6 @@ def test_laws_print_and_draw_parameters_residuals_and_a_back_test(replay, tmp_pa
     assert "held: what it stands for did not vary" in told  # one size
 
 
-@pytest.mark.skipif("replay_gain" not in Segment.model_fields, reason="no budget yet")
 def test_a_budget_gets_the_gain_that_the_arms_show(replay, tmp_path, capsys):
     words = ["recommend", replay, "--forgetting", "0.04", "--for-budget", "--write", tmp_path / "r.yaml"]
     told = json.loads(answered(capsys, *words, "--json").out)

@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from tests.helpers.studies import arm
 from trainer.study.claims import CLAIMS
 from trainer.study.grids import STUDIES
-from trainer.study.verdicts import judge_claim, judge_study, verdict_lines
+from trainer.study.verdicts import compare_values, judge_claim, judge_study, verdict_lines
 
 REPLAY = (0, 1, 5, 10, 25, 50)
 NOISE = (0.000, 0.004, -0.003, 0.001)
@@ -157,6 +158,18 @@ def test_damage_that_is_won_back_is_damage_all_the_same():
     assert list(outcomes("same_data", arms(2.1)).values()) == ["holds", "holds"]
 
 
+@pytest.mark.parametrize(("true", "wrong", "most"), [(0.0, "holds", 0.025), (0.05, "does not hold", 0.025)])
+def test_noise_alone_decides_wrongly_as_seldom_as_the_level_says(true, wrong, most):
+    """1,000 studies of three seeds whose differences have a deviation of 0.1, with a margin of 0.02."""
+    contrast = CLAIMS["replay"][2].contrasts[0]
+    random = np.random.default_rng(7)
+    values = true + 0.1 * random.standard_normal((1000, 3))
+    found = [compare_values(contrast, row.tolist(), margin=0.02).outcome for row in values]
+    rate = found.count(wrong) / len(found)
+    assert rate < most + 3 * (most / len(found)) ** 0.5
+    assert found.count("not decided") > 0.9 * len(found)
+
+
 def test_each_size_has_a_verdict_of_its_own():
     small = replay(3, FORGOTTEN, LEARNT, **{f"replay-{share}": {"size": "small"} for share in REPLAY})
     found = judge_study("replay", [*replay(1, FORGOTTEN, LEARNT), *small])
@@ -164,6 +177,34 @@ def test_each_size_has_a_verdict_of_its_own():
     assert list(verdict_lines(found))[3].startswith(
         "holds: The more is replayed, the less is forgotten (small); "
     )
+
+
+@pytest.mark.parametrize(
+    ("upstream", "downstream", "outcome"),
+    [(2.3, 2.3, "holds"), (2.6, 2.3, "does not hold"), (2.3, 2.6, "does not hold")],
+)
+def test_an_average_is_held_against_the_line_between_its_ends(upstream, downstream, outcome):
+    """The base is at (2, 3) and the continued model at (3, 2): the middle of the line is at 2.5 in both."""
+    ends = {"average-0": (2.0, 3.0), "average-50": (upstream, downstream), "average-100": (3.0, 2.0)}
+    arms = [
+        arm(name, seed, old + NOISE[seed] / 10, new + NOISE[-1 - seed] / 10)
+        for name, (old, new) in ends.items()
+        for seed in range(3)
+    ]
+    (verdict,) = judge_study("merge", arms)
+    assert verdict.outcome == outcome
+
+
+def test_the_base_s_own_text_is_held_against_half_of_the_forgetting():
+    for old, outcome in ((2.2, "holds"), (2.8, "does not hold")):
+        ends = {"none": 3.0, "true-replay": 2.1, "self-replay": old}
+        arms = [
+            arm(name, seed, end + NOISE[seed] / 10 * (name == "none"), 2.0)
+            for name, end in ends.items()
+            for seed in range(3)
+        ]
+        (verdict,) = judge_study("self_replay", arms)
+        assert verdict.outcome == outcome
 
 
 def test_claims_are_about_studies_that_exist():

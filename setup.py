@@ -19,6 +19,10 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
+    data_files=[
+        (f"share/rewarm/{folder}", [f"{folder}/{file.name}" for file in sorted((here / folder).iterdir())])
+        for folder in ("ds_configs", "launch/recipes")
+    ],
     packages=find_packages(include=["trainer", "trainer.*", "tokenization", "tokenization.*"]),
     install_requires=[
         "torch>=2.6",

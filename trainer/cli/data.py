@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -148,22 +149,22 @@ def generate_command(args: argparse.Namespace) -> int:
 
     from trainer.machine.devices import count_devices
     from trainer.machine.ranks import current_world
-    from trainer.machine.signals import exit_on_signal
+    from trainer.machine.signals import Signals
     from trainer.model.generate import write_corpus
 
     ranks = args.nproc or count_devices()
-    if ranks == 1 or current_world().world_size > 1:  # else the ranks that are started hear the signals
-        exit_on_signal()
-    meta, status = write_corpus(
-        args.model,
-        Path(args.out),
-        args.tokens,
-        ranks,
-        temperature=args.temperature,
-        seed=args.seed,
-        batch=args.batch,
-        longest=args.longest,
-    )
+    alone = ranks == 1 or current_world().world_size > 1  # else the ranks that are started hear the signals
+    with Signals(unsaved=False) if alone else contextlib.nullcontext():
+        meta, status = write_corpus(
+            args.model,
+            Path(args.out),
+            args.tokens,
+            ranks,
+            temperature=args.temperature,
+            seed=args.seed,
+            batch=args.batch,
+            longest=args.longest,
+        )
     if meta is not None:
         told = dict(meta.generated or {})
         text = f"{args.out}: {meta.tokens:,} tokens in {meta.documents:,} documents of {args.model}"

@@ -19,6 +19,10 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
+    data_files=[
+        (f"share/rewarm/{folder}", [f"{folder}/{file.name}" for file in sorted((here / folder).iterdir())])
+        for folder in ("ds_configs", "launch/recipes")
+    ],
     packages=find_packages(include=["trainer", "trainer.*", "tokenization", "tokenization.*"]),
     install_requires=[
         "torch>=2.6",
@@ -38,6 +42,7 @@ setup(
         "tokenizers>=0.22",
         "tensorboard>=2.15",
         "tqdm>=4.66",
+        "fsspec>=2024.6",
         "psutil>=5.9",
         "scipy>=1.13",
         "packaging>=23",

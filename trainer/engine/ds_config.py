@@ -13,6 +13,7 @@ import xxhash
 from tokenization.errors import UserError, UserErrors, did_you_mean
 from trainer.engine.layout import Layout
 from trainer.recipe.schema import Recipe
+from trainer.storage.shipped import find_preset
 
 SHARDING = ("zero_optimization", "aio")
 """Fields of a DeepSpeed configuration that set how memory is sharded."""
@@ -62,7 +63,7 @@ def read_preset(path: str | Path) -> dict[str, Any]:
         UserError: no such file, not JSON, or `UserErrors` with one error for each field that is refused.
     """
     try:
-        preset = json.loads(Path(path).read_text(encoding="utf-8"))
+        preset = json.loads(find_preset(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
             "does not exist",

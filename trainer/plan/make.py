@@ -14,6 +14,7 @@ from tokenization.errors import UserErrors
 from tokenization.shards.store import TokenStore
 from tokenization.tokenizer.files import Tokenizer, open_tokenizer
 from trainer.checkpoint import manifest
+from trainer.checkpoint.mirror import check_mirror
 from trainer.engine import ds_config
 from trainer.engine import layout as layout_
 from trainer.engine.layout import Layout
@@ -195,6 +196,7 @@ def _read_inputs(
     validation = check(lambda: open_validation(recipe, missing.validation))
     check(lambda: ds_config.check_saved(preset(), recipe))
     check(lambda: check_services(recipe.logging))
+    check(lambda: check_mirror(recipe.checkpoint.mirror))
     check(lambda: check_needed(ahead or Ahead(), recipe, missing, _pieces(tokenizer())))
     own = check(lambda: own_config(checkpoint))
     now, begun = phase_now(recipe, state)

@@ -18,6 +18,7 @@ from trainer.plan.presets import SHIPPED, fits
 from trainer.plan.shapes import known_shape, shape_named_in
 from trainer.recipe.load import parse_recipe
 from trainer.recipe.reference import SCHEMA_FILE
+from trainer.storage.shipped import shipped
 
 BATCH_TOKENS = 4_194_304
 """Tokens of LLaMA-2's batches."""
@@ -120,7 +121,7 @@ def _text(answers: Answers, sizes: _Sizes) -> str:
 
 def _lines(answers: Answers, sizes: _Sizes) -> Iterator[str]:
     tokenizer = answers.tokenizer or answers.base
-    schema = SHIPPED.parent / "launch" / "recipes" / SCHEMA_FILE
+    schema = shipped("launch/recipes") / SCHEMA_FILE
     if schema.is_file():
         yield f"# yaml-language-server: $schema={schema}"
     yield f"# Written by `rewarm recipe new` for {answers.gpus} GPU(s). Every field: docs/recipe.md."

@@ -12,8 +12,9 @@ from tokenization.errors import UserError
 from trainer.engine import ds_config
 from trainer.plan.memory import WIDTHS, Memory, MemorySettings, Shape, estimate
 from trainer.recipe.schema import EveryN, Recipe
+from trainer.storage.shipped import shipped
 
-SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs"
+SHIPPED = shipped("ds_configs")
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,8 @@ class Checkpointing(Section):
     """Never delete the first checkpoint in each stretch of so many tokens."""
     asynchronous: bool = False
     """Write in the background from a snapshot in host memory."""
+    mirror: str | None = None
+    """Copy each committed checkpoint to this place, too, as s3://bucket/runs, in the background (fsspec)."""
     on_failure: Literal["stop", "continue"] = "stop"
     """Whether a save that fails, for example on a full disk, stops the run."""
 

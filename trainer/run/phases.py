@@ -19,6 +19,7 @@ from trainer.checkpoint import manifest
 from trainer.checkpoint.base import load_exact_base
 from trainer.checkpoint.history import raise_damage
 from trainer.checkpoint.load import check_finite, find_damage, load_checkpoint
+from trainer.checkpoint.mirror import Mirror
 from trainer.checkpoint.save import Saver
 from trainer.engine.defaults import with_defaults
 from trainer.engine.ds_config import complete
@@ -62,6 +63,9 @@ from trainer.storage.records import append_record
 from trainer.storage.run_directory import RunDirectory
 from trainer.storage.safetensors import DTYPES
 
+MIRROR_WAIT_S = 120.0
+"""A run that has ended waits so long for the copy of its last checkpoint."""
+
 
 class PhaseRunner:
     """What outlives a phase: the plan, the run's record, and the saver."""
@@ -75,6 +79,8 @@ class PhaseRunner:
         self._largest: Layout | None = None
         """What fitted into memory, where the plan's layout did not."""
         self.metrics = self._open_metrics()
+        place = self.recipe.checkpoint.mirror if world.rank == 0 else None
+        self.mirror = None if place is None else Mirror(place, self.recipe.name)
         self.saver = Saver(
             RunDirectory(self.recipe.directory).checkpoints,
             rank=world.rank,
@@ -107,6 +113,11 @@ class PhaseRunner:
         A signal ends the process at once while a phase is opened: all that was trained is committed then.
         A run that is finished is scored at its end if that validation gave way to a stop.
         """
+        self._train_phases()
+        if self.mirror is not None:
+            self.mirror.finish(MIRROR_WAIT_S if self.signals.received is None else 0.0)
+
+    def _train_phases(self) -> None:
         if self.plan.decision.kind == "finished":
             self._open_session().close()
             self.heartbeat.end("finished")
@@ -208,16 +219,7 @@ class PhaseRunner:
             validation=validation,
             steering=steering,
             step_log=step_log,
-            saves=Saves(
-                self.saver,
-                step_log,
-                throughput,
-                on_failure=recipe.checkpoint.on_failure,
-                model_config=plan.model_config,
-                generation=plan.generation,
-                saved_step=checkpoint.manifest.step if checkpoint else -1,
-                shown=self.heartbeat.saving,
-            ),
+            saves=self._open_saves(step_log, throughput),
             throughput=throughput,
             signals=self.signals,
             watchdog=self.watchdog,
@@ -235,6 +237,21 @@ class PhaseRunner:
         if session.decision_due and session.decide_replay():  # a stop has cut it short
             step_log.write_if_due(state)
         return session
+
+    def _open_saves(self, step_log: StepLog, throughput: Throughput) -> Saves:
+        """Begin the saves of a phase, as the plan stands."""
+        plan, checkpoint = self.plan, self.plan.checkpoint
+        return Saves(
+            self.saver,
+            step_log,
+            throughput,
+            on_failure=self.recipe.checkpoint.on_failure,
+            model_config=plan.model_config,
+            generation=plan.generation,
+            saved_step=checkpoint.manifest.step if checkpoint else -1,
+            shown=self.heartbeat.saving,
+            committed=self.mirror.add if self.mirror else lambda path: None,
+        )
 
     @cached_property
     def _byte_classes(self) -> ByteClasses | None:

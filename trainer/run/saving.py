@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 from tokenization.errors import InfrastructureError, RewarmError, UserError
@@ -33,16 +34,17 @@ class Saves:
         generation: Mapping[str, Any] | None = None,
         saved_step: int = -1,
         shown: Callable[[], AbstractContextManager[None]] = nullcontext,
+        committed: Callable[[Path], None] = lambda path: None,
     ) -> None:
         """`model_config` and `generation` are written beside the weights; `saved_step` is already committed.
 
-        While `shown()` is entered, the training waits for a save.
+        While `shown()` is entered, the training waits for a save. `committed` is called with each checkpoint.
 
         They hold the fields of config.json and of generation_config.json, of which a base may have none.
         """
         self._saver, self._step_log, self._throughput = saver, step_log, throughput
         self._on_failure, self._model_config, self._generation = on_failure, model_config, generation
-        self._shown = shown
+        self._shown, self._committed = shown, committed
         self.saved_step = saved_step
         """Step of the last save, which may still be under way; -1 once it has failed."""
         self.blocked_s = 0.0
@@ -91,6 +93,8 @@ class Saves:
         if failures:
             failed, self.saved_step = self.saved_step, -1
             self._on_save_failure(failed, failures[0])
+        else:
+            self._committed(self._saver.directory / name_of(self.saved_step))
 
     def wait_for_snapshot(self) -> None:
         """Wait until the save under way has copied what it saves; weights and moments may change then."""

@@ -29,7 +29,7 @@ RATE = 0.35
 """Share of the distance to the target, in logarithms, that a decision closes; a gain may be 2.8 times off."""
 
 UNHURRIED = 0.05
-"""Share of the phase, by clock or tokens, between decisions that take the whole `RATE`; closer ones take part."""
+"""Share of the phase, by clock or tokens, between decisions that take the whole `RATE`; closer ones less."""
 
 HASTE = 2.0
 """How much faster the ratio rises than it falls: too much forgetting costs more than too few new tokens."""

@@ -113,7 +113,9 @@ def steer(plants, at, kind, decisions, *, raw=False, seed=0, sign=1, settings=No
         path.append(forgetting)
         ratios.append(ratio)
         read = forgetting + offset + wiggle * rng.normal() + hill * lr[k]
-        reading = Reading(round_reading(read), OFFSET, float(clock[k]), warm=(k + 1) / decisions > 0.02)
+        reading = Reading(
+            round_reading(read), OFFSET, float(clock[k]), (k + 1) / decisions, warm=(k + 1) / decisions > 0.02
+        )
         ratio = coming
         state, decided = decide_replay(settings, state, reading, bounds)
         coming = decided.parts / PARTS

@@ -29,7 +29,7 @@ RATE = 0.35
 """Share of the distance to the target, in logarithms, that a decision closes; a gain may be 2.8 times off."""
 
 UNHURRIED = 0.05
-"""Share of the phase's clock between decisions that take the whole `RATE`; closer ones take less each."""
+"""Share of the phase, by clock or tokens, between decisions that take the whole `RATE`; closer ones less."""
 
 HASTE = 2.0
 """How much faster the ratio rises than it falls: too much forgetting costs more than too few new tokens."""
@@ -79,6 +79,8 @@ class Reading:
     """Standard deviation of it that the choice of documents makes."""
     clock: float
     """Share of the phase's sum of learning rates that is behind, in [0, 1]."""
+    progress: float
+    """Share of the phase's tokens that is behind."""
     warm: bool = True
     """Whether the burn-in is over."""
 
@@ -103,6 +105,7 @@ class ControlState:
     trend: float = 0.0
     """Bits per byte per phase's clock."""
     clock: float = 0.0
+    progress: float = 0.0
     above: int = 0
     """Decisions in a row above the budget at the highest ratio."""
     above_since: float = 0.0
@@ -153,11 +156,12 @@ def decide_replay(
     The ratio is for the samples from the next decision on, so that a reading may be taken while the training
     goes on.
     """
-    before, state = state.clock, _filtered(settings, state, reading)
+    behind = max(reading.clock - state.clock, reading.progress - state.progress)
+    state = replace(_filtered(settings, state, reading), progress=reading.progress)
     deviation = math.sqrt(state.variance[0] + reading.spread**2)
     target = max(settings.budget - CAUTION * deviation, settings.budget / 4)
     ahead = state.forgetting + min(LAG, max(0.0, 1.0 - reading.clock)) * state.trend
-    rate = RATE * min(1.0, (reading.clock - before) / UNHURRIED)
+    rate = RATE * min(1.0, behind / UNHURRIED)
     distance = math.log(max(ahead, target / 4) / target)
     move = (min(HASTE * rate, STEADIEST) if distance > 0 else rate) / settings.gain * distance
     if abs(ahead - target) < 0.5 * deviation:

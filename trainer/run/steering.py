@@ -156,6 +156,7 @@ class Steering:
             round_reading(forgetting),
             round_reading(spread),
             curve.share_behind(trained),
+            state.samples / state.running.samples,
             warm=trained > burn_in,
         )
 

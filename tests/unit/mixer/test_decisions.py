@@ -81,7 +81,7 @@ def test_no_decision_outruns_a_source_and_a_replayed_log_gives_the_same_samples(
                 phase=0,
                 sample=number * every,
                 every=every,
-                reading=Reading(forgetting, 0.001, number / 10),
+                reading=Reading(forgetting, 0.001, number / 10, number / 10),
                 bounds=bounds_now(mixture, segment, 0, applies_from),
             )
         )
@@ -107,7 +107,7 @@ def test_an_edited_log_is_refused(tmp_path):
     recipe, _ = budgeted((10**6, 10**5, 10**5), 1000)
     records = []
     for number in range(1, 4):
-        reading, at = Reading(0.01 * number, 0.001, number / 10), number * 100
+        reading, at = Reading(0.01 * number, 0.001, number / 10, number / 10), number * 100
         records.append(
             make_record(
                 recipe.phases[0].mixture[0],
@@ -143,7 +143,7 @@ def test_the_learning_rate_is_halved_three_times_at_most():
                 phase=0,
                 sample=number * 200,
                 every=200,
-                reading=Reading(0.3, 0.001, number / 50),
+                reading=Reading(0.3, 0.001, number / 50, number / 50),
                 bounds=Bounds(2, 614),
             )
         )

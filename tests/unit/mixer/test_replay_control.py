@@ -81,7 +81,7 @@ def test_the_ratio_may_rise_and_not_fall_before_the_burn_in_is_over():
     for warm, forgetting in ((False, 0.0), (True, 0.0), (False, 0.5)):
         state = start
         for number in range(1, 4):
-            reading = Reading(forgetting, OFFSET, number / 100, warm)
+            reading = Reading(forgetting, OFFSET, number / 100, number / 100, warm)
             state, decided = decide_replay(SETTINGS, state, reading, bounds)
         assert (decided.parts > 256) == (forgetting > 0)
         assert (decided.parts < 256) == (warm and forgetting == 0)
@@ -92,6 +92,7 @@ readings = st.builds(
     forgetting=st.floats(-3, 3),
     spread=st.floats(0, 0.1),
     clock=st.floats(0, 1),
+    progress=st.floats(0, 1),
     warm=st.booleans(),
 )
 
@@ -125,7 +126,7 @@ def test_a_reading_is_rounded_so_that_another_order_of_sums_gives_the_same():
 
 
 def test_a_phase_that_begins_with_forgetting_takes_it_as_no_trend():
-    reading, bounds = Reading(0.015, OFFSET, 0.01), Bounds(LOWEST, HIGHEST)
+    reading, bounds = Reading(0.015, OFFSET, 0.01, 0.01), Bounds(LOWEST, HIGHEST)
     found = [
         decide_replay(
             SETTINGS, ControlState.starting_at(Fraction(1, 4), BUDGET, at_base=at_base), reading, bounds

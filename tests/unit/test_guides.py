@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -23,6 +24,36 @@ def commands(text):
                 yield shlex.split(line, comments=True)[1:]
 
 
+def lines_to_type(text):
+    """Every line of the `bash` blocks of a page, as words and without its comment."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = (line for block in blocks for line in block.replace("\\\n", " ").splitlines())
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def facts(section):
+    """What a section says in any language, each kind in any order: sentences are built differently."""
+    prose = re.sub(r"^```bash\n.*?^```", "", section, flags=re.MULTILINE | re.DOTALL)
+    links = re.findall(r"\]\(([^)]+)\)", prose)
+    return {
+        "paragraphs": len(re.findall(r"\n\n(?=\S)", section)),
+        "bullets": len(re.findall(r"^- ", section, re.MULTILINE)),
+        "rows": [row.count("|") for row in section.splitlines() if row.startswith("|")],
+        "columns": re.findall(r"^\|[-:|]+$", section, re.MULTILINE),
+        "commands": lines_to_type(section),
+        "output": re.findall(r"^```text\n(.*?)^```", section, re.MULTILINE | re.DOTALL),
+        "links": Counter(link.replace("docs/guides/", "docs/zh/") for link in links),
+        "code": Counter(re.findall(r"`([^`\n]+)`", prose)),
+        "numbers": Counter(re.findall(r"(?<![A-Za-z-])\d(?:[\d.,]*\d)?", prose)),
+    }
+
+
+def anchors(text):
+    """What a link may name after `#`: the headings as GitHub spells them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def by_name(paths):
     return pytest.mark.parametrize("path", paths, ids=lambda path: f"{path.parent.name}-{path.name}")
 
@@ -39,6 +70,9 @@ def test_every_link_leads_to_a_file(path):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if not target.startswith("http"):
             assert (path.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", text):
+        page = path.parent / target if target else path
+        assert anchor in anchors(page.read_text(encoding="utf-8")), f"{target}#{anchor}"
 
 
 @by_name([*GUIDES, *sorted((DOCS / "zh").glob("*.md"))])
@@ -53,11 +87,25 @@ def test_a_guide_begins_with_its_commands(path):
 def test_the_chinese_guide_has_the_same_headings_commands_and_links(path):
     english = path.read_text(encoding="utf-8")
     chinese = (DOCS / "zh" / path.name).read_text(encoding="utf-8")
-    assert list(commands(english)) == list(commands(chinese))
+    assert lines_to_type(english) == lines_to_type(chinese)
     for pattern in (r"^(#+) ", r"^(\|)", r"\]\(([^)]+)\)", r"`(launch/[^`]+)`"):
         assert re.findall(pattern, english, re.MULTILINE) == re.findall(pattern, chinese, re.MULTILINE)
     assert sum("\u4e00" <= character <= "\u9fff" for character in chinese) > 150
     assert {file.name for file in (DOCS / "zh").glob("*.md")} == {file.name for file in GUIDES}
+
+
+def test_the_chinese_readme_says_what_the_english_one_says():
+    both = [(runs.ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")]
+    english, chinese = (re.split(r"^## ", text, flags=re.MULTILINE) for text in both)
+    assert "](README.zh-CN.md)" in english[0]
+    assert "](README.md)" in chinese[0]
+    english[0] = english[0].replace("](README.zh-CN.md)", "](README.md)")
+    assert len(english) == len(chinese) > 5
+    for one, other in zip(english, chinese, strict=True):
+        assert facts(one) == facts(other), other.splitlines()[0]
+        # A Chinese character stands for about three letters, and commands are letters in both.
+        letters, characters = len(re.findall("[a-z]", one)), len(re.findall("[一-鿿]", other))
+        assert characters > letters / 8, other.splitlines()[0]
 
 
 def strings():

@@ -18,6 +18,9 @@ from trainer.machine.signals import end_now
 STOP_PATIENCE_S = 20.0
 """How long a run that was asked to stop may make no progress: less than the 30 s that launchers wait."""
 
+LAST_WORDS_S = 5.0
+"""How long a rank of a run that hangs waits for the stacks of the other ranks, which its end would end."""
+
 
 class Watchdog:
     """A thread that prints all stacks when the last `beat` is too long ago.
@@ -48,6 +51,7 @@ class Watchdog:
         self._longest_s, self._saving, self._stepping = 0.0, False, False
         self._hang_after_s = hang_after_s
         self._asked: float | None = None
+        self._hung: float | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -83,11 +87,17 @@ class Watchdog:
 
     def look_for_hang(self) -> bool:
         """End a run that has made no step for too long, with its stacks; returns whether it did."""
-        silence = self._clock() - self._last
+        now = self._clock()
+        silence = now - self._last
         if self._hang_after_s is None or not self._stepping or silence < self._hang_after_s:
+            self._hung = None
             return False
-        what = f"no step for {silence:.0f} s (health.hang_after) while {self._doing}"
-        self._print_stacks(f"{what}; ending unsaved, to be started again")
+        if self._hung is None:
+            self._hung = now
+            what = f"no step for {silence:.0f} s (health.hang_after) while {self._doing}"
+            self._print_stacks(f"{what}; ending unsaved, to be started again")
+        if now - self._hung < LAST_WORDS_S:
+            return False
         self._end(ExitCode.REQUEUE)
         return True
 

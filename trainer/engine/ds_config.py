@@ -245,6 +245,9 @@ def check_saved(preset: dict[str, Any], recipe: Recipe) -> None:
     if nvme and recipe.checkpoint.asynchronous:
         what = f"would copy the states to host memory, and {file} keeps them on NVMe because they do not fit"
         problems.append(UserError(what, field="checkpoint.asynchronous", value=True, fix="remove it"))
+    if nvme and recipe.model.average is not None:
+        what, fix = f"cannot be kept where {file} keeps states on NVMe", "offload to cpu there, or remove it"
+        problems.append(UserError(what, field="model.average", fix=fix))
     if recipe.optimizer.state_dtype == "bf16" and offloads_optimizer(preset):
         what = f"is for moments on the GPU, and {file} keeps them in host memory, in fp32"
         problems.append(UserError(what, field="optimizer.state_dtype", value="bf16", fix="remove it"))

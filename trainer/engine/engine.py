@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from deepspeed.utils import set_z3_leaf_modules
 
-from tokenization.errors import UserError
 from trainer.engine.adamw import applied_steps, make_adamw, set_applied_steps
 from trainer.engine.ds_config import offloads_optimizer, stage, swap_folders
 from trainer.engine.fragments import EngineState
@@ -93,7 +92,7 @@ class Engine:
         """Shard `model`; `groups` are those of `trainable.parameter_groups`.
 
         `part` is which part of every sample, of how many, this rank computes. With `average` a running
-        average of the weights is kept.
+        average of the weights is kept, which `ds_config.check_saved` refuses for states on NVMe.
         """
         self._part = part
         self.stage = stage(config)
@@ -125,9 +124,6 @@ class Engine:
         self.before_update: Callable[[], None] = lambda: None
         """Called before a step changes weights and moments, so that a snapshot can finish its copies."""
         if average:
-            if swap_folders(config):
-                what, fix = "cannot be kept where weights lie on NVMe", "offload to cpu, or remove it"
-                raise UserError(what, field="model.average", fix=fix)
             self._state.keep_averages()
         if new_rows:
             slices = [

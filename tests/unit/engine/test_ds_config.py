@@ -177,6 +177,10 @@ def test_null_is_no_offload_as_deepspeed_has_it(section):
 
 CPU = {"device": "cpu"}
 NVME = {"device": "nvme", "nvme_path": "/fast"}
+AVERAGED = {
+    **runs.tree(Path("data"), Path("run"), "mine.json")["model"],
+    "average": {"kind": "ema", "half_life": 1000},
+}
 
 
 @pytest.mark.parametrize(
@@ -207,6 +211,11 @@ NVME = {"device": "nvme", "nvme_path": "/fast"}
             {"offload_optimizer": NVME},
             {"checkpoint": {"every_tokens": 256, "asynchronous": True}},
             "checkpoint.asynchronous: True would copy the states to host memory, and mine.json keeps",
+        ),
+        (
+            {"offload_param": NVME},
+            {"model": AVERAGED},
+            "model.average: cannot be kept where mine.json keeps states on NVMe; offload to cpu there, or",
         ),
         (
             {"offload_param": NVME, "stage3_prefetch_bucket_size": 1000},

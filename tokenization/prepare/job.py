@@ -83,8 +83,7 @@ class Job:
     @property
     def earlier_identity(self) -> str:
         """The identity that earlier versions wrote, with half of the tokenizer's fingerprint."""
-        files = sorted({piece.path for piece in self.slices})
-        stats = [(file, stat.st_size, stat.st_mtime_ns) for file in files for stat in [Path(file).stat()]]
+        stats = sorted(self._stats())
         tokenizer = core(self.tokenizer.fingerprint)
         form = {name: value for name, value in asdict(self.format).items() if name != "encoding"}
         facts = [stats, tokenizer, form, self.parts, str(self.validation), self.dedup]
@@ -93,16 +92,24 @@ class Job:
     @cached_property
     def facts(self) -> dict[str, str]:
         """Everything that decides the bytes of the parts, by its name in messages."""
-        files = list(dict.fromkeys(piece.path for piece in self.slices))
-        stats = [(file, stat.st_size, stat.st_mtime_ns) for file in files for stat in [Path(file).stat()]]
+        stats = self._stats()
         return {
-            "the files": f"{len(files)} {_hash(stats)}",
+            "the files": f"{len(stats)} {_hash(stats)}",
             "the tokenizer": self.tokenizer.fingerprint,
             "--text-field, --documents or --encoding": repr(list(asdict(self.format).values())),
             "the number of parts": str(self.parts),
             "--validation": str(self.validation),
             "--deduplicate": str(self.dedup),
         }
+
+    def _stats(self) -> list[tuple[str, int, int]]:
+        """Return each file with its size and time; a file of the hub has its revision in its path."""
+        kinds = {piece.path: piece.kind for piece in self.slices}
+        stats = {file: Path(file).stat() for file, kind in kinds.items() if kind != "hub"}
+        return [
+            (file, stats[file].st_size, stats[file].st_mtime_ns) if file in stats else (file, 0, 0)
+            for file in kinds
+        ]
 
     def part(self, index: int) -> list[documents.Slice]:
         """Return the slices of a part: neighbours, with about as many bytes as every other part."""

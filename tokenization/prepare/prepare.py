@@ -28,6 +28,7 @@ from tokenization.prepare.workers import EncodedDocuments, Encoding, map_in_work
 from tokenization.shards.format import token_dtype
 from tokenization.shards.writer import ShardWriter
 from tokenization.text import documents, records
+from tokenization.text.hub import is_hub_split
 from tokenization.text.inputs import find_files
 from tokenization.text.rejects import Limit, Rejects, fix
 from tokenization.text.streams import check_encoding
@@ -62,7 +63,7 @@ def prepare(
     overwrite: bool = False,
     progress: bool = True,
 ) -> PrepareResult:
-    """Write the documents of `inputs` as token shards at the prefix `out`.
+    """Write the documents of `inputs` as token shards at the prefix `out`: of files, then of the hub.
 
     `part` is (I, N), I from 1: do the I-th of N parts, for job arrays. Without it all parts are done, and
     their number follows from the size of the inputs. `validation` is the share of documents, chosen by their
@@ -74,21 +75,19 @@ def prepare(
 
     Raises:
         UserError: an input or an option is wrong, or `out` holds the shards of another job.
-        InfrastructureError: the disk failed or a worker was killed.
+        InfrastructureError: the disk or the hub failed, or a worker was killed.
     """
     began = time.monotonic()
     _check(workers, part, validation, clean, max_rejects)
     _check_out(str(out))
     format = documents.DocumentFormat(text_field, txt, check_encoding(encoding))
-    found = find_files(inputs, text_field, format.encoding)
-    slices = documents.cut_slices(found.files, format)
+    slices, notes = _slices(inputs, format)
     total = sum(piece.size for piece in slices)
     parts = part[1] if part else min(max(1, math.ceil(total / PART_BYTES)), MAX_PARTS)
     share = Fraction(str(validation)) if isinstance(validation, float) else Fraction(validation)
     job = Job(Path(out), open_tokenizer(tokenizer), format, slices, parts, share, dedup)
     wanted = [part[0] - 1] if part else list(range(parts))
     done = finished_parts(job, wanted, overwrite=overwrite)
-    notes = [found.left_out] if found.left_out else []
     result = PrepareResult(
         out=str(out), parts=parts, finished_before=len(done), validation=share > 0, notes=notes
     )
@@ -104,6 +103,18 @@ def prepare(
         result.notes += _clean(job, workers, overwrite=overwrite)
     result.seconds = time.monotonic() - began
     return result
+
+
+def _slices(
+    inputs: Sequence[str | Path], format: documents.DocumentFormat
+) -> tuple[list[documents.Slice], list[str]]:
+    """Return the slices of the files, then those of the hub, and a line for what is left out or pinned."""
+    streams = [str(one) for one in inputs if is_hub_split(one)]
+    found = find_files([one for one in inputs if not is_hub_split(one)], format.text_field, format.encoding)
+    streamed = documents.hub_slices(streams, format)
+    read = dict.fromkeys(piece.path.rpartition("#")[0] for piece in streamed)
+    notes = [*filter(None, [found.left_out]), *(f"read {split}" for split in read)]
+    return documents.cut_slices(found.files, format) + streamed, notes
 
 
 def _clean(job: Job, workers: int, *, overwrite: bool) -> list[str]:

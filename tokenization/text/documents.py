@@ -1,4 +1,4 @@
-"""Files as slices and blocks: .txt, .jsonl (plain, .gz, .zst), .parquet, and what `datasets` saved.
+"""Files as slices and blocks: .txt, .jsonl (plain, .gz, .zst), .parquet, what `datasets` saved, and the hub.
 
 `slices_of` cuts the inputs into slices by names and sizes alone; `blocks` turns slices into blocks of bounded
 size, in order, which other processes can read with `read_records`. Plain files are read where a block is
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenization.errors import UserError
+from tokenization.text import hub
 from tokenization.text.inputs import Kind, find_files, kind
 from tokenization.text.streams import unpack
 
@@ -29,6 +30,9 @@ _SLICES = 1 << 14
 
 MAX_DOCUMENT_BYTES = 32 << 20
 """A longer "document" is rejected: most likely a whole corpus was read as one document."""
+
+HUB_FILE_BYTES = 1 << 30
+"""What a file of the hub counts when work is divided: its size is not asked for."""
 
 _LONGEST_BLANK = 1 << 20
 
@@ -56,7 +60,10 @@ class DocumentFormat:
 
 @dataclass(frozen=True)
 class Slice:
-    """A range of one file: bytes [start, stop) of a plain one, row groups of a parquet, or else the whole."""
+    """A range of one file: bytes [start, stop) of a plain one, row groups of a parquet, or else the whole.
+
+    Of a split on the hub it is the file `start`.
+    """
 
     path: str
     kind: Kind
@@ -107,12 +114,28 @@ def cut_slices(files: Sequence[Path], format: DocumentFormat, slice_bytes: int |
     return [piece for file in files for piece in _cut_file(file, format, slice_bytes)]
 
 
+def hub_slices(inputs: Sequence[str], format: DocumentFormat) -> list[Slice]:
+    """Return the files of splits on the hub as slices; their paths hold the revision and the file's number.
+
+    Raises:
+        UserError: a split is not there, is named twice, or lacks the column of the text.
+        InfrastructureError: the hub cannot be reached now.
+    """
+    found: list[Slice] = []
+    for split in map(hub.pin, inputs):
+        if any(piece.path.rpartition("#")[0] == str(split) for piece in found):
+            raise UserError("is named twice", file=split, fix="name it once")
+        for index in range(hub.count_files(split, format.text_field)):
+            found.append(Slice(f"{split}#{index}", "hub", index, index + 1, HUB_FILE_BYTES, streamed=True))
+    return found
+
+
 def blocks(
     slices: Sequence[Slice], format: DocumentFormat, block_bytes: int = BLOCK_BYTES
 ) -> Iterator[Block]:
     """Yield the documents of `slices`, in order, in blocks of bounded size."""
     for piece in slices:
-        if piece.kind in ("parquet", "arrow"):
+        if piece.kind in ("parquet", "arrow", "hub"):
             yield from _row_blocks(piece, format, block_bytes)
         elif piece.kind == "txt" and format.txt == "file":
             yield Block(piece.path, "txt", 0, piece.stop, piece.size)
@@ -235,18 +258,26 @@ def _read_footer(path: str, size: int, changed: int) -> Any:
 
 
 def _row_blocks(piece: Slice, format: DocumentFormat, block_bytes: int) -> Iterator[Block]:
-    """Yield the text column of parquet row groups, or of an Arrow stream, as blocks of rows."""
+    """Yield the text column of parquet row groups, of an Arrow stream or of the hub, as blocks of rows."""
     row, values, size = piece.row, [], 0
     first = row
-    for column in _columns(piece, format.text_field):
-        for value in _values(column):
-            values.append(value)
-            size += len(value) if isinstance(value, (str, bytes)) else 0
-            row += 1
-            if size >= block_bytes:
-                yield Block(piece.path, "rows", first, row, 0, values)
-                first, values, size = row, [], 0
+    for value in _row_values(piece, format.text_field):
+        values.append(value)
+        size += len(value) if isinstance(value, (str, bytes)) else 0
+        row += 1
+        if size >= block_bytes:
+            yield Block(piece.path, "rows", first, row, 0, values)
+            first, values, size = row, [], 0
     yield Block(piece.path, "rows", first, row, piece.size, values)
+
+
+def _row_values(piece: Slice, name: str) -> Iterator[Any]:
+    if piece.kind == "hub":
+        split = hub.HubSplit.parse(piece.path.rpartition("#")[0])
+        yield from hub.read_rows(split, piece.start, name)
+        return
+    for column in _columns(piece, name):
+        yield from _values(column)
 
 
 def _columns(piece: Slice, name: str) -> Iterator[Any]:

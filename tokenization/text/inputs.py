@@ -15,7 +15,7 @@ from typing import Literal
 from tokenization.errors import UserError
 from tokenization.text.streams import PACKED, unpack
 
-Kind = Literal["txt", "jsonl", "parquet", "arrow"]
+Kind = Literal["txt", "jsonl", "parquet", "arrow", "hub"]
 
 _KINDS: dict[str, Kind] = {
     ".txt": "txt",
@@ -146,6 +146,9 @@ def _refuse_unknown(path: Path, text_field: str, encoding: str) -> None:
         UserError: its kind cannot be read, or it does not exist.
     """
     if not path.exists():
+        if path.parts[:1] == ("hf:",):
+            fix = "fetch it (`hf download --repo-type dataset`) and name its files"
+            raise UserError("is on the hub, which only `rewarm data prepare` streams", file=path, fix=fix)
         raise UserError("does not exist", file=path, fix="name a file or a directory of texts")
     if path.name.endswith(_REJECTS):
         raise UserError(

@@ -35,7 +35,8 @@ def add_data(commands: Any) -> None:
     prepare = add_command(
         kinds, "prepare", prepare_command, "--input zh/ --tokenizer llama2-zh --out data/zh"
     )
-    add_text(prepare, "--input", required=True)
+    inputs = "files or folders of text; hf://NAME[/CONFIG][:SPLIT] streams a dataset of the hub"
+    add_text(prepare, "--input", required=True, help=inputs)
     prepare.add_argument("--tokenizer", type=path_text, required=True)
     prepare.add_argument("--out", type=path_text, required=True, metavar="PREFIX")
     workers = "number of processes (default: one per CPU that this process may use)"

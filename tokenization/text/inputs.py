@@ -148,7 +148,8 @@ def _refuse_unknown(path: Path, text_field: str, encoding: str) -> None:
     if not path.exists():
         if path.parts[:1] == ("hf:",):
             fix = "fetch it (`hf download --repo-type dataset`) and name its files"
-            raise UserError("is on the hub, which only `rewarm data prepare` streams", file=path, fix=fix)
+            what, name = "is on the hub, which only `rewarm data prepare` streams", "/".join(path.parts[1:])
+            raise UserError(what, file=f"hf://{name}", fix=fix)
         raise UserError("does not exist", file=path, fix="name a file or a directory of texts")
     if path.name.endswith(_REJECTS):
         raise UserError(

@@ -282,3 +282,9 @@ def test_a_saved_dataset_that_is_damaged_is_named(tmp_path, name, text, message)
 def test_inputs_that_are_none_are_named(tmp_path, make, message):
     with pytest.raises(UserError, match=message):
         documents.slices_of([make(tmp_path)], DocumentFormat())
+
+
+def test_a_dataset_of_the_hub_is_not_looked_for_on_the_disk():
+    told = "hf://org/corpus/zh: is on the hub, which only `rewarm data prepare` streams; fetch it"
+    with pytest.raises(UserError, match=told):
+        find_files(["hf://org/corpus/zh"])

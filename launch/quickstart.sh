@@ -87,8 +87,11 @@ data() {
         "validation.upstream=$out/tokens/$1/english-validation" \
         "validation.downstream=$out/tokens/$1/chinese-validation"
 }
+# A port that nothing uses: another run of this machine may have the launcher's own.
+free_port() { python -c 'from trainer.machine.ranks import free_port; print(free_port())'; }
 # A recipe on all ranks, with overrides.
-train() { deepspeed --log_level error --num_accelerators "$nproc" launch/train.py "$@"; }
+launcher=(deepspeed --log_level error --num_accelerators "$nproc" --master_port)
+train() { "${launcher[@]}" "$(free_port)" launch/train.py "$@"; }
 
 headline "the English base, from random weights (98 % English, 2 % Chinese)"
 # shellcheck disable=SC2046 # the paths of an output folder with spaces in it are refused above
@@ -114,7 +117,7 @@ train $(arm 0)
 headline "the second arm is killed half-way and started again with the same command"
 # shellcheck disable=SC2046
 python launch/quickstart/kill_halfway.py --run "$out/replay-25" --tokens "$((tokens / shorter / 2))" -- \
-    deepspeed --log_level error --num_accelerators "$nproc" launch/train.py $(arm 25)
+    "${launcher[@]}" "$(free_port)" launch/train.py $(arm 25)
 # shellcheck disable=SC2046
 train $(arm 25)
 python launch/quickstart/compare_restored.py "$out/replay-25"

@@ -73,25 +73,22 @@ _MEASURES: dict[str, Measure] = {
 
 def worse(measure: str, one: str, other: str) -> Contrast:
     """Return the contrast by which `one` has a higher loss than `other`."""
-    of = _MEASURES[measure]
-    return Contrast(
-        f"{measure}: {one} less {other}",
-        (one, other),
-        lambda arms: of(arms[one]) - of(arms[other]),
-        lambda arms: _loss(measure, arms[other]),
-        "above zero",
-    )
+    return _difference(measure, one, other, "above zero")
 
 
 def near(measure: str, one: str, other: str) -> Contrast:
     """Return the contrast by which the losses of two arms differ by less than 1 %."""
+    return _difference(measure, one, other, "near zero")
+
+
+def _difference(measure: str, one: str, other: str, expected: Literal["above zero", "near zero"]) -> Contrast:
     of = _MEASURES[measure]
     return Contrast(
         f"{measure}: {one} less {other}",
         (one, other),
         lambda arms: of(arms[one]) - of(arms[other]),
         lambda arms: _loss(measure, arms[other]),
-        "near zero",
+        expected,
     )
 
 

@@ -107,7 +107,7 @@ def _start(out: Path, planned: Planned, recipe: Recipe, stack: ExitStack) -> Mer
         return open_model(find_checkpoint(trunk_of(out, planned).directory), stack)
     if recipe.model.base is None:
         fix = "give model.base, or a phase before the last that makes the base"
-        raise UserError("is missing: there is no line from random weights", field="model.base", fix=fix)
+        raise UserError("is missing, and a line cannot begin at random weights", field="model.base", fix=fix)
     return open_model(recipe.model.base, stack)
 
 

@@ -105,5 +105,5 @@ def test_there_is_no_line_from_random_weights(study):
     recipe = study / "study" / "replay-0" / "recipe.resolved.yaml"
     text = parse_recipe(recipe.read_text(), ["model.base=null", "model.init={hidden_size: 32}"])
     recipe.write_text(dump_recipe(text))
-    with pytest.raises(UserError, match=r"model\.base: is missing: there is no line from random weights"):
+    with pytest.raises(UserError, match=r"model\.base: is missing, and a line cannot begin"):
         score_line(study / "study")

@@ -2,13 +2,14 @@
 
     python -m benchmarks.budget                                # after launch/quickstart.sh, an hour or two
     python -m benchmarks.budget --seeds 1 --tokens 102400      # some minutes
+    python -m benchmarks.budget --parallel 8                   # eight arms at a time share a GPU
 
 Trains an arm for each budget, each fixed ratio and each seed, all on as many tokens, with averaged weights.
 Half of the held-out English is `validation.upstream`, which a budget is measured on; the other half is the
 audit set, which no run sees. Prints Markdown: what each arm forgot of the audit set and learnt of the new
 text; the ratio r*, interpolated between the fixed ones, that just meets each budget at the end, or all the
-way; and how far the budget's arm is from what r* learns. Draws OUT/budget.svg. Run it again after an
-interruption: finished arms are kept.
+way; and how far the budget's arm is from what r* learns. Draws OUT/budget.svg and .png. Run it again after
+an interruption: finished arms are kept.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,8 +32,12 @@ from tokenization.prepare.prepare import prepare
 from trainer.metrics import names
 from trainer.metrics.jsonl import history_of, read_attempts
 from trainer.report.charts import Line, chart
+from trainer.report.document import write_figures
 
 ROOT = Path(__file__).resolve().parents[1]
+
+SIZE = 540, 300
+"""Width and height of the figure."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class Ended:
     """Bits per byte of the new text."""
     replayed: float
     """Share of its tokens that were replay."""
+    measuring: float
+    """Share of its time, validation and saves left out, that went into a budget's measurements."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,6 @@ def train(arm: Arm, seed: int, args: argparse.Namespace) -> Ended:
     run, tokens = args.out / f"{arm.name}-{seed}", args.quickstart / "tokens" / "extended"
     overrides = {
         "name": run.name,
-        "run_dir": run,
         "seed": seed,
         "model.base": args.quickstart / "models" / "base-extended",
         "model.tokenizer": args.quickstart / "tokenizers" / "extended",
@@ -96,19 +104,35 @@ def train(arm: Arm, seed: int, args: argparse.Namespace) -> Ended:
         "validation.upstream": args.out / "tokens" / "upstream",
         "validation.audit": args.out / "tokens" / "audit",
         "validation.downstream": tokens / "chinese-validation",
-        "validation.every_tokens": args.tokens // 5,
+        "validation.every_tokens": args.tokens // 20,
+        "sources.chinese.max_epochs": 8,
+        "sources.english.max_epochs": 8,
+        "global_batch_size": args.batch,
         "phases.0.tokens": args.tokens,
         "phases.0.mixture": f"{{{arm.mixture}}}",
         "checkpoint.every_tokens": args.tokens // 2,
         "logging.tensorboard": "false",
     }
-    recipe = ROOT / "launch" / "recipes" / "quickstart.yaml"
-    command = [str(Path(sys.executable).with_name("rewarm")), "train", str(recipe)]
-    command += [f"{field}={value}" for field, value in overrides.items()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{run}: ended with status {done.returncode}\n{done.stderr[-3000:]}")
+    start(run, overrides, args.parallel)
     return read(run)
+
+
+def start(run: Path, overrides: Mapping[str, object], parallel: int) -> None:
+    """Train the quickstart's recipe with other fields on one rank, beside others, to its end.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    recipe = ROOT / "launch" / "recipes" / "quickstart.yaml"
+    command = [sys.executable, str(ROOT / "launch" / "train.py"), str(recipe), f"run_dir={run}"]
+    command += [f"{field}={value}" for field, value in overrides.items()]
+    threads = max(1, (os.cpu_count() or 1) // parallel)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": str(ROOT)}
+    if os.environ.get("PYTHONPATH"):
+        environment["PYTHONPATH"] += f":{os.environ['PYTHONPATH']}"
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{run}: ended with status {done.returncode}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
 
 
 def read(run: Path) -> Ended:
@@ -116,6 +140,8 @@ def read(run: Path) -> Ended:
     records = history_of(read_attempts(run, say=print))
     last = {name: value for record in records for name, value in record.items()}
     audit = names.of_average(names.AUDIT_FORGETTING)
+    measured = sum(record.get(names.MEASURE_S, 0.0) for record in records)
+    trained = sum(record[names.STEP_S] * (record["step"] - before) for before, record in _steps(records))
     english, chinese = (last[names.source_tokens(name)] for name in ("english", "chinese"))
     return Ended(
         last[audit],
@@ -123,7 +149,14 @@ def read(run: Path) -> Ended:
         last[names.of_average(names.FORGETTING)],
         last[names.of_average(names.DOWNSTREAM)],
         english / (english + chinese),
+        measured / (measured + trained),
     )
+
+
+def _steps(records: Sequence[Mapping[str, float]]) -> list[tuple[int, Mapping[str, float]]]:
+    """Return the records of steps, each with the step of the one before."""
+    timed = [record for record in records if names.STEP_S in record]
+    return list(zip([0, *(int(record["step"]) for record in timed)], timed, strict=False))
 
 
 def at_budget(fixed: Sequence[tuple[float, float, float]], budget: float) -> tuple[float, float] | None:
@@ -184,10 +217,10 @@ def report(found: dict[Arm, list[Ended]], out: Path) -> None:
                 ("downstream", ".4f"),
             )
         ]
-        rows.append([arm.name, f"{arm.mean(ended, 'replayed'):.1%}", *cells])
-    print(
-        markdown(("arm", "replayed", "audit, at the end", "audit, at worst", "upstream", "downstream"), rows)
-    )
+        measuring = f"{arm.mean(ended, 'measuring'):.1%}" if arm.budget is not None else "–"
+        rows.append([arm.name, f"{arm.mean(ended, 'replayed'):.1%}", *cells, measuring])
+    head = ("arm", "replayed", "audit, at the end", "audit, at worst", "upstream", "downstream", "measuring")
+    print(markdown(head, rows))
     rows = [
         _beside(arm, ended, found, what)
         for arm, ended in found.items()
@@ -200,16 +233,25 @@ def report(found: dict[Arm, list[Ended]], out: Path) -> None:
             ("budget", "forgetting of the audit set", "r*", "downstream at r*", "the budget's, less it"), rows
         )
     )
-    fixed = _fixed(found, "audit")
-    lines = [Line("fixed ratios", 0, [d for _, _, d in fixed], [a for _, a, _ in fixed], dots=True)]
-    for number, (arm, ended) in enumerate((a, e) for a, e in found.items() if a.budget is not None):
-        xs, ys = [one.downstream for one in ended], [one.audit for one in ended]
-        lines.append(Line(f"budget {arm.budget:g}", number + 1, xs, ys, dots=True))
+    most = max((3 * arm.budget for arm in found if arm.budget is not None), default=math.inf)
+    lines = []
+    for number, (what, when) in enumerate((("audit", "end"), ("worst", "worst"))):
+        fixed = [one for one in _fixed(found, what) if one[1] <= most]
+        lines.append(
+            Line(f"fixed: {when}", number, [d for *_, d in fixed], [f for _, f, _ in fixed], dots=True)
+        )
+        points = sorted(
+            (arm.mean(ended, "downstream"), arm.mean(ended, what))
+            for arm, ended in found.items()
+            if arm.budget is not None
+        )
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        lines.append(Line(f"budget: {when}", number + 2, xs, ys, dots=True))
     picture = chart(
         lines, x_format="{:.2f}".format, y_format="{:+.2f}".format, x_title="downstream, bits per byte",
         zero=True, at_end=True, described="Forgetting of the audit set over downstream",
     )  # fmt: skip
-    disk.write_atomically(out / "budget.svg", picture)
+    write_figures({"budget": picture}, out, *SIZE)
     tree = {arm.name: [vars(one) for one in ended] for arm, ended in found.items()}
     disk.write_atomically(out / "budget.json", json.dumps(tree, indent=1))
 
@@ -223,12 +265,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "budget")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=409_600)
-    parser.add_argument("--budgets", type=float, nargs="*", default=[0.05, 0.15])
-    parser.add_argument("--ratios", type=float, nargs="*", default=[1, 5, 10, 25, 50], help="per cent")
+    parser.add_argument("--budgets", type=float, nargs="*", default=[0.05, 0.1, 0.15])
+    parser.add_argument("--ratios", type=float, nargs="*", default=[1, 5, 10, 25, 50, 75], help="per cent")
+    parser.add_argument("--start", type=float, default=50, help="replay that a budget starts at, per cent")
+    parser.add_argument("--batch", type=int, default=8, help="global_batch_size")
+    parser.add_argument("--measured", type=int, default=96, help="measured_samples of a budget")
+    parser.add_argument("--parallel", type=int, default=1, help="arms at a time, each on one rank")
     args = parser.parse_args()
     args.quickstart, args.out = args.quickstart.resolve(), args.out.resolve()
     held_out(args.quickstart, args.out)
-    steered = "replay_ratio: 25%, decide_every: 2%, measured_samples: 96, on_failure: lower_lr"
+    steered = f"replay_ratio: {args.start:g}%, replay_max: 90%, decide_every: 2%, on_failure: lower_lr"
+    steered += f", measured_samples: {args.measured}"
     arms = [
         Arm(f"budget-{budget:g}", f"forgetting_budget: {budget}, {steered}", None, budget)
         for budget in args.budgets
@@ -236,11 +283,12 @@ def main() -> None:
     arms += [
         Arm(f"fixed-{ratio:g}", f"replay_ratio: {ratio}%", ratio / 100, None) for ratio in sorted(args.ratios)
     ]
+    jobs = [(arm, seed) for seed in range(args.seeds) for arm in arms]
     found: dict[Arm, list[Ended]] = {arm: [] for arm in arms}
-    for seed in range(args.seeds):
-        for arm in arms:
-            found[arm].append(train(arm, seed, args))
-            print(f"{arm.name}, seed {seed}: {found[arm][-1]}", flush=True)
+    with ThreadPoolExecutor(args.parallel) as pool:
+        for (arm, seed), ended in zip(jobs, pool.map(lambda job: train(*job, args), jobs), strict=True):
+            found[arm].append(ended)
+            print(f"{arm.name}, seed {seed}: {ended}", flush=True)
     report(found, args.out)
 
 

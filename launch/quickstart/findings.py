@@ -1,6 +1,6 @@
 """Write the page of findings from the directories of studies.
 
-python launch/quickstart/findings.py --page FILE [--minutes N] DIR…
+python launch/quickstart/findings.py --page FILE [--minutes N] [--processor-minutes N] DIR…
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ def main() -> int:
     )
     parser.add_argument("--page", type=Path, required=True)
     parser.add_argument("--minutes", type=int, help="how long all of it took in this call")
+    parser.add_argument("--processor-minutes", type=int, help="of processor time, all processes together")
     parser.add_argument("studies", type=Path, nargs="+", metavar="DIR")
     args = parser.parse_args()
     took = f", {args.minutes} minutes in the last call" if args.minutes else ""
+    took += f" ({args.processor_minutes} minutes of processor time)" if args.processor_minutes else ""
     try:
         text = findings_page(args.studies, f"{os.cpu_count()} CPU cores{took}")
     except RewarmError as error:

@@ -146,6 +146,7 @@ def table(count=400, seed=7):
     policies = {
         "averaged weights": {},
         "raw weights": {"raw": True},
+        "start at 50 %": {"start": 512},
         "start at 5 %": {"start": 51},
         "gain of 0.4 assumed": {"settings": ControlSettings(BUDGET, gain=0.4)},
         "gain of 1.2 assumed": {"settings": ControlSettings(BUDGET, gain=1.2)},

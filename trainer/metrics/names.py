@@ -49,6 +49,9 @@ SAVE_S = "perf/save_s"
 SAVE_BLOCKED_S = "perf/save_blocked_s"
 """How long the last save kept the training waiting."""
 
+MEASURE_S = "perf/measure_s"
+"""How long the training waited for the measurement of a decision."""
+
 OF_SAVES = (SAVE_S, SAVE_BLOCKED_S)
 
 

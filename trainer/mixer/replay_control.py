@@ -31,7 +31,7 @@ RATE = 0.35
 UNHURRIED = 0.05
 """Share of the phase, by clock or tokens, between decisions that take the whole `RATE`; closer ones less."""
 
-HASTE = 2.0
+HASTE = 3.0
 """How much faster the ratio rises than it falls: too much forgetting costs more than too few new tokens."""
 
 STEADIEST = 0.45

@@ -12,7 +12,7 @@ from pydantic import Field
 from trainer.recipe.fields import Exact, LengthField, Positive, Rate, Section
 from trainer.recipe.numbers import Length
 
-START_RATIO = "25%"
+START_RATIO = "50%"
 """Where a budgeted phase starts if it does not say: high, since forgetting is seen only after it has come."""
 
 

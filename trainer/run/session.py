@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from time import perf_counter
 from typing import Any
 
 from trainer.checkpoint.manifest import Position
@@ -220,14 +221,16 @@ class Session:
         """
         self.settle()
         assert self.steering is not None
+        began = perf_counter()
         with self.throughput.paused():
             decided = self.steering.decide(self.state)
         if decided is None:
             return False
+        took = {names.MEASURE_S: perf_counter() - began}
         self.state, mixture = decided, self.steering.mixture
         self.loader.follow(mixture)
         self.step_log.follow(mixture)
-        self.step_log.add_evaluation(self.steering.apply(self.state))
+        self.step_log.add_evaluation(self.steering.apply(self.state) | took)
         record = self.state.decisions[-1]
         self.over_budget = record if record["action"] == "stop" else None
         self._beat()

@@ -20,7 +20,8 @@ def data(tmp_path_factory):
 def file(data, tmp_path):
     tree = runs.recipe(data, tmp_path / "run")
     tree["phases"][0]["tokens"] = 100 * STEP
-    tree["phases"][0]["mixture"] = {"forgetting_budget": 0.02, "decide_every": "5%", "measured_samples": 16}
+    budget = {"forgetting_budget": 0.02, "replay_ratio": "25%", "decide_every": "5%", "measured_samples": 16}
+    tree["phases"][0]["mixture"] = budget
     tree["sources"]["zh"]["max_epochs"] = None
     tree["sources"]["en"]["max_epochs"] = None
     return str(runs.write(tree, tmp_path / "recipe.yaml"))

@@ -19,10 +19,10 @@ def recipe_with(mixture, **fields):
     return recipe_of(SOURCES, [mixture], samples=[1000], **{**UPSTREAM, **fields})
 
 
-def test_a_budget_starts_at_a_quarter_of_replay_and_is_written_back_equal():
+def test_a_budget_starts_at_half_replay_and_is_written_back_equal():
     recipe = recipe_with("forgetting_budget: 0.02, replay_min: 0.2%")
     (segment,) = recipe.phases[0].mixture
-    assert segment.replay_ratio == Fraction(1, 4)
+    assert segment.replay_ratio == Fraction(1, 2)
     assert (segment.replay_min, segment.replay_max) == (Fraction(1, 500), Fraction(3, 5))
     assert recipe.phases[0].steered is segment
     assert load.parse_recipe(load.dump_recipe(recipe)) == recipe

@@ -1,7 +1,7 @@
 """The forgetting budget beside fixed replay ratios, on the quickstart's text.
 
-    python -m benchmarks.budget                                # after launch/quickstart.sh, an hour or two
-    python -m benchmarks.budget --seeds 1 --tokens 102400      # some minutes
+    python -m benchmarks.budget                                # after launch/quickstart.sh, some hours
+    python -m benchmarks.budget --seeds 1 --tokens 102400      # half an hour
     python -m benchmarks.budget --parallel 8                   # eight arms at a time share a GPU
 
 Trains an arm for each budget, each fixed ratio and each seed, all on as many tokens, with averaged weights.

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -148,10 +149,10 @@ def one_repeat(engine: Any, folder: Path, clock: Clock, rank: int, repeat: int) 
     for kind in ("synchronous", "asynchronous"):
         saver = open_saver(folder / kind / "checkpoints", kind == "asynchronous", rank)
         for step, name in ((1, "first "), (2, "")):
-            clock(f"{name}{kind} save", lambda saver=saver, step=step: save(engine, saver, step))
+            clock(f"{name}{kind} save", partial(save, engine, saver, step))
             clock(f"{name}{kind} compute", lambda: compute(engine))
             clock(f"{name}{kind} wait", saver.wait_for_snapshot)
-            clock(f"{name}{kind} rest", lambda saver=saver: finish(saver))
+            clock(f"{name}{kind} rest", partial(finish, saver))
     clock("compute", lambda: compute(engine))
     (*_, ours), _ = history.scan_checkpoints(folder / "synchronous" / "checkpoints")
     loads = [
@@ -166,12 +167,12 @@ def one_repeat(engine: Any, folder: Path, clock: Clock, rank: int, repeat: int) 
                 load()
             clock(f"{kind} {name}", load)
     forget(folder)
-    clock("read", lambda: rank or read_whole(ours))
+    clock("read", on_rank_0(rank, read_whole, ours))
     forget(folder)
-    clock("export", lambda: rank or write_weights(ours, folder / "export"))
+    clock("export", on_rank_0(rank, write_weights, ours, folder / "export"))
     for name, source in (("cp of the checkpoint", ours.path), ("cp of the export", folder / "export")):
         forget(folder)
-        clock(name, lambda name=name, source=source: rank or copy(source, folder / name.replace(" ", "-")))
+        clock(name, on_rank_0(rank, copy, source, folder / name.replace(" ", "-")))
     collectives.all_gather(None)
     if rank == 0:
         shutil.rmtree(folder)
@@ -260,6 +261,11 @@ def write_weights(checkpoint: Any, out: Path) -> None:
     for weight in reader.weights():
         writer.add(weight)
     writer.close()
+
+
+def on_rank_0(rank: int, action: Callable[..., None], *arguments: Any) -> Callable[[], None]:
+    """`action` with its arguments on rank 0, and nothing on the others."""
+    return partial(action, *arguments) if rank == 0 else lambda: None
 
 
 def copy(source: Path, target: Path) -> None:

@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "launch" / "quickstart")]
+sys.path.insert(0, str(ROOT))
 
 ADDED = 8000
 """Chinese pieces that are added; more are trained, since the base has some of them already."""
@@ -29,8 +29,8 @@ ENGLISH_LINES = 100_000
 def main() -> None:
     """Print the table."""
     import sentencepiece
-    from texts import Package, fetch
 
+    from launch.quickstart.texts import Package, fetch
     from tokenization.vocabulary import extend, train
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])

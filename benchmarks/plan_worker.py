@@ -40,7 +40,7 @@ def measure(preset: str, dtype: str, recompute: str) -> dict[str, Any]:
         for step in range(2):
             gc.collect()
             live.peak = live.now
-            engine.train_step(own.cut(MICRO), 1e-3, sources=1, seed=step, stop=False)
+            engine.train_step(own.split(MICRO), 1e-3, sources=1, seed=step, stop=False)
     bucket = config["zero_optimization"]["reduce_bucket_size"]
     return {
         "peak": live.peak,

@@ -91,10 +91,11 @@ def main() -> int:
     args = options()
     if args.worker:
         return work(args)
-    results = []
+    results: list[tuple[Case, dict[str, list[Measured]]]] = []
     for case in cases(args):
         print(f"# {case.name}", file=sys.stderr)
         turns: dict[str, list[Measured]] = {}
+        results.append((case, turns))
         for _ in range(args.turns):
             for kind in args.kinds:
                 if kind == "bare loop" and case.ranks > 1:
@@ -102,7 +103,14 @@ def main() -> int:
                 found = measured(case, kind, args.steps)
                 print(f"{kind}: {found.tokens_per_s:,.0f} tokens/s, CPU {found.cpu_s:.2f} s", file=sys.stderr)
                 turns.setdefault(kind, []).append(found)
-        results.append((case, turns))
+                if args.out:  # after each one, so that a run that is cut off leaves what it found
+                    write_json(args.out, results)
+    print(table(results))
+    return 0
+
+
+def write_json(path: Path, results: list[tuple[Case, dict[str, list[Measured]]]]) -> None:
+    """Write all that was measured until now, with the commit, the machine and the versions."""
     tree = {
         **surroundings(("torch", "deepspeed", "transformers", "accelerate")),
         "results": [
@@ -110,17 +118,16 @@ def main() -> int:
             for case, turns in results
         ],
     }
-    if args.out:
-        args.out.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-    print(table(results))
-    return 0
+    path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
 
 
 def options() -> argparse.Namespace:
     """The command line; `--worker` is one rank of one measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--all", action="store_true", help="every combination")
-    parser.add_argument("--only", metavar="CASE", help="one case, by the name that the table gives it")
+    parser.add_argument(
+        "--only", nargs="+", metavar="CASE", help="cases, by the names that the table gives them"
+    )
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--tokens", type=int, default=4_096, help="of a step, over all ranks")
     parser.add_argument("--accumulation", type=int, default=1)
@@ -139,11 +146,12 @@ def cases(args: argparse.Namespace) -> list[Case]:
     for body, vocab, seq_len, ranks in every if args.all or args.only else CHOSEN:
         micro = max(1, args.tokens // (seq_len * ranks * args.accumulation))
         made.append(Case(body, vocab, seq_len, ranks, micro, args.accumulation))
-    if args.only:
-        made = [case for case in made if case.name == args.only]
-        if not made:
-            raise SystemExit(f"--only {args.only!r} names no case")
-    return made
+    if not args.only:
+        return made
+    named = {case.name: case for case in made}
+    if unknown := [name for name in args.only if name not in named]:
+        raise SystemExit(f"--only {unknown[0]!r} is not one of the cases: {'; '.join(named)}")
+    return [named[name] for name in args.only]
 
 
 def measured(case: Case, kind: str, steps: int) -> Measured:

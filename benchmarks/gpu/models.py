@@ -70,7 +70,7 @@ def recipe(size: Size, dtype: str, *overrides: str) -> Recipe:
 class Rows(MicroBatch):
     """A global batch, which can be cut."""
 
-    def cut(self, micro: int) -> list[Rows]:
+    def split(self, micro: int) -> list[Rows]:
         """Return the same rows in micro batches of `micro`."""
         return [
             Rows(

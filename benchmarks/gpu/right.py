@@ -56,7 +56,7 @@ def our_loop(size: Size, zero: dict[str, Any], *overrides: str) -> dict[str, Any
     with engine(made, size, zero, size.batch // 2) as (causal, under):
         before = whole(causal)
         for step in range(STEPS):
-            micros = rows(size, step).cut(size.batch // 2)
+            micros = rows(size, step).split(size.batch // 2)
             result = under.train_step(micros, LR, sources=1, seed=step, stop=False)
             losses.append(float(result.source_nats[0] / result.source_targets[0]))
             norms.append(result.grad_norm)
@@ -115,7 +115,7 @@ def new_rows(size: Size, cpu: bool) -> None:
             with engine(made, size, {"stage": stage}, size.batch // 2, new_rows_from=old) as (causal, under):
                 before = whole(causal)
                 for step in range(3):
-                    under.train_step(rows(size, step).cut(size.batch // 2), LR, 1, step, False)
+                    under.train_step(rows(size, step).split(size.batch // 2), LR, 1, step, False)
                 wrong = moved_wrongly(before, whole(causal), old)
             row(name, ok=not wrong, note=", ".join(wrong[:3]))
 
@@ -167,7 +167,7 @@ def bf16(size: Size, device: torch.device, cpu: bool) -> None:
     for stage, parts in cuts if cpu else [*cuts, (1, most), (3, most)]:
         name = f"bf16 gradient, ZeRO-{stage}, micro batches: {parts}"
         with trial(name), engine(made, size, {"stage": stage}, most // parts) as (_, under):
-            result = under.train_step(batch.cut(most // parts), 0.0, 1, 0, False)
+            result = under.train_step(batch.split(most // parts), 0.0, 1, 0, False)
             assert result.applied, "the step was skipped"
             ours = {name: value.view(rounded[name].shape) for name, value in gradients(under).items()}
             row(name, value=distance(ours, exact), note=note)
@@ -185,7 +185,7 @@ def by_hand(
             value.copy_(weights[name])
     causal.to(device)
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in causal.named_parameters()}
-    for one in batch.cut(1 if dtype == torch.bfloat16 else 16):
+    for one in batch.split(1 if dtype == torch.bfloat16 else 16):
         causal.zero_grad()
         mean = plain_loss(causal.hf, one)
         (mean * (one.targets.size / batch.targets.size)).backward()

@@ -36,13 +36,15 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], bool]] = {
         False,
     ),
     "gpt_neox": (INIT["gpt_neox"], (), True),
+    "compiled": (INIT["llama"], ("model.compile=true", "model.activation_checkpointing={every_n: 2}"), True),
 }
 """Model, overrides of the recipe, and whether documents are masked."""
 
 ASKED = [
-    *((case, 2, parts) for case in CASES for parts in (2, 4)),
+    *((case, 2, parts) for case in CASES if case != "compiled" for parts in (2, 4)),
     *(("documents", stage, 2) for stage in (0, 1, 3)),
     ("documents", 3, 4),
+    ("compiled", 3, 2),
 ]
 """Cases, ZeRO stages, and the ranks that share a sample; all of four ranks."""
 

@@ -40,7 +40,7 @@ def plain() -> dict[str, Any]:
 
 def _plain(case: str) -> dict[str, Any]:
     init, overrides, documents = CASES[case]
-    causal = build(recipe(*overrides, **init), PIECES)
+    causal = build(recipe(*overrides, "model.compile=false", **init), PIECES)
     given = batch(documents)
     narrow = cut(given)
     with torch.no_grad():

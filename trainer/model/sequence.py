@@ -95,6 +95,7 @@ class SequencePart(CausalLM):
             own = torch.arange(begin, begin + width, device=input_ids.device).expand(rows, width)
         else:
             own = positions[:, begin : begin + width]
+        own = own.contiguous()  # always laid out alike, so that compiled layers are compiled once
         masks = self._masks(rows, width * self.group.parts, positions)
         whole = WholeRows(self.group, self.core_config, self.core, positions, masks)
         output = self.hf.base_model(input_ids, position_ids=own, use_cache=False, whole=whole)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import pytest
 import torch
 
 from tests.helpers.model_tiny import INIT, build, recipe, tokens
 from trainer.model.layers import decoder_layers
+from trainer.model.sequence import SequencePart
 
 PIECES = 90
 
@@ -56,6 +58,36 @@ def test_recomputing_keeps_less_for_the_backward_pass(how, kept):
         return sum(size for where, size in storages.items() if where not in weights) + 0 * int(total.dim())
 
     assert saved(how) <= kept * saved("none")
+
+
+class AllHeads:
+    """A group of one rank, which has whole samples."""
+
+    part, parts = 0, 1
+
+    def exchange(self, blocks):
+        return blocks
+
+
+def graphs_of_parts(layers):
+    """The graphs that are compiled for parts of samples, with a document's boundary in them and without."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = ("model.compile=true", "model.activation_checkpointing={every_n: 2}")
+    causal = build(
+        recipe(*compiled, **{**INIT["llama"], "num_hidden_layers": layers}),
+        PIECES,
+        wrap=partial(SequencePart, group=AllHeads()),
+    )
+    input_ids, targets = tokens(2, 16, pieces=PIECES), tokens(2, 16, pieces=PIECES, seed=1)
+    for places in (torch.cat([torch.arange(5), torch.arange(11)]).expand(2, -1), None):
+        causal(input_ids, targets, places)[0].backward()
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def test_layers_of_parts_of_samples_are_compiled_once_however_many_they_are(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # no compiler is needed
+    assert graphs_of_parts(layers=2) == graphs_of_parts(layers=6) > 0
 
 
 @pytest.mark.slow

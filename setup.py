@@ -51,6 +51,7 @@ setup(
         "liger": ["liger-kernel>=0.8"],
         "eval": ["lm-eval[hf]>=0.4.9"],
         "mlflow": ["mlflow>=2.20"],
+        "wandb": ["wandb>=0.19"],
         "completion": ["shtab>=1.7"],
     },
     entry_points={"console_scripts": ["rewarm = trainer.cli.main:main"]},

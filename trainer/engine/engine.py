@@ -254,17 +254,27 @@ class Engine:
         self.engine.train()
         return nats
 
-    @torch.no_grad()
     def next_tokens(self, ids: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Return the most likely successor of the token at a place in each row: [rows] of [rows, length].
 
         All ranks take part, as sharded weights require.
         """
+        return self.answers(ids, ids, places[:, None])[0][:, 0]
+
+    @torch.no_grad()
+    def answers(
+        self, ids: np.ndarray, targets: np.ndarray, places: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the most likely successor at each of a row's places, and the nats of the target there.
+
+        `ids` and `targets` are [rows, length], `places` and both results [rows, places]. All ranks take part,
+        as sharded weights require.
+        """
         self.engine.eval()
-        tensors = self._moved(ids), self._moved(places)
-        (found,) = self.engine(tensors[0], tensors[0], next_at=tensors[1])
+        moved = [self._moved(array) for array in (ids, targets, places)]
+        best, nats = self.engine(*moved[:2], next_at=moved[2])
         self.engine.train()
-        return np.asarray(found.cpu().numpy())
+        return np.asarray(best.cpu().numpy()), np.asarray(nats.double().cpu().numpy())
 
     def _own(self, micro: MicroBatch) -> MicroBatch:
         """This rank's part of the rows, where ranks share them."""

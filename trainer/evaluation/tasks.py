@@ -1,58 +1,140 @@
-"""Hand an exported model to lm-eval, for tasks beside the loss."""
+"""Tasks of lm-eval's harness beside the loss: for an exported model, and for one that is being trained."""
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tokenization.errors import UserError
+from trainer.recipe.validation import Tasks
 
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 """Set while task files of one's own are used: they name local data, and nothing is fetched."""
 
+RESAMPLED = 100
+"""Samples with replacement for the standard error of what is not a mean; that of a mean needs none."""
+
+Numbers = dict[str, dict[str, float]]
+"""lm-eval's numbers by task: `acc,none` and `acc_stderr,none`."""
+
+
+def check_tasks(tasks: Tasks | None) -> None:
+    """Check that a recipe's tasks can be answered: lm-eval is installed, and it knows them.
+
+    Raises:
+        UserError: otherwise.
+    """
+    if tasks is not None:
+        _known(tuple(tasks.names), tasks.path, "validation.tasks.names", "validation.tasks.path")
+
 
 def run_tasks(
     model: str, tasks: Sequence[str], tasks_path: str | None = None, limit: int | None = None
-) -> dict[str, dict[str, float]]:
+) -> Numbers:
     """Return the numbers of lm-eval's harness by task, for a model that `rewarm export` wrote.
 
-    With `tasks_path` only the task files (YAML) in that folder are known, and nothing is fetched. Neither the
-    model nor the tasks may bring code of their own.
+    With `tasks_path` only the task files (YAML) in that folder are known, and nothing is fetched. The model
+    may not bring code of its own; task files may name functions in their folder.
 
     Raises:
         UserError: lm-eval is not installed, the model is not an export, or a task is not known.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        fix = "pip install 'lm-eval[hf]>=0.4.9'"
-        raise UserError("needs the package lm-eval", field="--tasks", value=",".join(tasks), fix=fix)
+    manager = _known(tuple(tasks), tasks_path, "--tasks", "--tasks-path")
     if not all((Path(model) / name).is_file() for name in ("config.json", "tokenizer_config.json")):
         fix = "write one with `rewarm export RUN --out DIR`"
         raise UserError("is not a model directory with a tokenizer", field="MODEL", value=model, fix=fix)
-    if tasks_path is not None:
-        if not Path(tasks_path).is_dir():
-            raise UserError("is not a folder", field="--tasks-path", value=tasks_path)
-        os.environ |= dict.fromkeys(OFFLINE, "1")
     import torch
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=tasks_path, include_defaults=tasks_path is None)
-    if unknown := [task for task in tasks if task not in manager.all_tasks]:
-        fix = f"known are {', '.join(sorted(manager.all_tasks)[:20])}"
-        raise UserError("is not a known task", field="--tasks", value=", ".join(unknown), fix=fix)
-    found: dict[str, Any] = simple_evaluate(
+    return _evaluate(
+        manager,
+        tasks,
+        limit,
         model="hf",
         model_args={"pretrained": model, "dtype": "auto", "trust_remote_code": False},
-        tasks=list(tasks),
-        task_manager=manager,
-        limit=limit,
         device="cuda" if torch.cuda.is_available() else "cpu",
-        bootstrap_iters=0,
     )
+
+
+def answer_tasks(model: Any, tasks: Tasks) -> Numbers:
+    """Return the numbers of a recipe's tasks for a model that `harness.harness_model` made.
+
+    Raises:
+        Exception: whatever lm-eval raises, or the model.
+    """
+    manager = _known(tuple(tasks.names), tasks.path, "validation.tasks.names", "validation.tasks.path")
+    return _evaluate(manager, tasks.names, tasks.limit, model=model)
+
+
+def _known(names: tuple[str, ...], path: str | None, names_field: str, path_field: str) -> Any:
+    """Return lm-eval's task manager, which knows `names`.
+
+    Raises:
+        UserError: lm-eval is not installed, `path` is not a folder, or a task is not known.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        fix = "pip install 'lm-eval[hf]>=0.4.9'"
+        raise UserError("needs the package lm-eval", field=names_field, value=",".join(names), fix=fix)
+    if path is not None:
+        if not Path(path).is_dir():
+            fix = "give the folder of the task files (YAML)"
+            raise UserError("is not a folder", field=path_field, value=path, fix=fix)
+        os.environ |= dict.fromkeys(OFFLINE, "1")
+    manager = task_manager(path)
+    if unknown := [name for name in names if name not in manager.all_tasks]:
+        fix = f"known are {', '.join(sorted(manager.all_tasks)[:20])}"
+        raise UserError("is not a known task", field=names_field, value=", ".join(unknown), fix=fix)
+    return manager
+
+
+@lru_cache(maxsize=1)  # a plan is made several times in a run, and lm-eval has thousands of task files
+def task_manager(path: str | None) -> Any:
+    """Return lm-eval's task manager, which knows the task files in `path`, or lm-eval's own."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=path, include_defaults=path is None)
+
+
+def _evaluate(manager: Any, tasks: Sequence[str], limit: int | None, **model: Any) -> Numbers:
+    from lm_eval import simple_evaluate
+
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    # lm-eval would start a process for each core of the machine.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    with _random_state_kept():
+        found: dict[str, Any] = simple_evaluate(
+            **model,
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            bootstrap_iters=RESAMPLED,
+            log_samples=False,
+            torch_random_seed=None,
+        )
     return {
-        task: {name: float(value) for name, value in numbers.items() if isinstance(value, (int, float))}
+        task: {
+            name: float(value)
+            for name, value in numbers.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
         for task, numbers in found["results"].items()
     }
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Set Python's and numpy's generators back, which lm-eval seeds so that it draws the same examples."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 LOSS = "loss/train"
 """Nats per target token, over all sources, since the last line of the log."""
 
@@ -73,6 +75,35 @@ def stream_class_bits_per_byte(stream: str, byte_class: str) -> str:
 def stream_forgetting(stream: str) -> str:
     """Bits per byte above the base's, which was measured before the first step."""
     return f"eval/{stream}/forgetting"
+
+
+_TASKS = "tasks/"
+_STDERR = "_stderr"
+
+
+def task_metric(task: str, key: str) -> str:
+    """Return the name of a number of lm-eval's on a task: `acc,none` is `tasks/TASK/acc`.
+
+    A filter other than `none` is named behind it: `exact_match,strict` is `tasks/TASK/exact_match/strict`.
+    Signs that TensorBoard or MLflow refuse become `_`.
+    """
+    metric, _, chosen = key.partition(",")
+    name = f"{task.replace('/', '_')}/{metric}" + (f"/{chosen}" if chosen not in ("", "none") else "")
+    return _TASKS + re.sub(r"[^\w./ -]", "_", name)
+
+
+def is_task_metric(metric: str) -> bool:
+    """Whether a metric is a number on a task, or such a number's standard error."""
+    return metric.startswith(_TASKS)
+
+
+def task_stderr(metric: str) -> str | None:
+    """Return the name of the standard error of a number on a task; None if `metric` is not such a number."""
+    kind, _, rest = metric.removeprefix(_TASKS).partition("/")
+    head, slash, chosen = rest.partition("/")
+    if not is_task_metric(metric) or head.endswith(_STDERR):
+        return None
+    return f"{_TASKS}{kind}/{head}{_STDERR}{slash}{chosen}"
 
 
 def of_average(name: str) -> str:

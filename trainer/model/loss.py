@@ -60,16 +60,20 @@ class CausalLM(nn.Module):
                 rise by one, and attention does not look back beyond it.
             documents: where they begin, if the model is `by_documents` and there are positions.
             by_token: whether the second result is of each token, `[micro, seq]`.
-            next_at: `[micro]`; the most likely successor of the token there, `[micro]`, is the only result.
+            next_at: `[micro, places]`; the results are the most likely successors of the tokens there and the
+                nats of the targets there, both `[micro, places]`. The logits of these places are held.
 
         Returns:
             The sum over all counted targets, with z-loss (to be divided by their global number, then
             backward), the sums per row `[micro]` (detached), and the counted targets per row `[micro]`.
         """
         if next_at is not None:
-            rows = torch.arange(len(input_ids), device=input_ids.device)
+            rows = torch.arange(len(input_ids), device=input_ids.device).unsqueeze(1)
             logits = self.hf.get_output_embeddings()(self.hidden(input_ids)[rows, next_at])
-            return (logits[:, : self.vocab_size].argmax(dim=1),)
+            logits = logits[..., : self.vocab_size].float()
+            goals = targets.gather(1, next_at).unsqueeze(-1)
+            nats = logits.log_softmax(dim=-1).gather(-1, goals).squeeze(-1).neg()
+            return logits.argmax(dim=-1), nats
         hidden = self.hidden(input_ids, positions, documents).flatten(0, 1)
         total, nats = self.hf.get_output_embeddings()(hidden, targets.flatten())
         own = nats.view_as(targets)

@@ -19,6 +19,7 @@ from trainer.engine import ds_config
 from trainer.engine import layout as layout_
 from trainer.engine.layout import Layout
 from trainer.engine.versions import check_version
+from trainer.evaluation.tasks import check_tasks
 from trainer.machine.devices import available_bytes, has_cuda
 from trainer.metrics.services import check_services
 from trainer.mixer.decisions import changes_of
@@ -197,6 +198,7 @@ def _read_inputs(
     check(lambda: ds_config.check_saved(preset(), recipe))
     check(lambda: check_services(recipe.logging))
     check(lambda: check_mirror(recipe.checkpoint.mirror))
+    check(lambda: check_tasks(recipe.validation.tasks))
     check(lambda: check_needed(ahead or Ahead(), recipe, missing, _pieces(tokenizer())))
     own = check(lambda: own_config(checkpoint))
     now, begun = phase_now(recipe, state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def plan_to_json(
         "first_repeat": None if repeat is None else {"source": repeat[0], "tokens": repeat[1]},
         "layout": dataclasses.asdict(plan.layout),
         "phases": _phases(plan),
+        "task_evaluations": task_evaluations(plan),
         "forgetting_budgets": budget_plans(plan),
         "missing": _missing(plan),
         "available_bytes": plan.available,
@@ -97,7 +99,7 @@ def render_plan(plan: Plan, found: Outlook | None = None, lr_at: Sequence[int] |
         ),
         _sources(plan),
         *(["\n".join(budget)] if (budget := list(budget_lines(plan))) else []),
-        "\n".join([_batch(plan), *(_needs(plan, found) if found is not None else ())]),
+        "\n".join([_batch(plan), *_tasks(plan), *(_needs(plan, found) if found is not None else ())]),
     ]
     if found is not None:
         parts += [_presets(plan, found), "\n".join(switch_lines(plan, found))]
@@ -126,6 +128,28 @@ def _batch(plan: Plan) -> str:
         f" x {layout.gradient_accumulation_steps} gradient_accumulation_steps x {_ranks(layout)};"
         f" {recipe.tokens_per_step:,} tokens per step, {tokens:,} in all"
     )
+
+
+def task_evaluations(plan: Plan) -> int:
+    """Count how often the whole run answers the recipe's tasks."""
+    recipe = plan.recipe
+    if recipe.validation.tasks is None:
+        return 0
+    every, step = recipe.tasks_every, recipe.tokens_per_step
+    ends = list(accumulate(count for count, _ in planned_tokens(plan)))
+    extra = sum((end - step) // every == end // every for end in ends)  # at the end of a phase, and not due
+    return 1 + (ends[-1] // every if every > step else ends[-1] // step) + extra
+
+
+def _tasks(plan: Plan) -> Iterator[str]:
+    """Write which tasks are answered, and how often."""
+    tasks, times = plan.recipe.validation.tasks, task_evaluations(plan)
+    if tasks is not None:
+        yield (
+            f"tasks    {', '.join(tasks.names)} by lm-eval before the first step, every "
+            f"{plan.recipe.tasks_every:,} tokens and at the end of each phase: {times:,} times"
+            + (f"; the first {tasks.limit:,} examples of each" if tasks.limit else "; all examples of each")
+        )
 
 
 def _needs(plan: Plan, found: Outlook) -> Iterator[str]:

@@ -294,6 +294,12 @@ class Recipe(Section):
         return self.validation.every_tokens or self._twentieth
 
     @property
+    def tasks_every(self) -> int:
+        """Tokens between two evaluations of `validation.tasks`, if there are any."""
+        given = None if self.validation.tasks is None else self.validation.tasks.every_tokens
+        return given or max(1, sum(phase.length for phase in self.phases) // 4)
+
+    @property
     def save_every(self) -> int:
         """Tokens between two checkpoints."""
         return self.checkpoint.every_tokens or self._twentieth
@@ -350,6 +356,10 @@ class Recipe(Section):
                 )
         if self.probe is not None and self.sequence_parallel_size > 1:
             problems.append("probe: prompts cannot be continued where ranks share samples; leave it out")
+        if self.validation.tasks is not None and self.sequence_parallel_size > 1:
+            problems.append(
+                "validation.tasks: tasks cannot be answered where ranks share samples; leave it out"
+            )
         problems += self._length_problems()
         for phase in self.phases:
             phase.schedule.fit_to_steps(

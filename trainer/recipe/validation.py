@@ -36,6 +36,19 @@ class Probe(Section):
     """Tokens that the model adds, each the most likely one."""
 
 
+class Tasks(Section):
+    """Tasks of lm-eval's harness that the model answers while it trains; needs the package `lm-eval`."""
+
+    names: tuple[str, ...] = Field(min_length=1)
+    """Names of tasks or groups, as `rewarm eval --tasks` takes them."""
+    path: str | None = None
+    """Folder of task files (YAML) of your own: only these are known then, and nothing is fetched."""
+    every_tokens: Positive | None = None
+    """Default: every 25 % of the run."""
+    limit: Positive | None = None
+    """Only the first so many examples of each task."""
+
+
 class Validation(Section):
     """Held-out text of the old distribution and of the new one, and when the losses on it are measured."""
 
@@ -52,6 +65,8 @@ class Validation(Section):
     of a role's sets is that role's score, unless `upstream` or `downstream` names the text for it."""
     max_tokens: Positive | None = None
     """Evaluate only the first so many tokens of each set."""
+    tasks: Tasks | None = None
+    """Tasks that are answered before the first step, every so many tokens, and at the end of each phase."""
 
     @property
     def paths(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ from trainer.report.figures import figures, mixtures, rate
 from trainer.report.runs import RunHistory, alike, cells, compare_runs, gather_runs, unlike_line
 from trainer.report.sets import sets_section, sets_text
 from trainer.report.style import STYLE
+from trainer.report.tasks import tasks_section, tasks_text
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path) -> str:
@@ -32,7 +33,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> str:
     arms = gather_runs(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     disk.write_atomically(out, page(arms, datetime.datetime.now().astimezone()))
-    return "\n\n".join(filter(None, [compare_runs(arms), sets_text(arms)]))
+    return "\n\n".join(filter(None, [compare_runs(arms), sets_text(arms), tasks_text(arms)]))
 
 
 def refuse_other_page(out: Path) -> None:
@@ -56,6 +57,7 @@ def page(arms: Sequence[RunHistory], now: datetime.datetime) -> str:
             figures(arms),
             budgets(arms),
             sets_section(arms),
+            tasks_section(arms),
             mixtures(arms),
             _starts(arms),
             TERMS,

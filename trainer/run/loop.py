@@ -29,6 +29,8 @@ def train_phase(session: Session) -> Ending:
         stop = session.stop_agreed
         if not stop and (session.due(recipe.validate_every) or session.state.phase_done):
             stop = not session.evaluate()
+        if not stop and session.tasks_due:
+            stop = not session.evaluate_tasks()
         if not stop and session.decision_due:
             stop = not session.decide_replay()
         session.step_log.write_if_due(session.state)

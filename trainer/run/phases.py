@@ -57,7 +57,13 @@ from trainer.run.saving import Saves
 from trainer.run.session import Session
 from trainer.run.steering import HOW_TO_GO_ON, Steering, told_unheld
 from trainer.run.step_log import StepLog
-from trainer.run.validation import ValidationSets, measured_on_all, validation_is_missing
+from trainer.run.tasks import TaskEvaluation
+from trainer.run.validation import (
+    ValidationSets,
+    measured_on_all,
+    tasks_are_missing,
+    validation_is_missing,
+)
 from trainer.storage.hub import local_directory
 from trainer.storage.records import append_record
 from trainer.storage.run_directory import RunDirectory
@@ -228,11 +234,14 @@ class PhaseRunner:
             ),
             versions=self.versions,
             prompts=self._prompts,
+            tasks=self._tasks,
             tokens_before=state.tokens,
         )
         logger.info(f"ready to train after {time.perf_counter() - started:.1f} s")
         if validation_is_missing(plan, self.world):
             session.evaluate()
+            step_log.write_if_due(state)
+        if tasks_are_missing(plan, self.world) and session.evaluate_tasks():
             step_log.write_if_due(state)
         if session.decision_due and session.decide_replay():  # a stop has cut it short
             step_log.write_if_due(state)
@@ -265,6 +274,12 @@ class PhaseRunner:
         """What is continued at each validation."""
         tokenizer = open_tokenizer(self.recipe.model.tokenizer) if self.recipe.probe is not None else None
         return None if tokenizer is None else Prompts(self.recipe, tokenizer, self.world.rank)
+
+    @cached_property
+    def _tasks(self) -> TaskEvaluation | None:
+        """What answers the tasks of the recipe."""
+        asked = self.recipe.validation.tasks is not None
+        return TaskEvaluation(self.plan, self.world.rank) if asked else None
 
     def _validation_micro_batch(self) -> int:
         """Windows of validation text in a forward pass: no more tokens than in one of training."""

@@ -25,6 +25,7 @@ from trainer.run.probe import Prompts
 from trainer.run.saving import Saves
 from trainer.run.steering import Steering
 from trainer.run.step_log import StepLog
+from trainer.run.tasks import TaskEvaluation
 from trainer.run.validation import ValidationSets
 from trainer.scheduler.state import RunState
 
@@ -62,6 +63,8 @@ class Session:
     """Whether any rank was asked to stop: all ranks see it after the same step."""
     prompts: Prompts | None = None
     """What is continued at each validation."""
+    tasks: TaskEvaluation | None = None
+    """What is answered every `tasks_every` tokens."""
     spike: Spike | None = None
     """What the run must go back for."""
     over_budget: dict[str, Any] | None = None
@@ -101,7 +104,13 @@ class Session:
             or self.due(recipe.validate_every)
             or self.due(recipe.save_every)
             or self.decision_due
+            or self.tasks_due
         )
+
+    @property
+    def tasks_due(self) -> bool:
+        """Whether tasks are to be answered here: the same on every rank, and after any resume."""
+        return self.tasks is not None and (self.due(self.recipe.tasks_every) or self.state.phase_done)
 
     @property
     def decision_due(self) -> bool:
@@ -202,17 +211,31 @@ class Session:
                     averaged = self.validation.measure(self.state.step)
                 scores = averaged and scores | {names.of_average(name): one for name, one in averaged.items()}
         if scores is None:
-            logger.warning(
-                f"step {self.state.step}: the validation was cut short by a signal; it is made up for when "
-                "the run goes on"
-            )
-            return False
+            return self._cut_short("the validation was")
         self.step_log.add_evaluation(scores)
         if self.prompts is not None:
             with self.throughput.paused():
                 self.prompts.show(self.engine, self.state.step, self.state.tokens)
         self._beat()
         return True
+
+    def evaluate_tasks(self) -> bool:
+        """Answer the tasks; the numbers go into the step's metrics. Returns whether it came to its end."""
+        self.settle()
+        assert self.tasks is not None
+        with self.throughput.paused():
+            numbers = self.tasks.measure(self.validation, self.state.step)
+        if numbers is None:
+            return self._cut_short("the tasks were")
+        self.step_log.add_evaluation(numbers)
+        self._beat()
+        return True
+
+    def _cut_short(self, what: str) -> bool:
+        logger.warning(
+            f"step {self.state.step}: {what} cut short by a signal; that is made up for when the run goes on"
+        )
+        return False
 
     def decide_replay(self) -> bool:
         """Measure forgetting, decide the replay to come, and do what is declared if it cannot be held.

@@ -24,7 +24,7 @@ from trainer.plan.make import Plan
 from trainer.run.agreement import check_shared, plan_together
 from trainer.run.phases import PhaseRunner
 from trainer.run.preflight import check_machines
-from trainer.run.validation import validation_is_missing
+from trainer.run.validation import tasks_are_missing, validation_is_missing
 from trainer.storage.run_directory import RunDirectory
 
 
@@ -114,10 +114,11 @@ def _verified(plan: Plan, world: World) -> Plan:
 def _train_verified(plan: Plan, world: World, heartbeat: Heartbeat) -> int:
     """Train a plan whose checkpoint is verified; returns the exit status."""
     if plan.decision.kind == "finished":
-        if not validation_is_missing(plan, world):
+        missing = (validation_is_missing(plan, world), tasks_are_missing(plan, world))
+        if not any(missing):
             heartbeat.end("finished")
             return ExitCode.DONE
-        logger.info("the validation of its last step was cut short by a stop, and is made up for now")
+        logger.info("the evaluation of its last step was cut short by a stop, and is made up for now")
     if plan.decision.kind == "refuse":
         heartbeat.end("failed", plan.decision.reason)
         return ExitCode.USER

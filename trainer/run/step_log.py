@@ -67,7 +67,7 @@ class StepLog:
     def add_evaluation(self, scores: Mapping[str, float]) -> None:
         """Collect the scores of the validation sets; a line is due then."""
         self.pending |= scores
-        self._evaluated = bool(scores)
+        self._evaluated |= bool(scores)
 
     def follow(self, mixture: Mixture) -> None:
         """Count what is drawn by another mixture of the same sources from now on."""

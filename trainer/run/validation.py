@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,19 +27,33 @@ STOP_EVERY = 4
 
 
 def validation_is_missing(plan: Plan, world: World) -> bool:
-    """Tell whether the position that a start goes on from is still to be scored: the same on every rank.
+    """Tell whether the position that a start goes on from is still to be scored; see `scores_are_missing`."""
+    if not plan.validation:
+        return False
+    name = names.stream_bits_per_byte(next(iter(plan.validation)))
+    return scores_are_missing(plan, world, plan.recipe.validate_every, name.__eq__)
 
-    That of the first start always is, and one whose validation gave way to a stop: where one was due, and at
-    the end of a phase.
+
+def tasks_are_missing(plan: Plan, world: World) -> bool:
+    """Tell whether tasks are still to be answered where a start goes on from; see `scores_are_missing`."""
+    if plan.recipe.validation.tasks is None:
+        return False
+    return scores_are_missing(plan, world, plan.recipe.tasks_every, names.is_task_metric)
+
+
+def scores_are_missing(plan: Plan, world: World, every: int, is_score: Callable[[str], bool]) -> bool:
+    """Tell whether the position that a start goes on from has no such score yet: the same on every rank.
+
+    That of the first start has none, and one whose evaluation gave way to a stop: where one was due, which is
+    so every `every` tokens and at the end of a phase.
     """
-    state, every = plan.decision.state, plan.recipe.validate_every
+    state = plan.decision.state
     before = state.tokens - plan.recipe.tokens_per_step
     at_an_end = plan.decision.kind == "new_phase" or state.phase_done
-    if state.step == 0 or not (plan.validation and (at_an_end or before // every < state.tokens // every)):
-        return state.step == 0 and bool(plan.validation)
-    name = names.stream_bits_per_byte(next(iter(plan.validation)))
+    if state.step == 0 or not (at_an_end or before // every < state.tokens // every):
+        return state.step == 0
     scored = world.rank == 0 and any(
-        record["step"] == state.step and name in record
+        record["step"] == state.step and any(map(is_score, record))
         for record in history_of(
             read_attempts(plan.recipe.directory, say=lambda line: None)  # its torn lines have been named
         )
@@ -55,7 +70,7 @@ def measured_on_all(recipe: Recipe, stores: Mapping[str, TokenStore]) -> dict[st
     return with_means(own, recipe.validation.means())
 
 
-class _Stopped(Exception):
+class Stopped(Exception):
     """Any rank was asked to stop; raised on every rank after the same batch."""
 
 
@@ -87,7 +102,7 @@ class ValidationSets:
         """
         try:
             return self._measure(step)
-        except _Stopped:
+        except Stopped:
             return None
 
     def score_documents(
@@ -103,8 +118,20 @@ class ValidationSets:
                 world_size=self.world.world_size,
                 total=self.total,
             )
-        except _Stopped:
+        except Stopped:
             return None
+
+    def looking(self, doing: str) -> Callable[[], None]:
+        """Return what all ranks call before each batch: it raises `Stopped` once any was asked to stop."""
+        batches = itertools.count()
+
+        def look() -> None:
+            if next(batches) % STOP_EVERY == 0:
+                self.progress(doing)
+                if float(self.total(torch.tensor([float(self.stop_requested())]))[0]) > 0:
+                    raise Stopped
+
+        return look
 
     def _measure(self, step: int) -> dict[str, float]:
         seq_len, max_tokens = self.recipe.seq_len, self.recipe.validation.max_tokens
@@ -149,22 +176,14 @@ class _StoppableScorer:
     """Scores batch after batch until any rank was asked to stop; all ranks score equally many batches."""
 
     def __init__(self, sets: ValidationSets, doing: str) -> None:
-        self._sets, self._doing, self._batches = sets, doing, 0
+        self._scorer, self._look = sets.scorer, sets.looking(doing)
 
     def score(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Score a batch; see `Scorer`."""
         self._look()
-        return self._sets.scorer.score(micro)
+        return self._scorer.score(micro)
 
     def score_tokens(self, micro: MicroBatch) -> torch.Tensor:
         """Score each token of a batch; see `Scorer`."""
         self._look()
-        return self._sets.scorer.score_tokens(micro)
-
-    def _look(self) -> None:
-        """Stop if any rank was asked to."""
-        if self._batches % STOP_EVERY == 0:
-            self._sets.progress(self._doing)
-            if float(self._sets.total(torch.tensor([float(self._sets.stop_requested())]))[0]) > 0:
-                raise _Stopped
-        self._batches += 1
+        return self._scorer.score_tokens(micro)

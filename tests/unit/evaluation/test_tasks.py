@@ -7,23 +7,13 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from tests.helpers.task_files import write_tasks
 from tests.recorded.jobs import MADE
 from tokenization.errors import UserError
 from trainer.cli.main import main
-from trainer.evaluation.tasks import OFFLINE, run_tasks
+from trainer.evaluation.tasks import OFFLINE, run_tasks, task_manager
 
 EXPORT = MADE / "export"
-TASK = """
-task: next_word
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{text}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
-metric_list: [{{metric: acc}}]
-"""
 
 
 @pytest.fixture
@@ -32,10 +22,7 @@ def tasks(tmp_path, monkeypatch):
     for name in OFFLINE:
         monkeypatch.setenv(name, "")
     questions = [{"text": "the law of", "choices": [" a", " people"], "answer": place} for place in (0, 1)]
-    file = tmp_path / "questions.json"
-    file.write_text("\n".join(map(json.dumps, questions)), encoding="utf-8")
-    (tmp_path / "task.yaml").write_text(TASK.format(file=file), encoding="utf-8")
-    return tmp_path
+    return write_tasks(tmp_path, "next_word", questions=questions)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is an extra")
@@ -44,6 +31,7 @@ def test_the_real_package_answers_a_task_of_one_s_own(tasks, capsys):
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["tasks"]["next_word"]
     assert found["acc,none"] == 0.5  # the same question with each answer
+    assert found["acc_stderr,none"] == pytest.approx(0.5)  # sqrt(0.5 / 2) of two answers
     assert main([*words[:3], "another", *words[4:]]) == 2
     assert "'another' is not a known task" in " ".join(capsys.readouterr().err.replace(":", "").split())
 
@@ -66,10 +54,12 @@ def harness(monkeypatch):
     package.__spec__ = SimpleNamespace()
     monkeypatch.setitem(sys.modules, "lm_eval", package)
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", tasks_module)
-    return asked
+    task_manager.cache_clear()
+    yield asked
+    task_manager.cache_clear()
 
 
-def test_neither_model_nor_tasks_bring_code_and_nothing_is_fetched(tasks, harness):
+def test_a_model_brings_no_code_and_nothing_is_fetched(tasks, harness):
     import os
 
     assert run_tasks(str(EXPORT), ["next_word"], str(tasks), 7) == {"next_word": {"acc,none": 0.5}}

@@ -1,14 +1,22 @@
 """TensorBoard and Weights & Biases see one run over all of its attempts."""
 
 import io
+import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections import namedtuple
 from types import SimpleNamespace
 
 import pytest
 
+from tests.helpers import runs
 from tests.helpers.metrics import train
+from tests.helpers.wandb_files import offline_runs
 from tokenization.errors import InfrastructureError, UserError
+from trainer.metrics.jsonl import read_attempts, read_metrics
 from trainer.metrics.log import Metrics
 from trainer.metrics.services import MLflow, check_services
 from trainer.recipe.schema import Logging
@@ -78,6 +86,50 @@ def test_weights_and_biases_sees_one_run_over_all_attempts(tmp_path, monkeypatch
     assert [start["project"] for start in started] == ["demo", "demo"]
     assert started[0]["id"] == started[1]["id"]
     assert [record["step"] for record in logged] == [1, 2, 2]
+
+
+ATTEMPT = """
+import io, os, signal, sys, time
+from pathlib import Path
+from trainer.metrics.log import Metrics
+from trainer.recipe.schema import Logging
+
+folder, first, last, restored, killed = Path(sys.argv[1]), *(int(word) for word in sys.argv[2:])
+metrics = Metrics(
+    folder, Logging(tensorboard=False, wandb_project="demo"), rank=0, name="x", total_tokens=9,
+    restored_step=None if restored < 0 else restored, config={"seq_len": 7}, stream=io.StringIO(),
+)
+for step in range(first, last + 1):
+    metrics.log(step, step * 10, {"loss/train": 1 / (step + 3), "eval/upstream/forgetting": float("nan")})
+if killed:
+    time.sleep(3)
+    os.kill(os.getpid(), signal.SIGKILL)
+metrics.close()
+"""
+
+
+def test_real_weights_and_biases_keeps_one_run_over_a_kill_and_a_resume(tmp_path):
+    """With the real package, which is an extra, offline; its files are read back."""
+    pytest.importorskip("wandb")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    offline = {**kept, "WANDB_MODE": "offline", "WANDB_SILENT": "true", "PYTHONPATH": str(runs.ROOT)}
+    for words, status in ((("1", "4", "-1", "1"), -signal.SIGKILL), (("3", "6", "2", "0"), 0)):
+        started = [sys.executable, "-c", ATTEMPT, str(tmp_path), *words]
+        done = subprocess.run(started, env=offline, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == status, done.stderr
+    (killed, before), (resumed, after) = offline_runs(tmp_path)
+    history = read_metrics(tmp_path)
+    assert killed == resumed
+    assert (killed["project"], killed["config"]["seq_len"]) == ("demo", 7)
+    assert killed["id"] == read_attempts(tmp_path)[0].run_id
+    # Each start logs each of its steps once; where the second one did a step again, its row is the later one.
+    assert [row["step"] for row in before] == [1, 2, 3, 4]
+    assert [row["step"] for row in after] == [3, 4, 5, 6]
+    rows = list({row["step"]: row for row in [*before, *after]}.values())
+    for row, record in zip(rows, history, strict=True):
+        shared = {name: record[name] for name in ("step", "tokens", "loss/train")}
+        assert {name: row[name] for name in shared} == shared  # to the last digit
+        assert math.isnan(float(row["eval/upstream/forgetting"]))
 
 
 def test_mlflow_sees_one_run_over_all_attempts(tmp_path, monkeypatch):

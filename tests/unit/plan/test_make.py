@@ -1,7 +1,9 @@
 """What a plan says of a run that has begun, and what it refuses before ranks are joined."""
 
+import importlib.util
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +12,14 @@ import pytest
 from tests.helpers import runs
 from tests.helpers.byte_level import save, tokenizer_json
 from tests.helpers.checkpoints import manifest
+from tests.helpers.task_files import write_tasks
 from tokenization.errors import UserError, UserErrors
 from tokenization.shards.writer import ShardWriter
 from tokenization.tokenizer import files
 from tokenization.vocabulary.train import train_vocabulary
 from trainer.checkpoint import history
 from trainer.checkpoint.manifest import commit_checkpoint
+from trainer.evaluation.tasks import OFFLINE, task_manager
 from trainer.model import architecture
 from trainer.model.architecture import read_config
 from trainer.plan.make import make_plan
@@ -108,6 +112,45 @@ def test_sets_by_name_are_opened_and_one_that_the_base_was_not_scored_on_is_told
 def test_a_run_that_watches_nothing_is_told(file):
     (note,) = plan(file, "validation={}").notes
     assert note.startswith("validation: no held-out text is named: what the run learns and forgets is not")
+
+
+@pytest.fixture
+def tasks(tmp_path, monkeypatch):
+    """A folder with a task; lm-eval or what stands in for it."""
+    for name in OFFLINE:
+        monkeypatch.setenv(name, "")
+    if importlib.util.find_spec("lm_eval") is None:
+        monkeypatch.syspath_prepend(str(runs.ROOT / "tests" / "helpers" / "stand_in_harness"))
+    task_manager.cache_clear()
+    yield write_tasks(tmp_path / "tasks", "next_word")
+    task_manager.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_plan_says_how_often_tasks_are_answered(file, tasks):
+    """Two phases of 12 steps: before the first one, after steps 5, 10, 15 and 20, and at both ends."""
+    asked = f"validation.tasks={{names: [next_word], path: {tasks}, every_tokens: {5 * 256}, limit: 3}}"
+    found = plan(file, asked)
+    assert "tasks    next_word by lm-eval before the first step" in render_plan(found)
+    assert "1,280 tokens and at the end of each phase: 7 times; the first 3 examples" in render_plan(found)
+    assert plan_to_json(found)["task_evaluations"] == 7
+    assert plan_to_json(plan(file, asked.replace("1280", "1")))["task_evaluations"] == 1 + 24
+    assert plan_to_json(plan(file, asked.replace("1280", str(6 * 256))))["task_evaluations"] == 5
+    assert plan_to_json(plan(file))["task_evaluations"] == 0
+
+
+def test_tasks_that_cannot_be_answered_are_told_before_training(file, tasks, monkeypatch):
+    def refused(name, path):
+        with pytest.raises(UserErrors) as found:
+            plan(file, f"validation.tasks={{names: [{name}], path: {path}}}")
+        return str(found.value)
+
+    assert "validation.tasks.names: 'other' is not a known task; known are" in refused("other", tasks)
+    assert "validation.tasks.path: 'nowhere' is not a folder" in refused("next_word", "nowhere")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    line = "validation.tasks.names: 'next_word' needs the package lm-eval; pip install"
+    assert line in refused("next_word", tasks)
 
 
 def test_a_bare_score_of_an_older_checkpoint_needs_no_note(file):

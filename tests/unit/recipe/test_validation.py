@@ -40,6 +40,28 @@ def test_what_is_wrong_with_a_set_is_one_line(edits, line):
     assert line in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("edits", "line"),
+    [
+        (["validation.tasks={names: []}"], "validation.tasks.names"),
+        (["validation.tasks={path: tasks}"], "validation.tasks.names"),
+        (["validation.tasks={names: [a], limit: 0}"], "validation.tasks.limit"),
+        (["validation.tasks={names: [a]}", "sequence_parallel_size=2"], "where ranks share samples"),
+    ],
+)
+def test_tasks_that_cannot_be_asked_for_are_refused(edits, line):
+    with pytest.raises(UserErrors) as found:
+        recipe(edits=edits)
+    assert line in str(found.value)
+
+
+def test_tasks_are_answered_every_quarter_of_the_run_unless_it_says_otherwise():
+    run = recipe(phase("one", tokens=100 * STEP), edits=["validation.tasks={names: [a]}"])
+    assert run.tasks_every == 25 * STEP
+    run = recipe(phase("one", tokens=100 * STEP), edits=["validation.tasks={names: [a], every_tokens: 5e3}"])
+    assert run.tasks_every == 5000
+
+
 def without(*sections, **fields):
     """A run of 100 steps whose recipe leaves these sections out."""
     text = dump_recipe(recipe(phase("one", tokens=100 * STEP), **fields))

@@ -70,9 +70,12 @@ def test_the_model_s_most_likely_token_is_that_of_its_logits():
     causal = build(tiny(), 90).eval()
     ids = torch.randint(3, 90, (3, 12), generator=torch.Generator().manual_seed(0))
     places = torch.tensor([11, 4, 0])
-    (found,) = causal(ids, ids, next_at=places)
+    found, nats = causal(ids, ids, next_at=places[:, None])
     logits = causal.hf(ids).logits[torch.arange(3), places, :90]
-    assert found.tolist() == logits.argmax(dim=1).tolist()
+    assert found[:, 0].tolist() == logits.argmax(dim=1).tolist()
+    goals = ids[torch.arange(3), places]
+    expected = torch.nn.functional.cross_entropy(logits, goals, reduction="none")
+    torch.testing.assert_close(nats[:, 0], expected)
 
 
 def test_a_prompt_that_the_context_cannot_hold_is_one_line(tokenizer):

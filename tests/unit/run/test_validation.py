@@ -18,7 +18,7 @@ from trainer.metrics import names
 from trainer.metrics.log import Metrics
 from trainer.recipe.schema import Logging
 from trainer.run import validation
-from trainer.run.validation import ValidationSets, validation_is_missing
+from trainer.run.validation import ValidationSets, tasks_are_missing, validation_is_missing
 
 
 @dataclass
@@ -193,14 +193,25 @@ DUE, NOT_DUE, LAST = 20, 21, 100
     ],
 )
 @pytest.mark.parametrize("every", [10 * STEP, 7000 * STEP], ids=["every ten steps", "at ends alone"])
-def test_a_validation_that_gave_way_to_a_stop_is_missing(monkeypatch, tmp_path, every, step, scored, missing):
+@pytest.mark.parametrize("what", ["validation", "tasks"])
+def test_an_evaluation_that_gave_way_to_a_stop_is_missing(
+    monkeypatch, tmp_path, what, every, step, scored, missing
+):
     monkeypatch.setattr(validation.collectives, "broadcast", lambda value: value)
-    recipe = scheduler_runs.recipe(edits=[f"validation.every_tokens={every}", f"run_dir={tmp_path}"])
+    when, metric, is_missing = {
+        "validation": (f"validation.every_tokens={every}", names.UPSTREAM, validation_is_missing),
+        "tasks": (
+            f"validation.tasks={{names: [a], every_tokens: {every}}}",
+            "tasks/a/acc",
+            tasks_are_missing,
+        ),
+    }[what]
+    recipe = scheduler_runs.recipe(edits=[when, f"run_dir={tmp_path}"])
     state = scheduler_runs.trained(scheduler_runs.begun(recipe), step)
     metrics = Metrics(
         tmp_path, Logging(tensorboard=False), rank=0, name="a", total_tokens=1, stream=io.StringIO()
     )
-    metrics.log(step, state.tokens, {names.LOSS: 1.0, **({names.UPSTREAM: 1.0} if scored else {})})
+    metrics.log(step, state.tokens, {names.LOSS: 1.0, **({metric: 1.0} if scored else {})})
     metrics.close()
     kind = "finished" if state.phase_done else "restore"
     plan = SimpleNamespace(
@@ -208,6 +219,6 @@ def test_a_validation_that_gave_way_to_a_stop_is_missing(monkeypatch, tmp_path, 
     )
     if every > LAST * STEP and step == DUE:
         missing = False
-    assert validation_is_missing(plan, World()) == missing
-    plan.validation = {}
-    assert not validation_is_missing(plan, World())
+    assert is_missing(plan, World()) == missing
+    plan.validation, plan.recipe = {}, scheduler_runs.recipe(edits=[])
+    assert not is_missing(plan, World())

@@ -1,0 +1,73 @@
+"""Tasks of lm-eval's harness that runs have answered: a table, and a picture of each number over tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from html import escape
+
+from tokenization.tables import text_table
+from trainer.metrics import names
+from trainer.metrics.progress import short
+from trainer.report.charts import Line, chart
+from trainer.report.runs import RunHistory
+
+TASK_HEADINGS = ("arm", "task", "metric", "at the start", "at the end", "standard error")
+
+
+def task_metrics(arms: Sequence[RunHistory]) -> list[str]:
+    """Return the names of the numbers on tasks, without standard errors."""
+    found = {metric for arm in arms for record in arm.records for metric in record}
+    return sorted(metric for metric in found if names.task_stderr(metric))
+
+
+def task_rows(arms: Sequence[RunHistory]) -> Iterator[tuple[str, ...]]:
+    """Yield a row under `TASK_HEADINGS` for each number of each arm."""
+    for arm in arms:
+        for metric in task_metrics([arm]):
+            _, task, shown = metric.split("/", 2)
+            numbers, error = arm.series(metric), arm.series(str(names.task_stderr(metric))).end
+            told = f"±{error:.4f}" if math.isfinite(error) else "–"
+            yield arm.name, task, shown, f"{numbers.start:.4f}", f"{numbers.end:.4f}", told
+
+
+def tasks_text(arms: Sequence[RunHistory]) -> str:
+    """Return the table of tasks as plain text; empty without any."""
+    rows = list(task_rows(arms))
+    return text_table(TASK_HEADINGS, rows) if rows else ""
+
+
+def tasks_section(arms: Sequence[RunHistory]) -> str:
+    """Return the table and the pictures as HTML; empty without any."""
+    rows = list(task_rows(arms))
+    if not rows:
+        return ""
+    head = "".join(
+        f"<th{' class=n' if column > 2 else ''}>{name}</th>" for column, name in enumerate(TASK_HEADINGS)
+    )
+    body = "".join(
+        f"<tr><th scope='row'>{escape(arm)}</th><td>{escape(task)}</td><td>{escape(metric)}</td>"
+        + "".join(f"<td class='n'>{cell}</td>" for cell in numbers)
+        + "</tr>"
+        for arm, task, metric, *numbers in rows
+    )
+    drawn = "".join(_picture(metric, arms) for metric in task_metrics(arms))
+    note = "Answered by the model as it was, through lm-eval; the standard error is that of the last number."
+    return (
+        f"<section><h2>Tasks</h2><p class='note'>{note}</p><div class='grid'>{drawn}</div><div class='sheet'>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
+    )
+
+
+def _picture(metric: str, arms: Sequence[RunHistory]) -> str:
+    """Return a picture of a number over tokens; empty if no arm has two of it."""
+    lines = [
+        Line(arm.name, arm.number, numbers.tokens, numbers.values, dots=True)
+        for arm in arms
+        if len((numbers := arm.series(metric)).tokens) > 1
+    ]
+    if not lines:
+        return ""
+    _, task, shown = metric.split("/", 2)
+    picture = chart(lines, x_format=short, y_format="{:.3f}".format, described=f"{task} {shown} over tokens")
+    return f"<figure><figcaption><b>{escape(task)}</b>{escape(shown)}</figcaption>{picture}</figure>"

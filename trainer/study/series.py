@@ -17,13 +17,12 @@ from trainer.metrics.heartbeat import read_status
 from trainer.plan.make import make_plan
 from trainer.recipe import load
 from trainer.recipe.schema import Recipe
+from trainer.storage.shipped import train_program
 from trainer.study import bases, grids
 from trainer.study.progress import Watch, has_diverged
 from trainer.study.results import Planned, StudyRecord, write_record
 from trainer.study.spec import NOTHING, ArmSpec, Options, flow
 from trainer.study.trunk import Trunk, go_on_from, trunk_of
-
-SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train.py"
 
 ARMS = "arms.txt"
 """File in a study's directory: a line of overrides per arm, as launch/slurm/study.sbatch reads them."""
@@ -199,7 +198,7 @@ def _trunks(request: Request, arms: Sequence[ArmRun]) -> dict[str, Sequence[str]
 def _run(request: Request, words: dict[str, Any], arms: Sequence[ArmRun], at_once: int) -> int:
     """Run training commands by name; return the first exit status that is not 0."""
     watch = Watch({arm.title: arm.directory for arm in arms}, at_once)
-    programs = {name: [str(SCRIPT), *program] for name, program in words.items()}
+    programs = {name: [*train_program(), *program] for name, program in words.items()}
     if not programs:
         return ExitCode.DONE
     logger.info(f"{len(programs)} to train, {at_once} at a time: {', '.join(programs)}")

@@ -72,21 +72,30 @@ def plan_arms(request: Request) -> list[ArmRun]:
     Extended models are written, and branches get their run directories; nothing is trained.
 
     Raises:
-        UserErrors: what is wrong with each arm.
+        UserErrors: what is wrong, each with the arms that it is wrong with.
         UserError: there is no such study, or the recipe has nothing for it to vary.
     """
     base = load.load_recipe(request.recipe, request.overrides)
-    arms, problems = [], []
+    arms: list[ArmRun] = []
+    wrong: dict[str, list[str]] = {}
     for spec, planned in _combined(request, base):
         words = _words(request, base, spec, planned)
         try:
             arms.append(_plan(request, planned, words))
         except UserError as error:
             found = error.problems if isinstance(error, UserErrors) else [error]
-            problems += [UserError(f"arm {planned.directory}: {one}") for one in found]
-    if problems:
-        raise UserErrors(problems)
+            for problem in found:
+                wrong.setdefault(str(problem), []).append(planned.directory)
+    if wrong:
+        raise UserErrors([UserError(f"{_named(names)}: {text}") for text, names in wrong.items()])
     return arms
+
+
+def _named(names: Sequence[str]) -> str:
+    """Name one arm, or a few of many."""
+    if len(names) == 1:
+        return f"arm {names[0]}"
+    return f"{len(names)} arms ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
 
 
 def _combined(request: Request, base: Recipe) -> Iterator[tuple[ArmSpec, Planned]]:

@@ -14,7 +14,6 @@ import json
 import re
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,20 +29,15 @@ def main() -> None:
     """Print the table."""
     import sentencepiece
 
-    from launch.quickstart.texts import Package, fetch
+    from launch.quickstart.texts import base_tokenizer
     from tokenization.vocabulary import extend, train
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--text", type=Path, required=True)
     text = parser.parse_args().text
-    package = Package(
-        "mistral-common", "1.13.1", "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af"
-    )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        with zipfile.ZipFile(fetch(package)) as archive:
-            model = archive.read("mistral_common/data/tokenizer.model.v1")
-        (folder / "base.model").write_bytes(model)
+        (folder / "base.model").write_bytes(base_tokenizer())
         train.train_vocabulary([text / "chinese-train.jsonl"], 3 * ADDED // 2, folder / "zh")
         made = extend.extend_vocabulary(
             folder / "base.model", folder / "zh", folder / "extended", max_pieces=ADDED

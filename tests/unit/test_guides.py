@@ -2,13 +2,14 @@
 
 import ast
 import re
-import shlex
+import unicodedata
 from collections import Counter
 from itertools import pairwise
 
 import pytest
 
 from tests.helpers import runs
+from tests.helpers.pages import lines_to_type
 from trainer.cli.main import _parse
 
 DOCS = runs.ROOT / "docs"
@@ -17,24 +18,13 @@ PAGES = [*DOCS.rglob("*.md"), *runs.ROOT.glob("README*.md")]
 
 
 def commands(text):
-    """Every command line of `rewarm` in the fenced blocks of a page; continued lines are joined."""
-    for block in re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("rewarm "):
-                yield shlex.split(line, comments=True)[1:]
-
-
-def lines_to_type(text):
-    """Every line of the `bash` blocks of a page, as words and without its comment."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = (line for block in blocks for line in block.replace("\\\n", " ").splitlines())
-    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+    """The arguments of every `rewarm` in the fenced blocks of a page."""
+    return [words[1:] for words in lines_to_type(text) if words[0] == "rewarm"]
 
 
 def facts(section):
     """What a section says in any language, each kind in any order: sentences are built differently."""
     prose = re.sub(r"^```bash\n.*?^```", "", section, flags=re.MULTILINE | re.DOTALL)
-    links = re.findall(r"\]\(([^)]+)\)", prose)
     return {
         "paragraphs": len(re.findall(r"\n\n(?=\S)", section)),
         "bullets": len(re.findall(r"^- ", section, re.MULTILINE)),
@@ -42,16 +32,30 @@ def facts(section):
         "columns": re.findall(r"^\|[-:|]+$", section, re.MULTILINE),
         "commands": lines_to_type(section),
         "output": re.findall(r"^```text\n(.*?)^```", section, re.MULTILINE | re.DOTALL),
-        "links": Counter(link.replace("docs/guides/", "docs/zh/") for link in links),
+        "links": Counter(link.replace("docs/guides/", "docs/zh/") for link in links(prose)),
         "code": Counter(re.findall(r"`([^`\n]+)`", prose)),
         "numbers": Counter(re.findall(r"(?<![A-Za-z-])\d(?:[\d.,]*\d)?", prose)),
     }
 
 
 def anchors(text):
-    """What a link may name after `#`: the headings as GitHub spells them."""
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    """What a link may name after `#`: the headings as GitHub and the site both spell them."""
+    found = set()
+    for heading in re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.MULTILINE
+    ):
+        github = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        plain = unicodedata.normalize("NFKD", heading).encode("ascii", "ignore").decode()
+        if github == re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower()):
+            found.add(github)
+    return found
+
+
+def links(text):
+    """The target of every link and picture outside of code, whatever its form."""
+    prose = re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    forms = (r"\]\(\s*([^)\s]+)", r"^\[[^\]]+\]:\s*(\S+)", r"""(?:href|src)=["']([^"']+)""")
+    return [target for form in forms for target in re.findall(form, prose, re.MULTILINE)]
 
 
 def by_name(paths):
@@ -64,15 +68,43 @@ def test_every_command_in_the_documentation_is_one(path):
         assert callable(_parse([word for word in words if word != "…"]).command), words
 
 
+def broken(path, text):
+    """The links of a page at which `mkdocs build` would end; those of other pages that lead nowhere."""
+    for link in links(text):
+        if re.match(r"(https?|mailto):", link):
+            continue
+        target, _, anchor = link.partition("#")
+        page = (path.parent / target).resolve() if target else path
+        of_site = path.is_relative_to(DOCS)
+        if target.startswith("/") or not (page.is_file() if of_site else page.exists()):
+            yield f"{link} does not lead to a file"
+        elif of_site and not page.is_relative_to(DOCS):
+            yield f"{link} leads out of docs/: name the file as code"
+        elif anchor and anchor not in anchors(page.read_text(encoding="utf-8")):
+            yield f"{link} is not the name of a heading"
+
+
 @by_name(PAGES)
 def test_every_link_leads_to_a_file(path):
-    text = path.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
-        if not target.startswith("http"):
-            assert (path.parent / target).exists(), target
-    for target, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", text):
-        page = path.parent / target if target else path
-        assert anchor in anchors(page.read_text(encoding="utf-8")), f"{target}#{anchor}"
+    assert list(broken(path, path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["gone.md", "guides/", "/plan.md", "../README.md", "plan.md#gone", "#gone", "studies.md#二"],
+)
+@pytest.mark.parametrize("form", ["[a]({})", "![a]({})", "[a][b]\n\n[b]: {}", '<a href="{}">'])
+def test_a_link_at_which_the_site_would_not_be_built_is_named(link, form):
+    assert len(list(broken(DOCS / "index.md", "# 二\n\n" + form.format(link)))) == 1
+
+
+@pytest.mark.parametrize(
+    "link", ["studies.md#laws", "guides/your-own-data.md", "quickstart.png", "https://arxiv.org"]
+)
+def test_a_link_to_a_page_or_a_heading_is_taken(link):
+    assert (
+        list(broken(DOCS / "index.md", f"[a]({link}) `[a](gone.md)`\n\n```text\n[a](gone.md)\n```\n")) == []
+    )
 
 
 @by_name([*GUIDES, *sorted((DOCS / "zh").glob("*.md"))])
@@ -110,7 +142,7 @@ def test_the_chinese_readme_says_what_the_english_one_says():
 def test_the_guide_to_memory_shows_what_its_first_command_prints(capsys, monkeypatch):
     monkeypatch.chdir(runs.ROOT)
     page = (DOCS / "guides" / "zero-and-memory.md").read_text(encoding="utf-8")
-    asked = _parse(next(commands(page)))
+    asked = _parse(commands(page)[0])
     asked.command(asked)
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     (shown,) = facts(page)["output"]

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from trainer.recipe.numbers import count, exact
+from trainer.storage.shipped import find_recipe
 
 Command = Callable[[argparse.Namespace], int]
 """Runs with the parsed arguments; returns the exit code. The first line of its docstring is the help."""
@@ -33,7 +34,7 @@ def add_command(
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add a recipe and its overrides."""
     example = "change a field of the recipe, such as phases.0.schedule.max_lr=5e-5"
-    parser.add_argument("recipe", type=path_text, help="recipe file (YAML)")
+    parser.add_argument("recipe", type=recipe_path, help="recipe file (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help=example)
 
 
@@ -77,6 +78,11 @@ def path_text(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("the path is empty; is a variable of the shell unset?")
     return text
+
+
+def recipe_path(text: str) -> str:
+    """Parse the path of a recipe; `launch/recipes/NAME` is the shipped one wherever rewarm is installed."""
+    return find_recipe(path_text(text))
 
 
 def number_or_share(text: str) -> int | Fraction:

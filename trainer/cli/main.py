@@ -29,7 +29,12 @@ from trainer.machine.streams import enduring
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; bad input is one line on standard error and a non-zero exit code."""
     _escape_on(sys.stdout)
-    args = _parse(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words and words[0].startswith(
+        ("--local_rank=", "--local-rank=")
+    ):  # a launcher's; the environment says it too
+        words = words[1:]
+    args = _parse(words)
     with enduring("stderr"):
         try:
             status = _run(args)
@@ -105,4 +110,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":  # of the ranks that `rewarm data generate` starts
-    sys.exit(main([word for word in sys.argv[1:] if not word.startswith("--local_rank")]))
+    sys.exit(main())

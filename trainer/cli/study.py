@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenization.errors import ExitCode, UserError
 from trainer.cli.answer import print_answer
-from trainer.cli.arguments import add_command, add_noun, path_text, positive_number
+from trainer.cli.arguments import add_command, add_noun, path_text, positive_number, recipe_path
 from trainer.cli.recommend import add_recommend
 from trainer.storage.run_directory import RunDirectory
 from trainer.study.grids import STUDIES
@@ -31,7 +31,7 @@ def add_study(commands: Any) -> None:
 
 
 def _add_options(study: argparse.ArgumentParser) -> None:
-    study.add_argument("--recipe", type=path_text, help="recipe (branch: default is the run's own)")
+    study.add_argument("--recipe", type=recipe_path, help="recipe (branch: default is the run's own)")
     study.add_argument("--out", type=path_text, required=True, metavar="DIR")
     ranks = "number of ranks of each arm (default: one per GPU, or 1)"
     study.add_argument("--nproc", type=positive_number, help=ranks)
@@ -49,7 +49,7 @@ def _add_options(study: argparse.ArgumentParser) -> None:
     trunk = "of branch: the run and the tokens of the checkpoint that all anneals leave from"
     study.add_argument("--from", dest="branch", metavar="RUN@TOKENS", help=trunk)
     plain = "of new_rows: the recipe of the base and its shards before the vocabulary was extended"
-    study.add_argument("--unextended", type=path_text, metavar="RECIPE", help=plain)
+    study.add_argument("--unextended", type=recipe_path, metavar="RECIPE", help=plain)
     study.add_argument("--arms-only", action="store_true", help="only write DIR/arms.txt, for a batch system")
     fields = "change a field of the recipe in every arm"
     study.add_argument("overrides", nargs="*", metavar="field=value", help=fields)

@@ -21,6 +21,8 @@ PATIENCE_S = 60.0
 SHIPPED_COMMANDS = (".venv/bin/rewarm", ".venv/bin/python launch/train.py")
 """What plans and what trains, from the repository's root."""
 
+_ELSEWHERE = "submit on a machine of the cluster, or see the script with --dry-run"
+
 FUNCTIONS = """\
 # run_recipe RECIPE [field=value …] trains; its status is that of the rank that failed first.
 # requeue_on_75 STATUS JOB WHAT puts the job back into the queue if the status says that this helps.
@@ -178,12 +180,11 @@ def submit_script(script: Path) -> str:
     """Submit a batch script; return the number of the job.
 
     Raises:
-        UserError: Slurm is not installed here, or refuses the job.
+        UserError: Slurm is not installed here, belongs to no cluster, or refuses the job.
         InfrastructureError: its controller does not answer.
     """
     if shutil.which("sbatch") is None:
-        fix = "submit where Slurm's commands are installed, or see the script with --dry-run"
-        raise UserError("sbatch is not installed on this machine", fix=fix)
+        raise UserError("sbatch is not installed on this machine", fix=_ELSEWHERE)
     try:
         done = _call("sbatch", "--parsable", str(script))
     except subprocess.TimeoutExpired as error:
@@ -193,6 +194,8 @@ def submit_script(script: Path) -> str:
     why = " ".join(done.stderr.split()) or f"sbatch ended with status {done.returncode}"
     if "contact" in why.lower() or "timed out" in why.lower():
         raise InfrastructureError(f"Slurm's controller does not answer: {why}")
+    if "configuration source" in why:
+        raise UserError(f"Slurm's commands here do not belong to a cluster: {why}", fix=_ELSEWHERE)
     raise UserError(
         f"Slurm refuses the job: {why}", file=script, fix="change --partition, --nodes or --sbatch"
     )

@@ -81,20 +81,20 @@ def _has_shards(prefix: str) -> bool:
         return "has no token shards" not in str(error)
 
 
-def check_needed(ahead: Ahead, recipe: Recipe, missing: Missing, pieces: int | None) -> None:
-    """Refuse flags that would change nothing, since what they stand for is there.
+def note_unused(ahead: Ahead, recipe: Recipe, missing: Missing, pieces: int | None) -> None:
+    """Say in `missing.notes` which flags change nothing, since what they stand for is there.
 
     Raises:
-        UserError: one has no effect.
+        UserError: the name of a shape is not known.
     """
     if ahead.shape is not None:
         known_shape(ahead.shape)
         if not missing.base:
-            what = "has no effect: the sizes are read from " + (recipe.model.base or "model.init")
-            raise UserError(what, field="--shape", value=ahead.shape, fix="remove it")
-    if ahead.vocab_size is not None and pieces is not None:
-        what = f"has no effect: {recipe.model.tokenizer} has {pieces:,} pieces"
-        raise UserError(what, field="--vocab-size", value=ahead.vocab_size, fix="remove it")
+            sizes = recipe.model.base or "model.init"
+            missing.notes.append(f"--shape {ahead.shape} is not used: the sizes are read from {sizes}")
+    if ahead.vocab_size is not None and pieces not in (None, ahead.vocab_size):
+        has = f"{recipe.model.tokenizer} has {pieces:,} pieces"
+        missing.notes.append(f"--vocab-size {ahead.vocab_size} is not used: {has}")
 
 
 def config_ahead(recipe: Recipe, ahead: Ahead, missing: Missing, pieces: int | None) -> dict[str, Any]:

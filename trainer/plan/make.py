@@ -30,10 +30,10 @@ from trainer.model.rope import phase_configs
 from trainer.plan.ahead import (
     Ahead,
     Missing,
-    check_needed,
     complain_of_split,
     config_ahead,
     find_missing,
+    note_unused,
     stand_in_sizes,
 )
 from trainer.plan.checks import (
@@ -199,7 +199,7 @@ def _read_inputs(
     check(lambda: check_services(recipe.logging))
     check(lambda: check_mirror(recipe.checkpoint.mirror))
     check(lambda: check_tasks(recipe.validation.tasks))
-    check(lambda: check_needed(ahead or Ahead(), recipe, missing, _pieces(tokenizer())))
+    check(lambda: note_unused(ahead or Ahead(), recipe, missing, _pieces(tokenizer())))
     own = check(lambda: own_config(checkpoint))
     now, begun = phase_now(recipe, state)
     config = check(lambda: _model_config(recipe, tokenizer(), own(), ahead, missing, now, begun))

@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from glob import escape
 from itertools import chain, count
 from pathlib import Path, PurePath
 
 from tokenization.errors import UserError
+from tokenization.prepare.clean import CLEAN
 from trainer.engine.ds_config import read_preset
 from trainer.plan.ahead import Ahead
 from trainer.plan.make import make_plan
@@ -180,7 +182,14 @@ def _validation(answers: Answers) -> Iterator[str]:
     yield "  sets:"
     for name, prefix, role in _sources(answers):
         side = "upstream" if role == "replay" else "downstream"
-        yield f"    {_quoted(name)}: {{path: {_quoted(prefix + '-validation')}, role: {side}}}"
+        yield f"    {_quoted(name)}: {{path: {_quoted(_held_out(prefix))}, role: {side}}}"
+
+
+def _held_out(prefix: str) -> str:
+    """Name the held-out shards of a source: those without what is trained on, where these were written."""
+    clean = Path(f"{prefix}-validation{CLEAN}")
+    there = any(clean.parent.glob(f"{escape(clean.name)}*.json"))
+    return str(clean) if there else f"{prefix}-validation"
 
 
 def _sources(answers: Answers) -> list[tuple[str, str, str]]:

@@ -74,6 +74,11 @@ def fetch_from_hub(model: str | Path, files: list[str], field: str | None) -> Pa
     name = str(model)
     if Path(name).exists():
         fix = "give a directory with config.json and the weights, such as `rewarm export` writes"
+        if (Path(name) / "params.json").is_file():
+            fix = (
+                "these are Meta's own files: get the model in Hugging Face form (meta-llama/Llama-2-7b-hf),"
+                " or convert them with convert_llama_weights_to_hf.py of transformers 4"
+            )
         raise UserError("is not a model directory: it has no config.json", field=field, value=name, fix=fix)
     if not _is_hub_id(name):
         near = did_you_mean(Path(name).name, _names_in(Path(name).parent))

@@ -16,8 +16,21 @@ def shipped(folder: str) -> Path:
     return next((place for place in (beside, installed, target) if place.is_dir()), beside)
 
 
+def train_program() -> list[str]:
+    """Return what the launcher starts on every rank, before the recipe: a script; of a wheel a module."""
+    script = CLONE / "launch" / "train.py"
+    return [str(script)] if script.is_file() else ["--module", "trainer.cli.main", "train"]
+
+
 def find_preset(path: str | Path) -> Path:
     """Return where a ds_config is: at its path, or if nothing is there, the shipped one of that name."""
     path = Path(path)
     own = shipped("ds_configs") / path.name
     return own if not path.exists() and path.parent.name == "ds_configs" and own.is_file() else path
+
+
+def find_recipe(path: str) -> str:
+    """Return where a recipe is: at its path, or if nothing is there, the shipped `launch/recipes/NAME`."""
+    own = shipped("launch/recipes") / Path(path).name
+    named = Path(path).parent == Path("launch/recipes")
+    return str(own) if named and not Path(path).exists() and own.is_file() else path

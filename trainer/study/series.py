@@ -17,13 +17,12 @@ from trainer.metrics.heartbeat import read_status
 from trainer.plan.make import make_plan
 from trainer.recipe import load
 from trainer.recipe.schema import Recipe
+from trainer.storage.shipped import train_program
 from trainer.study import bases, grids
 from trainer.study.progress import Watch, has_diverged
 from trainer.study.results import Planned, StudyRecord, write_record
 from trainer.study.spec import NOTHING, ArmSpec, Options, flow
 from trainer.study.trunk import Trunk, go_on_from, trunk_of
-
-SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train.py"
 
 ARMS = "arms.txt"
 """File in a study's directory: a line of overrides per arm, as launch/slurm/study.sbatch reads them."""
@@ -73,21 +72,30 @@ def plan_arms(request: Request) -> list[ArmRun]:
     Extended models are written, and branches get their run directories; nothing is trained.
 
     Raises:
-        UserErrors: what is wrong with each arm.
+        UserErrors: what is wrong, each with the arms that it is wrong with.
         UserError: there is no such study, or the recipe has nothing for it to vary.
     """
     base = load.load_recipe(request.recipe, request.overrides)
-    arms, problems = [], []
+    arms: list[ArmRun] = []
+    wrong: dict[str, list[str]] = {}
     for spec, planned in _combined(request, base):
         words = _words(request, base, spec, planned)
         try:
             arms.append(_plan(request, planned, words))
         except UserError as error:
             found = error.problems if isinstance(error, UserErrors) else [error]
-            problems += [UserError(f"arm {planned.directory}: {one}") for one in found]
-    if problems:
-        raise UserErrors(problems)
+            for problem in found:
+                wrong.setdefault(str(problem), []).append(planned.directory)
+    if wrong:
+        raise UserErrors([UserError(f"{_named(names)}: {text}") for text, names in wrong.items()])
     return arms
+
+
+def _named(names: Sequence[str]) -> str:
+    """Name one arm, or a few of many."""
+    if len(names) == 1:
+        return f"arm {names[0]}"
+    return f"{len(names)} arms ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
 
 
 def _combined(request: Request, base: Recipe) -> Iterator[tuple[ArmSpec, Planned]]:
@@ -199,7 +207,7 @@ def _trunks(request: Request, arms: Sequence[ArmRun]) -> dict[str, Sequence[str]
 def _run(request: Request, words: dict[str, Any], arms: Sequence[ArmRun], at_once: int) -> int:
     """Run training commands by name; return the first exit status that is not 0."""
     watch = Watch({arm.title: arm.directory for arm in arms}, at_once)
-    programs = {name: [str(SCRIPT), *program] for name, program in words.items()}
+    programs = {name: [*train_program(), *program] for name, program in words.items()}
     if not programs:
         return ExitCode.DONE
     logger.info(f"{len(programs)} to train, {at_once} at a time: {', '.join(programs)}")

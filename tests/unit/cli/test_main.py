@@ -51,6 +51,13 @@ def test_every_flag_that_an_error_names_is_there():
     assert [one for one in named if one[1] not in known and one[0] != "texts.py"] == []
 
 
+@pytest.mark.parametrize("added", ["--local_rank=1", "--local-rank=1"])
+def test_a_launcher_may_start_the_command_itself(added, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["rewarm", added, "recipe", "reference"])
+    assert main() == 0
+    assert "global_batch_size" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return runs.make_data(tmp_path_factory.mktemp("data"))

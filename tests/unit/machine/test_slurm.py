@@ -48,6 +48,12 @@ def test_what_slurm_says_is_one_line(answer, tmp_path, error, kind):
     assert "\n" not in str(told.value)
 
 
+def test_a_machine_that_belongs_to_no_cluster_is_told_where_to_go(answer, tmp_path):
+    answer("sbatch", error="sbatch: fatal: Could not establish a configuration source", status=1)
+    with pytest.raises(UserError, match=r"do not belong to a cluster: .*submit on a machine of the cluster"):
+        submit_script(tmp_path / "job.sbatch")
+
+
 def test_a_machine_without_slurm_is_told_where_to_go(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"sbatch is not installed .*--dry-run"):

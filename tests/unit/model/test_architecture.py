@@ -140,6 +140,9 @@ def test_a_base_that_is_nowhere(tmp_path):
 def test_a_base_without_config(tmp_path):
     (problem,) = config_problems(from_base(tmp_path), 90)
     assert "is not a model directory: it has no config.json" in str(problem)
+    (tmp_path / "params.json").write_text("{}")
+    (problem,) = config_problems(from_base(tmp_path), 90)
+    assert "these are Meta's own files: get the model in Hugging Face form" in str(problem)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\udcff"])

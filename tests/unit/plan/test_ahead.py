@@ -1,6 +1,7 @@
 """A plan made before data, tokenizer and base are there, without torch; and each bad flag in one line."""
 
 import json
+import re
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -111,17 +112,18 @@ def test_a_number_out_of_range_is_named(capsys, flags):
     assert f"argument {flags[0]}" in capsys.readouterr().err
 
 
-def test_a_flag_for_what_is_there_is_refused(tmp_path):
+def test_a_flag_for_what_is_there_changes_nothing_and_says_so(tmp_path):
     data = runs.make_data(tmp_path / "made") if (tmp_path / "made").mkdir() is None else None
     file = runs.write(runs.recipe(data, tmp_path / "run"), tmp_path / "recipe.yaml")
     recipe = load.load_recipe(file, ())
-    with pytest.raises(UserErrors, match=r"--shape: 'llama2-7b' has no effect"):
-        make_plan(recipe, 1, ahead=Ahead(shape="llama2-7b"))
-    with pytest.raises(UserErrors, match=r"--vocab-size: 7 has no effect: .* has \d+ pieces"):
-        make_plan(recipe, 1, ahead=Ahead(vocab_size=7))
+    flags = make_plan(recipe, 1, ahead=Ahead(shape="llama2-7b", vocab_size=7))
+    assert "--shape llama2-7b is not used: the sizes are read from model.init" in flags.notes
+    assert any(re.fullmatch(r"--vocab-size 7 is not used: .* has \d+ pieces", note) for note in flags.notes)
+    with pytest.raises(UserErrors, match="--shape"):
+        make_plan(recipe, 1, ahead=Ahead(shape="llama9"))
     ahead, strict = make_plan(recipe, 1, ahead=Ahead()), make_plan(recipe, 1)
     assert (ahead.decision, ahead.layout, ahead.data) == (strict.decision, strict.layout, strict.data)
-    assert ahead.memory == strict.memory
+    assert ahead.memory == strict.memory == flags.memory
 
 
 def test_the_picture_is_an_svg_of_the_rate_and_the_mixture(empty):

@@ -1,6 +1,7 @@
 """A recipe from a few answers plans clean, whatever they are."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -130,3 +131,20 @@ def test_the_command_writes_a_file_once(tmp_path, monkeypatch, capsys):
     }
     assert main(words) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_the_held_out_text_is_the_clean_one_where_it_was_made(tmp_path, monkeypatch):
+    runs.make_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for source, held_out in (("en", "en-val"), ("zh", "zh-val")):
+        for ending in ("bin", "idx", "json"):
+            shard = Path(f"{held_out}.{ending}").read_bytes()
+            Path(f"{source}-validation.{ending}").write_bytes(shard)
+            if source == "zh":
+                Path(f"zh-validation-clean.{ending}").write_bytes(shard)
+    asked = answers(new=["zh"], replay=["en"], tokenizer="tokenizer", tokens=10_000, gpus=2)
+    recipe = parse_recipe(new_recipe(asked, 72 * GIB))
+    assert recipe.validation.paths == {
+        "downstream/zh": "zh-validation-clean",
+        "upstream/en": "en-validation",
+    }

@@ -1,14 +1,20 @@
 """What ships is found beside the code, from a wheel, and only where the user has nothing of that name."""
 
+import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import runs
+from trainer.cli.main import main
 from trainer.engine.ds_config import read_preset
 from trainer.storage import shipped as module
-from trainer.storage.shipped import find_preset, shipped
+from trainer.storage.shipped import find_preset, find_recipe, shipped, train_program
+
+RECIPE = "launch/recipes/quickstart.yaml"
 
 
 def test_a_clone_and_a_wheel_have_the_same_files(tmp_path, monkeypatch):
@@ -34,12 +40,28 @@ def test_a_file_of_the_user_s_comes_first_and_another_name_is_not_replaced(tmp_p
         assert find_preset(path) == Path(path)
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_the_presets_and_the_recipes(tmp_path):
-    import shutil
-    import subprocess
-    import sys
+def test_a_shipped_recipe_is_planned_where_no_clone_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", RECIPE]) == 0
+    assert "start: the run begins" in capsys.readouterr().out
+    (tmp_path / "launch" / "recipes").mkdir(parents=True)
+    (tmp_path / "launch" / "recipes" / "quickstart.yaml").write_text("name: mine")
+    for path in (
+        "launch/recipes/quickstart.yaml",
+        "launch/recipes/gone.yaml",
+        "recipes/quickstart-base.yaml",
+    ):
+        assert find_recipe(path) == path
 
+
+def test_without_a_clone_the_launcher_starts_the_module(tmp_path, monkeypatch):
+    assert train_program() == [str(runs.SCRIPT)]
+    monkeypatch.setattr(module, "CLONE", tmp_path)
+    assert train_program() == ["--module", "trainer.cli.main", "train"]
+
+
+@pytest.mark.slow
+def test_the_wheel_plans_a_shipped_recipe_in_an_empty_folder(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     for name in ("trainer", "tokenization", "ds_configs", "launch"):
@@ -53,3 +75,19 @@ def test_the_wheel_holds_the_presets_and_the_recipes(tmp_path):
     held = {Path(name).name for name in zipfile.ZipFile(wheel).namelist()}
     for folder in ("ds_configs", "launch/recipes"):
         assert {file.name for file in (runs.ROOT / folder).iterdir()} <= held
+    target, empty = tmp_path / "target", tmp_path / "empty"
+    empty.mkdir()
+    words = ["-m", "pip", "install", "--no-deps", "-q", "--target", str(target), str(wheel)]
+    subprocess.run([sys.executable, *words], check=True, capture_output=True, timeout=300)
+    words = ["-c", "import trainer; print(trainer.__file__)"], ["-m", "trainer.cli.main", "plan", RECIPE]
+    for arguments, said in zip(words, (str(target), "start: the run begins"), strict=True):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=empty,
+            env={**runs.environment(), "PYTHONPATH": str(target)},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        )
+        assert said in done.stdout

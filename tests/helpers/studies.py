@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from trainer.recipe.load import dump_recipe, load_recipe
 from trainer.study.results import Arm, Planned, ScoreCurve, StudyRecord, write_record
 
@@ -105,3 +107,22 @@ def make_trunk(path: Path) -> Path:
     lines += [{"attempt": 1, "time": 1.0, "step": step, "tokens": step} for step in range(10)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"att')
     return path
+
+
+def write_lawful_study(out: Path, seeds: int = 2, scores: int = 9) -> None:
+    """A study of replay whose upstream scores follow the law of forgetting, and downstream that of D-CPT."""
+    random = np.random.default_rng(0)
+    planned = []
+    for seed in range(seeds):
+        for share in (0, 1, 5, 10, 25, 50):
+            directory = f"replay-{share}" + (f"-seed-{seed}" if seed else "")
+            planned.append(Planned(f"replay-{share}", directory, seed))
+            part, tokens = share / 100, np.linspace(0, 1, scores)
+            noise = 0.002 * random.normal(size=(2, scores)) * (tokens > 0)
+            old = 2 + 1.2 * tokens**0.45 / (1 + 300 * part) ** 0.5 + noise[0]
+            new = 1.5 + 0.5 * (1 - part) ** 0.5 / (0.1 + tokens) ** 0.3 + noise[1]
+            write_run(
+                out / directory, old.tolist(), new.tolist(),
+                overrides=(f"phases.0.mixture.replay_ratio={share}%", f"seed={seed}"),
+            )  # fmt: skip
+    write_record(out, StudyRecord("replay", "recipe.yaml", tuple(planned)))

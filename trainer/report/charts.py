@@ -92,7 +92,7 @@ def chart(
     lines = [line for line in lines if len(line.xs)]
     if not lines:
         return ""
-    labelled = [line for line in lines if not line.faint]
+    labelled = [line for line in lines if line.label and not line.faint]
     y_ticks = ticks(*_extent((y for line in lines for y in _heights(line)), zero))
     x_range = _extent((x for line in lines for x in line.xs), False)
     widest = [_text_width(x_format(tick)) / 2 for tick in ticks(*x_range)]

@@ -11,7 +11,7 @@ from trainer.report.document import write_figures
 from trainer.study.laws import LARGEST_SIZE, LONGEST_BUDGET, SECOND_HALF
 from trainer.study.observed import FittedLaw
 
-_WIDTH, _HEIGHT = 480, 360
+LAW_WIDTH, LAW_HEIGHT = 480, 360
 
 _SHORT = {LARGEST_SIZE: "size", LONGEST_BUDGET: "budget", SECOND_HALF: "half"}
 """What a back-test held out, as a label has room for it."""
@@ -34,9 +34,33 @@ def draw_law(fitted: FittedLaw) -> str:
         y_format="{:.3f}".format,
         x_title=f"{fitted.stream} measured, bits per byte (up: predicted by {fit.law.name})",
         described=f"predictions of {fit.law.name} on {fitted.stream} over what was measured",
-        width=_WIDTH,
-        height=_HEIGHT,
+        width=LAW_WIDTH,
+        height=LAW_HEIGHT,
     )
+
+
+def draw_laws(laws: Sequence[FittedLaw]) -> dict[str, str]:
+    """Return the picture of each law by the name of its file beside a study's own figures."""
+    return {f"law-{_file(one)}": draw_law(one) for one in laws}
+
+
+def law_captions(laws: Sequence[FittedLaw]) -> dict[str, tuple[str, str]]:
+    """Return title and explanation of each picture of `draw_laws`."""
+    what = (
+        "predictions of scores that a fit of the others had not seen, over what was measured: on the "
+        "diagonal they came true; pale: the law fitted to all scores"
+    )
+    return {
+        f"law-{_file(one)}": (
+            f"{one.fit.law.name} on {one.stream}: {one.fit.law.formula}",
+            f"{one.fit.law.source}; {what}",
+        )
+        for one in laws
+    }
+
+
+def _file(one: FittedLaw) -> str:
+    return f"{one.fit.law.name.replace(' ', '-')}-{one.stream}"
 
 
 def write_law_figures(laws: Sequence[FittedLaw], out: Path) -> list[str]:
@@ -47,5 +71,5 @@ def write_law_figures(laws: Sequence[FittedLaw], out: Path) -> list[str]:
         InfrastructureError: the disk is full or fails.
     """
     refuse_existing(out)
-    pictures = {f"{one.fit.law.name.replace(' ', '-')}-{one.stream}": draw_law(one) for one in laws}
-    return [f"{out}: {len(pictures)} figures", *write_figures(pictures, out, _WIDTH, _HEIGHT)]
+    pictures = {_file(one): draw_law(one) for one in laws}
+    return [f"{out}: {len(pictures)} figures", *write_figures(pictures, out, LAW_WIDTH, LAW_HEIGHT)]

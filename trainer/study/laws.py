@@ -87,6 +87,10 @@ class Law:
     predict: Callable[[Mapping[str, float], Observations], Floats]
     """Return the loss of each point."""
 
+    def free_for(self, data: Observations) -> list[LawParameter]:
+        """Return the parameters that data can decide: those whose input varies."""
+        return [one for one in self.parameters if not one.needs or any(map(data.varies, one.needs))]
+
 
 @dataclass(frozen=True)
 class LawFit:
@@ -255,7 +259,7 @@ def fit_law(law: Law, data: Observations, seed: int = 0, bootstraps: int = BOOTS
     and add what an arm's residuals have in common with one random sign, and the rest of each with another
     (Rademacher weights), so that the design, such as the only arm without replay, stays.
     """
-    free = [one for one in law.parameters if not one.needs or any(map(data.varies, one.needs))]
+    free = law.free_for(data)
     if len(data) <= len(free) or len(set(data.arm.tolist())) < FEWEST_ARMS:
         return None
     held = {one.name: one.held for one in law.parameters if one not in free}

@@ -34,6 +34,7 @@ from trainer.recipe.schema import Recipe
 from trainer.report.runs import RunHistory, gather_runs
 from trainer.storage.run_directory import RunDirectory
 from trainer.study.results import Planned, read_record, write_record
+from trainer.study.spec import AVERAGED
 from trainer.study.trunk import trunk_of
 
 CONTINUED = "replay-0"
@@ -41,9 +42,6 @@ CONTINUED = "replay-0"
 
 PERCENT = tuple(range(0, 101, 10))
 """Shares of the continued model."""
-
-AVERAGED = "average.continued"
-"""In the fields of an arm that is such an average: its share of the continued model."""
 
 
 def score_line(out: Path) -> None:

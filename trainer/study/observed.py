@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,22 @@ class StudiedArm:
     def downstream(self) -> float:
         """Bits per byte at the end."""
         return self.arm.downstream.end
+
+
+@dataclass(frozen=True)
+class AskedLaw:
+    """A law, a validation set, and what arms measured of it."""
+
+    law: Law
+    stream: str
+    data: Observations | None
+    """None if nothing was measured that the law takes."""
+
+    @property
+    def varied(self) -> bool:
+        """Whether what the law is about varies: one of mixtures tells nothing of arms that have only one."""
+        about = "replay" if "weights" in self.law.inputs else "forward_area"
+        return self.data is not None and self.data.varies(about)
 
 
 @dataclass(frozen=True)
@@ -230,28 +246,30 @@ def _points(one: StudiedArm, curve: ScoreCurve) -> list[tuple[int, float]]:
 
 def fit_forgetting(arms: Sequence[StudiedArm]) -> FittedLaw | None:
     """LawFit the law of forgetting to arms of one schedule; None if they are too few for it."""
-    return _fitted(FORGETTING_LAW, "upstream", observe_mixture(of_one_schedule(arms), "upstream"))
+    return fit_asked(AskedLaw(FORGETTING_LAW, "upstream", observe_mixture(of_one_schedule(arms), "upstream")))
 
 
 def fit_all(arms: Sequence[StudiedArm], bootstraps: int = BOOTSTRAPS) -> list[FittedLaw]:
     """LawFit every law on every validation set where there are scores enough."""
-    asked: list[tuple[Law, str, Callable[..., Observations | None], list[StudiedArm]]] = [
-        (FORGETTING_LAW, "upstream", observe_mixture, of_one_schedule(arms)),
-        (D_CPT_LAW, "upstream", observe_mixture, of_one_schedule(arms)),
-        (D_CPT_LAW, "downstream", observe_mixture, of_one_schedule(arms)),
-        (DYNAMICS_LAW, "upstream", observe_dynamics, of_one_replay(arms)),
-        (DYNAMICS_LAW, "downstream", observe_dynamics, of_one_replay(arms)),
-    ]
-    found = [_fitted(law, stream, observe(some, stream), bootstraps) for law, stream, observe, some in asked]
+    found = [fit_asked(asked, bootstraps) for asked in asked_laws(arms)]
     return [one for one in found if one is not None]
 
 
-def _fitted(
-    law: Law, stream: str, data: Observations | None, bootstraps: int = BOOTSTRAPS
-) -> FittedLaw | None:
-    """LawFit a law if what it is about varies: a law of mixtures tells nothing of arms that have only one."""
-    about = "replay" if "weights" in law.inputs else "forward_area"
-    if data is None or not data.varies(about):
+def asked_laws(arms: Sequence[StudiedArm]) -> list[AskedLaw]:
+    """Return every law with each validation set that it is about, and what the arms measured for it."""
+    mixed, scheduled = of_one_schedule(arms), of_one_replay(arms)
+    return [
+        AskedLaw(FORGETTING_LAW, "upstream", observe_mixture(mixed, "upstream")),
+        AskedLaw(D_CPT_LAW, "upstream", observe_mixture(mixed, "upstream")),
+        AskedLaw(D_CPT_LAW, "downstream", observe_mixture(mixed, "downstream")),
+        AskedLaw(DYNAMICS_LAW, "upstream", observe_dynamics(scheduled, "upstream")),
+        AskedLaw(DYNAMICS_LAW, "downstream", observe_dynamics(scheduled, "downstream")),
+    ]
+
+
+def fit_asked(asked: AskedLaw, bootstraps: int = BOOTSTRAPS) -> FittedLaw | None:
+    """LawFit a law if what it is about varies, and there are scores enough."""
+    if asked.data is None or not asked.varied:
         return None
-    fit = fit_law(law, data, bootstraps=bootstraps)
-    return None if fit is None else FittedLaw(stream, fit, tuple(back_tests(law, data)))
+    fit = fit_law(asked.law, asked.data, bootstraps=bootstraps)
+    return None if fit is None else FittedLaw(asked.stream, fit, tuple(back_tests(asked.law, asked.data)))

@@ -13,7 +13,10 @@ from trainer.report.charts import Line, chart
 from trainer.report.document import write_figures
 from trainer.report.page import TERMS, html_page, refuse_other_page
 from trainer.study.grids import find_study
+from trainer.study.law_figures import LAW_HEIGHT, LAW_WIDTH, draw_laws, law_captions
+from trainer.study.law_section import StudyLaws, fit_study, laws_section
 from trainer.study.results import Arm, read_record, read_results
+from trainer.study.spec import AVERAGED
 from trainer.study.summary import (
     HEAD,
     Summary,
@@ -33,8 +36,8 @@ FIGURE_FOLDER = "figures"
 
 FIGURE_WIDTH, FIGURE_HEIGHT = 480, 300
 
-FRONT = 13
-"""Number of a line that is grey and dashed."""
+FRONT, AVERAGES = 13, 6
+"""Numbers of a line that is grey and dashed, and of one that is grey."""
 
 SIGNS = 15_000_000
 """Parameters below which a study shows signs and not ratios."""
@@ -49,20 +52,22 @@ def conclude(out: Path) -> str:
     """
     refuse_other_page(out / STUDY_PAGE)
     name, arms = read_record(out).study, read_results(out)
-    summaries, verdicts = summarize(arms), judge_study(name, arms)
-    pictures = draw_study(summaries)
+    summaries, verdicts, laws = summarize(arms), judge_study(name, arms), fit_study(out)
+    pictures, of_laws = draw_study(summaries), draw_laws(laws.fitted)
     notes = write_figures(pictures, out / FIGURE_FOLDER, FIGURE_WIDTH, FIGURE_HEIGHT)
+    notes += write_figures(of_laws, out / FIGURE_FOLDER, LAW_WIDTH, LAW_HEIGHT)
+    everything = pictures | of_laws
     drawn = {
         which: [kind for kind in ("svg", "png") if (out / FIGURE_FOLDER / f"{which}.{kind}").exists()]
-        for which in pictures
+        for which in everything
     }
     now = datetime.datetime.now().astimezone()
-    disk.write_atomically(out / STUDY_PAGE, study_page(name, arms, verdicts, pictures, drawn, now))
+    disk.write_atomically(out / STUDY_PAGE, study_page(name, arms, verdicts, laws, everything, drawn, now))
     study = find_study(name)
-    signs = filter(None, [signs_line(arms), *notes])
+    signs = filter(None, [signs_line(arms), *dict.fromkeys(notes)])
     told = [*verdict_lines(verdicts)] or ["no paper's finding is held against this study"]
-    lines = ["", summary_table(summaries), "", *told, "", *signs, f"The papers: {study.found}."]
-    return "\n".join([study.question, *lines])
+    lines = ["", summary_table(summaries), "", *told, "", *laws.lines(), "", *signs]
+    return "\n".join([study.question, *lines, f"The papers: {study.found}."])
 
 
 def signs_line(arms: Sequence[Arm]) -> str:
@@ -80,13 +85,15 @@ def signs_line(arms: Sequence[Arm]) -> str:
 def draw_study(summaries: Sequence[Summary]) -> dict[str, str]:
     """Return the figures by name: both losses over tokens with bands over seeds, and the trade-off plane.
 
-    An arm from scratch has a figure of its own: its first losses would flatten all others.
+    An arm from scratch has a figure of its own: its first losses would flatten all others. Averages of two
+    models stand in the plane alone: they were not trained over tokens.
     """
     continued = [(n, one) for n, one in enumerate(summaries) if not any(arm.from_scratch for arm in one.arms)]
     scratch = [(n, one) for n, one in enumerate(summaries) if any(arm.from_scratch for arm in one.arms)]
+    trained = [(n, one) for n, one in continued if AVERAGED not in one.arms[0].fields]
     streams = ("upstream", "downstream")
     drawn = {
-        **{stream: _over_tokens(stream, continued) for stream in streams},
+        **{stream: _over_tokens(stream, trained) for stream in streams},
         "trade-off": _plane(continued),
         **{f"{stream}-from-scratch": _over_tokens(stream, scratch) for stream in streams},
     }
@@ -114,6 +121,7 @@ def _over_tokens(stream: str, summaries: Sequence[tuple[int, Summary]]) -> str:
 def _plane(summaries: Sequence[tuple[int, Summary]]) -> str:
     """Draw a point per arm in the plane of downstream loss and forgetting, its seeds pale, and the front."""
     lines, means = [], []
+    averages: dict[str, list[tuple[float, float, float]]] = {}
     for number, one in summaries:
         pairs = [(downstream_of(arm), forgetting_of(arm)) for arm in one.ended]
         xs, ys = one.interval(downstream_of).mean, one.interval(forgetting_of).mean
@@ -121,8 +129,18 @@ def _plane(summaries: Sequence[tuple[int, Summary]]) -> str:
         if len(pairs) > 1:
             seeds = list(zip(*pairs, strict=True))
             lines.append(Line("", number, seeds[0], seeds[1], faint=True, joined=False))
-        if pairs and xs == xs and ys == ys:
+        if not pairs or xs != xs or ys != ys:
+            continue
+        share = one.arms[0].fields.get(AVERAGED)
+        if share is None:
             lines.append(Line(one.title, number, [xs], [ys], joined=False))
+        else:  # eleven names would hide the line
+            name = one.title if share in (0, 0.5, 1) else ""
+            lines.append(Line(name, AVERAGES, [xs], [ys], joined=False))
+            averages.setdefault(one.size, []).append((share, xs, ys))
+    for points in averages.values():
+        _, along, upward = zip(*sorted(points), strict=True)
+        lines.insert(0, Line("", AVERAGES, along, upward))
     front = [means[number] for number in pareto_front(means)]
     if len(front) > 1:
         lines.insert(0, Line("", FRONT, [x for x, _ in front], [y for _, y in front], faint=True))
@@ -139,6 +157,8 @@ def _plane(summaries: Sequence[tuple[int, Summary]]) -> str:
     )
 
 
+_BANDED = ("upstream", "downstream")
+
 _CAPTIONS = {
     "upstream": ("Upstream", "held-out text of the old distribution, bits per byte over the phase's tokens"),
     "downstream": (
@@ -150,7 +170,8 @@ _CAPTIONS = {
     "trade-off": (
         "The trade",
         "forgetting over downstream bits per byte at the end: down and left is better; pale: single seeds; "
-        "dashed: the arms that no other beats in both (Pareto front)",
+        "dashed: the arms that no other beats in both (Pareto front); grey line: averages, from the base to "
+        "the continued model",
     ),
 }
 
@@ -159,6 +180,7 @@ def study_page(
     name: str,
     arms: Sequence[Arm],
     verdicts: Sequence[Judgement],
+    laws: StudyLaws,
     pictures: Mapping[str, str],
     drawn: Mapping[str, Sequence[str]],
     now: datetime.datetime,
@@ -173,14 +195,23 @@ def study_page(
         f"<header><h1>{escape(study.question)}</h1><p class='headline'>The papers: {escape(study.found)}.</p>"
         f"<p class='meta'>{escape(facts)}</p>{signs}</header>"
     )
-    figures = "".join(_figure(which, picture, seeds, drawn[which]) for which, picture in pictures.items())
-    body = [header, _verdicts(verdicts), f"<section><div class='grid'>{figures}</div></section>"]
-    return html_page(study.question, "".join([*body, _table(summaries), TERMS]))
+    of_laws = law_captions(laws.fitted)
+    figures = {
+        which: _figure(which, picture, (_CAPTIONS | of_laws)[which], seeds, drawn[which])
+        for which, picture in pictures.items()
+    }
+    law_figures = [figures.pop(which) for which in of_laws]
+    body = [
+        header, _verdicts(verdicts),
+        f"<section><div class='grid'>{''.join(figures.values())}</div></section>",
+        _table(summaries), laws_section(laws, law_figures), TERMS,
+    ]  # fmt: skip
+    return html_page(study.question, "".join(body))
 
 
-def _figure(which: str, picture: str, seeds: int, kinds: Sequence[str]) -> str:
-    title, what = _CAPTIONS[which]
-    band = "; bands: from the lowest to the highest seed" if seeds > 1 and which != "trade-off" else ""
+def _figure(which: str, picture: str, about: tuple[str, str], seeds: int, kinds: Sequence[str]) -> str:
+    title, what = about
+    band = "; bands: from the lowest to the highest seed" if seeds > 1 and which.startswith(_BANDED) else ""
     files = " · ".join(f"<a href='{FIGURE_FOLDER}/{which}.{kind}'>{kind.upper()}</a>" for kind in kinds)
     caption = f"<figcaption><b>{escape(title)}</b>{escape(what + band)} · {files}</figcaption>"
     return f"<figure id='{which}'>{caption}{picture}</figure>"

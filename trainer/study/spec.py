@@ -21,6 +21,9 @@ vocabulary, extended in one of three manners, or as it is."""
 SCALES = {"tiny": Fraction(1, 4), "small": Fraction(1, 2), "medium": Fraction(1), "large": Fraction(2)}
 """Of `--sizes` where the recipe has `model.init`: width, layers and heads are multiplied."""
 
+AVERAGED = "average.continued"
+"""In the fields of an arm that is an average of a base and its continuation: its share of the latter."""
+
 Change = dict[str, Any]
 """Fields of a phase, and what they become."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from tokenization.tokenizer.files import open_tokenizer
 from trainer.checkpoint.merge import merge_models
 from trainer.evaluation.offline import score_model
 from trainer.recipe.load import dump_recipe, parse_recipe
-from trainer.study.line import AVERAGED, score_line
+from trainer.study.line import score_line
 from trainer.study.observed import studied_arms
 from trainer.study.page import conclude
 from trainer.study.results import Planned, StudyRecord, read_record, read_results, write_record
+from trainer.study.spec import AVERAGED
 
 PIECES = 3 + 256 + len(ENGLISH)
 
@@ -90,7 +92,15 @@ def test_what_is_scored_is_scored_once_and_is_on_the_page_and_in_no_law(study):
     assert sum(AVERAGED in arm.fields for arm in read_record(out).arms) == 11
     told = conclude(out)
     assert "average-50" in told
-    assert "average-50" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "average-50" in page
+    plane = (out / "figures" / "trade-off.svg").read_text()
+    assert plane.count('class="dot"') == 1 + 11
+    joined = re.findall(r'class="line"[^>]* d="M([^"]*)"', plane)
+    assert [points.count("L") for points in joined] == [10], "the line from the base to the continued model"
+    assert [name in plane for name in ("average-0<", "average-50<", "average-30<")] == [True, True, False]
+    assert "average" not in (out / "figures" / "upstream.svg").read_text()
+    assert "no arm has ended" in page or "differ neither in their replay" in page
     assert [one.arm.name for one in studied_arms([out])] == ["replay-0"]
 
 

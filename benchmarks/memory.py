@@ -1,7 +1,7 @@
 """Bytes per parameter and rank at every ZeRO stage, measured on the CPU and by theory.
 
     python -m benchmarks.memory                                     # about five minutes on two idle cores
-    python -m benchmarks.memory --presets zero2 --ranks 1           # one row, ten seconds
+    python -m benchmarks.memory --presets zero2 --ranks 1           # one row, half a minute
     python -m benchmarks.memory --zero '{"reduce_bucket_size": 2000000}'  # what a setting brings
 
 The trainer's engine takes three steps of a LLaMA of 60M parameters in bf16 (at ZeRO-0 in fp32, the only
@@ -9,9 +9,12 @@ precision that the trainer allows there) on a few tokens, so that activations do
 micro batches, so that gradients are accumulated. Measured are tensors, in the last step, on the rank that
 holds most:
 
-- held: the bytes of all distinct storages that Python can reach between two steps;
-- peak: held, and the most that PyTorch's allocator gave away beside it at any moment of the step, from the
-  profiler's records of every allocation since before the model was built.
+- held: the bytes of all distinct storages that are alive between two steps;
+- peak: the most that were alive at any moment of the step.
+
+Both are counted as operators make storages and as storages die, whatever thread frees them
+(`benchmarks.traced.LiveBytes`): PyTorch's profiler misses what threads of the network free, and more of it
+on a busy machine. Before the last step the count is held against all tensors that Python can reach.
 
 Interpreter, libraries and buffers of the network are not in it. With offload, device and host are the same
 memory on the CPU: the row is their sum.
@@ -21,7 +24,9 @@ Theory, in bytes per parameter on one of W ranks (`THEORY`):
 - paper: Rajbhandari et al. 2020 (arXiv 1910.02054), section 5: 16-bit weights and gradients, fp32 master
   weights and both moments of Adam;
 - ours: the same with gradients that are added in fp32 (`trainer.engine.ds_config.FP32_SUMS`), 4 bytes in
-  place of 2, and what DeepSpeed 0.19 keeps beside them.
+  place of 2, and what DeepSpeed 0.19 keeps beside them;
+- plan: what `rewarm plan` expects (`trainer.plan.memory`), which is ours and the working set: buckets,
+  gathered weights, the gradients that the optimizer takes at a time, the loss.
 
 At ZeRO-3 DeepSpeed keeps up to 1e9 gathered parameters, and the trainer steps 1e8 at a time. Both are a small
 part of a 7B model, and more than all of this one: they are scaled to it (`scaled`). Buckets are not.
@@ -33,7 +38,6 @@ import argparse
 import gc
 import json
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +45,6 @@ from typing import Any
 from benchmarks.ranks import ROOT, join, leave, rank_folder, run_ranks, surroundings
 
 STEPS = 3
-
-STEP = "measured step"
-"""Name of the last step in the profiler's records."""
 
 
 @dataclass(frozen=True)
@@ -105,25 +106,24 @@ class Measured:
 
     held: float
     peak: float
+    planned: float
+    """The peak that `rewarm plan` expects."""
     parameters: int
 
 
 def main() -> int:
     args = options()
     if args.worker:
-        return work(Case(**json.loads(args.worker)))
+        return work([Case(**one) for one in json.loads(args.worker)])
     results = []
-    for preset in args.presets:
-        for ranks in args.ranks:
-            case = Case(preset, ranks, args.accumulation, args.zero)
-            found = run_ranks("benchmarks.memory", ["--worker", json.dumps(asdict(case))], ranks)
-            most = Measured(
-                held=max(one["held"] / one["parameters"] for one in found),
-                peak=max(one["peak"] / one["parameters"] for one in found),
-                parameters=found[0]["parameters"],
-            )
-            print(f"{preset}, {ranks} ranks: held {most.held:.2f}, peak {most.peak:.2f}", file=sys.stderr)
+    for ranks in args.ranks:
+        cases = [Case(preset, ranks, args.accumulation, args.zero) for preset in args.presets]
+        told = ["--worker", json.dumps([asdict(case) for case in cases])]
+        for case, *found in zip(cases, *run_ranks("benchmarks.memory", told, ranks, threads=1), strict=True):
+            most = Measured(**{name: max(one[name] for one in found) for name in found[0]})
+            print(f"{case.preset}, {ranks} ranks: {most}", file=sys.stderr)
             results.append((case, most))
+    results.sort(key=lambda result: (args.presets.index(result[0].preset), result[0].ranks))
     if args.out:
         rows = [{**asdict(case), **asdict(found)} for case, found in results]
         args.out.write_text(
@@ -145,18 +145,26 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def work(case: Case) -> int:
-    """One rank: train, and leave the bytes that it held."""
-    from torch.profiler import ProfilerActivity, profile, record_function
+def work(cases: list[Case]) -> int:
+    """One rank: train each case in turn, and leave the bytes that it held."""
+    join(cases[0].ranks)
+    leave([measure(case, rank_folder() / str(number)) for number, case in enumerate(cases)])
+    return 0
 
+
+def measure(case: Case, folder: Path) -> dict[str, Any]:
+    """Train, and return the bytes per parameter that this rank held."""
     from benchmarks.gpu import engines
+    from benchmarks.traced import LiveBytes
+    from trainer.engine.ds_config import read_preset
     from trainer.model.size import parameters
+    from trainer.plan.memory import Shape, estimate
+    from trainer.plan.presets import memory_settings
 
-    join(case.ranks)
-    folder = rank_folder()
-    folder.mkdir()
+    folder.mkdir(parents=True)
     shape, vocab_size = engines.Shape("60M", 768, 2048, 8, 12), 2048
-    count = parameters(shape.config(vocab_size))
+    fields = shape.config(vocab_size)
+    count = parameters(fields)
     setting = engines.Setting(
         shape,
         vocab_size,
@@ -168,22 +176,27 @@ def work(case: Case) -> int:
         ranks=case.ranks,
     )
     store = engines.make_noise(folder, setting.vocab_size, 40 * setting.tokens_per_step * case.ranks)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    recipe = setting.recipe(folder)
+    settings = memory_settings(recipe, read_preset(recipe.deepspeed), fields, case.ranks, cuda=False)
+    memory = estimate(Shape.of(fields), settings)
+    before, live = reachable_bytes(), LiveBytes()
+    with live:
         ours = engines.Ours(setting, folder, store)
         ours.steps(STEPS - 1)
         engines.forget()
-        held = live_bytes()
-        with record_function(STEP):
-            ours.steps(1)
-    trace = folder / "trace.json"
-    profiled.export_chrome_trace(str(trace))
-    begun, peak = peak_of(json.loads(trace.read_text())["traceEvents"], STEP)
-    # The two counts are independent, and the profiler misses what a thread of the network's frees. Where they
-    # disagree by more, one of them misses tensors.
-    if abs(begun - held) > 0.05 * held:
-        raise SystemExit(f"tensors hold {held:,} bytes between steps, and the allocator says {begun:,}")
-    leave({"held": held, "peak": held + peak - begun, "parameters": count})
-    return 0
+        held = live.peak = live.now
+        reached = reachable_bytes() - before
+        ours.steps(1)
+    ours.close()
+    # The two counts are independent. Where they disagree by more, one of them misses tensors.
+    if abs(reached - held) > 0.02 * held:
+        raise SystemExit(
+            f"{held:,} bytes of tensors are counted between steps, and {reached:,} can be reached"
+        )
+    counted = {"held": held, "peak": live.peak, "planned": memory.peak(1) + memory.host}
+    found = {name: size / count for name, size in counted.items()}
+    print(case, found, flush=True)  # in this rank's log
+    return {**found, "parameters": count}
 
 
 def preset_of(name: str, zero: dict[str, Any], parameters: int, folder: Path) -> Path:
@@ -207,7 +220,7 @@ def scaled(parameters: int) -> dict[str, int]:
     }
 
 
-def live_bytes() -> int:
+def reachable_bytes() -> int:
     """Bytes of the distinct storages of all tensors that the garbage collector knows."""
     import torch
 
@@ -220,51 +233,20 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
-def peak_of(events: Iterable[dict[str, Any]], name: str) -> tuple[int, int]:
-    """Return the bytes allocated when the span `name` of a Chrome trace begins, and the most within it.
-
-    What gloo takes for itself, in the call or in a thread of its own, is left out: NCCL takes nothing from
-    PyTorch's allocator. On the CPU the backward pass runs in the thread that asks for it.
-    """
-    events = sorted((one for one in events if "ts" in one), key=lambda one: one["ts"])
-    span = next(one for one in events if one.get("name") == name and one.get("ph") == "X")
-    begin, end = span["ts"], span["ts"] + span["dur"]
-    collectives = [
-        (one["ts"], one["ts"] + one["dur"])
-        for one in events
-        if one.get("ph") == "X" and one["tid"] == span["tid"] and one["name"].startswith("c10d::")
-    ]
-    begun, total, peak = 0, 0, 0
-    of_network: set[int] = set()
-    for one in events:
-        if one.get("name") != "[memory]" or one["ts"] > end:
-            continue
-        size, address = one["args"]["Bytes"], one["args"]["Addr"]
-        if one["ts"] < begin:
-            begun = total = one["args"]["Total Allocated"]
-        elif size > 0 and (one["tid"] != span["tid"] or any(at <= one["ts"] <= to for at, to in collectives)):
-            of_network.add(address)
-        elif address in of_network:
-            of_network.discard(address)
-        else:
-            total += size
-        peak = max(peak, total) if one["ts"] >= begin else total
-    return begun, peak
-
-
 def table(results: list[tuple[Case, Measured]]) -> str:
-    """Markdown: bytes per parameter, measured and by both theories."""
+    """Markdown: bytes per parameter, measured and by the three theories."""
     lines = [
-        "| preset | ranks | held between steps | ours | peak of a step | ours | measured / ours "
-        "| over it, MiB | paper | measured / paper |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| preset | ranks | held between steps | ours | peak of a step | ours | working set, MiB | plan "
+        "| measured / plan | measured / ours | paper | measured / paper |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for case, found in results:
         theory = THEORY[case.preset]
         cells = [case.preset, str(case.ranks), f"{found.held:.2f}", told(theory.held, case.ranks)]
         cells += [f"{found.peak:.2f}", told(theory.peak, case.ranks)]
-        over = (found.peak - theory.peak.on(case.ranks)) * found.parameters
-        cells += [f"{found.peak / theory.peak.on(case.ranks):.2f}", f"{over / 2**20:.0f}"]
+        working = (found.planned - theory.peak.on(case.ranks)) * found.parameters
+        cells += [f"{working / 2**20:.0f}", f"{found.planned:.2f}", f"{found.peak / found.planned:.2f}"]
+        cells.append(f"{found.peak / theory.peak.on(case.ranks):.2f}")
         cells += [told(theory.paper, case.ranks), f"{found.peak / theory.paper.on(case.ranks):.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -1,9 +1,8 @@
 """Hold what `rewarm plan` estimates against what is traced, measured and published.
 
     python -m benchmarks.plan traced      # LLaMA-2's shapes at 4,096 tokens, without their memory; a minute
-    python -m benchmarks.plan measured    # small real runs on the CPU presets, every tensor counted; ten
-    minutes python -m benchmarks.plan published   # LLaMA-2's GPU hours and ZeRO's memory beside the papers'
-    numbers
+    python -m benchmarks.plan measured    # small real runs on the CPU, every tensor counted; ten minutes
+    python -m benchmarks.plan published   # LLaMA-2's GPU hours and ZeRO's memory beside the papers' numbers
 
 Each prints a table for docs/plan.md; `--json FILE` writes its rows, too.
 """
@@ -13,14 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ranks import surroundings
 from tokenization.tables import text_table
 from trainer.engine.ds_config import read_preset
 from trainer.machine.ranks import free_port
@@ -69,12 +68,16 @@ class Row:
         return self.estimate / self.found - 1
 
 
-def traced(names: tuple[str, ...] = tuple(LLAMA2_HOURS), modes: tuple[str, ...] = MODES) -> Iterator[Row]:
+def traced(
+    names: tuple[str, ...] = tuple(LLAMA2_HOURS),
+    modes: tuple[str, ...] = MODES,
+    vocabularies: tuple[int, ...] = (32_000, 55_296),
+) -> Iterator[Row]:
     """Yield the peaks of a forward and backward pass at 4,096 tokens, with weights and gradients in bf16."""
     from benchmarks.traced import recipe_of, trace
 
     for name in names:
-        for vocab in (32_000, 55_296):
+        for vocab in vocabularies:
             for mode in modes:
                 config = {**SHAPES[name], "vocab_size": vocab}
                 written = "{every_n: 2}" if mode == "every_n: 2" else mode
@@ -102,7 +105,7 @@ def measured(runs: tuple[tuple[str, str, int, str], ...] = MEASURED) -> Iterator
         found = _run(path, dtype, ranks, mode)
         config = {**SIZE.init, "model_type": "llama", "vocab_size": SIZE.vocab}
         made = recipe(SIZE, dtype, f"model.activation_checkpointing={mode}")
-        settings = memory_settings(made, read_preset(path), SIZE.hidden, ranks, cuda=False)
+        settings = memory_settings(made, read_preset(path), config, ranks, cuda=False)
         memory = estimate(Shape.of(config), settings)
         what = f"{preset}, {dtype}, {ranks} rank{'s' * (ranks > 1)}, {mode}"
         yield Row(what, (memory.peak(MICRO) + memory.host) / 2**20, found["peak"] / 2**20, "MiB")
@@ -151,7 +154,11 @@ def published() -> Iterator[Row]:
         yield Row(f"7.5B, ZeRO-{stage}, {ranks} GPUs", (weights + gradients + optimizer) / 1e9, paper, note)
 
 
-TABLES = {"traced": traced, "measured": measured, "published": published}
+TABLES: dict[str, Callable[[], Iterator[Row]]] = {
+    "traced": traced,
+    "measured": measured,
+    "published": published,
+}
 
 
 def main() -> None:
@@ -165,8 +172,8 @@ def main() -> None:
     ]
     print(text_table(("what", "plan", args.what, "off by", "note"), cells))
     if args.json:
-        about = {"python": platform.python_version(), "machine": platform.machine()}
-        args.json.write_text(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+        tree = {**surroundings(), "rows": [asdict(row) for row in rows]}
+        args.json.write_text(json.dumps(tree, indent=2) + "\n")
 
 
 if __name__ == "__main__":

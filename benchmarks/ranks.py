@@ -19,9 +19,7 @@ from benchmarks.gpu.driver import commit
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_ranks(
-    module: str, told: Iterable[str], ranks: int, threads: int | None = None
-) -> list[dict[str, Any]]:
+def run_ranks(module: str, told: Iterable[str], ranks: int, threads: int | None = None) -> list[Any]:
     """Run `python -m MODULE TOLD...` once per rank and return what each left by `leave`, in rank order.
 
     `threads` are those of one rank; by default the ranks share the cores.
@@ -66,7 +64,7 @@ def rank_folder() -> Path:
     return Path(os.environ["FOLDER"], os.environ["RANK"])
 
 
-def leave(found: dict[str, Any]) -> None:
+def leave(found: Any) -> None:
     """Leave this rank's findings for `run_ranks`."""
     rank_folder().with_name(f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
 

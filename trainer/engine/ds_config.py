@@ -48,6 +48,10 @@ one gradient: each addend is small beside the sum, and most of its digits are ro
 OFFLOADED = ("offload_optimizer", "offload_param")
 """Sections of zero_optimization that keep something outside the GPU."""
 
+WHOLE_BUCKET = 2**24
+"""Gradients that ZeRO stage 0 copies into one buffer to add them over all ranks; DeepSpeed's default are 500
+million, which is a second copy of all gradients of the models that stage 0 is for."""
+
 SUB_GROUP = 100_000_000
 """Elements per rank that ZeRO-3 steps at a time. Each time it copies their fp32 gradients, 4 bytes each; by
 default DeepSpeed takes 1e9, which is a copy of all gradients of a 7B model on 7 ranks."""
@@ -310,7 +314,7 @@ def complete(
     Raises:
         UserError: the recipe asks for a 16-bit dtype at ZeRO stage 0.
     """
-    zero = dict(preset["zero_optimization"])
+    zero = with_sizes(preset, model)
     if stage(preset) == 0 and recipe.model.dtype != "fp32":
         raise UserError(
             "needs fp32 master weights, and ZeRO stage 0 keeps none",
@@ -318,22 +322,13 @@ def complete(
             value=recipe.model.dtype,
             fix="use ds_configs/zero1.json, or dtype: fp32",
         )
-    hidden_size = int(model["hidden_size"])
-    bucket = default_bucket(hidden_size)
-    zero.setdefault("reduce_bucket_size", bucket)
-    if stage(preset) in (1, 2):
-        zero.setdefault("allgather_bucket_size", 4 * bucket)
-    if stage(preset) == 3:
-        zero.setdefault("stage3_prefetch_bucket_size", int(0.9 * bucket))
-        zero.setdefault("stage3_param_persistence_threshold", 10 * hidden_size)
-        if all(nvme_path(preset, what) is None for what in OFFLOADED):  # NVMe reads a sub-group at a time
-            zero.setdefault("sub_group_size", SUB_GROUP)
     for what in OFFLOADED:
         if (path := nvme_path(preset, what)) is not None:
             # DeepSpeed names its files by rank alone: two runs on one node would share them.
             zero[what] = {**zero[what], "nvme_path": str(path / f"rewarm-{_key(recipe.directory)}")}
     if nvme_path(preset, "offload_param") is not None:
         zero |= NVME_WEIGHTS
+        hidden_size = int(model["hidden_size"])
         widest = max(int(model["vocab_size"]), int(model["intermediate_size"]), 3 * hidden_size)
         zero["offload_param"].setdefault("buffer_size", math.ceil(widest * hidden_size / layout.world_size))
     config = {
@@ -355,9 +350,26 @@ def complete(
     return config
 
 
-def default_bucket(hidden_size: int) -> int:
-    """Return the gradients that are reduced together where the preset does not say: a matrix of the model."""
-    return max(hidden_size * hidden_size, 2**20)
+def with_sizes(preset: dict[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return zero_optimization with the sizes that it leaves open, in parameters, from those of the model.
+
+    A bucket is as large as a matrix of the model. ZeRO-2 takes the largest of a layer: it would keep a rank's
+    16-bit gradients of larger ones until the backward pass ends, two thirds of those of a LLaMA.
+    """
+    zero, hidden = dict(preset["zero_optimization"]), int(model["hidden_size"])
+    square = max(hidden * hidden, 2**20)
+    largest = max(hidden * int(model["intermediate_size"]), square)
+    zero.setdefault("reduce_bucket_size", largest if stage(preset) == 2 else square)
+    if stage(preset) in (1, 2):
+        zero.setdefault("allgather_bucket_size", 4 * square)
+    if stage(preset) == 3:
+        zero.setdefault("stage3_prefetch_bucket_size", int(0.9 * square))
+        zero.setdefault("stage3_param_persistence_threshold", 10 * hidden)
+        if all(
+            _offload_device(preset, what) != "nvme" for what in OFFLOADED
+        ):  # NVMe reads a sub-group at a time
+            zero.setdefault("sub_group_size", SUB_GROUP)
+    return zero
 
 
 def _key(directory: Path) -> str:

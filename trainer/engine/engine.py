@@ -16,7 +16,7 @@ import torch
 from deepspeed.utils import set_z3_leaf_modules
 
 from trainer.engine.adamw import applied_steps, make_adamw, set_applied_steps
-from trainer.engine.ds_config import offloads_optimizer, stage, swap_folders
+from trainer.engine.ds_config import WHOLE_BUCKET, offloads_optimizer, stage, swap_folders
 from trainer.engine.fragments import EngineState
 from trainer.engine.norm import norm_of
 from trainer.engine.result import OwnTime, StepResult
@@ -27,10 +27,6 @@ from trainer.mixer.batch import MicroBatch, begins_within, document_bounds
 from trainer.mixer.permutation import key_of
 from trainer.recipe.schema import Optimizer
 from trainer.storage.fragment import AVERAGE, Fragment
-
-WHOLE_BUCKET = 2**24
-"""Gradients that ZeRO stage 0 copies into one buffer to add them over all ranks; DeepSpeed's default are 500
-million, which is a second copy of all gradients of the models that stage 0 is for."""
 
 
 @contextmanager

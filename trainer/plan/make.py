@@ -326,8 +326,8 @@ def _model_config(
 
 
 def _memory(recipe: Recipe, inputs: Inputs, world_size: int, cuda: bool, now: int) -> Memory:
-    config, hidden = inputs.model_config, int(inputs.model_config["hidden_size"])
-    settings = memory_settings(recipe, inputs.preset, hidden, world_size, cuda=cuda, phase=now)
+    config = inputs.model_config
+    settings = memory_settings(recipe, inputs.preset, config, world_size, cuda=cuda, phase=now)
     return estimate(Shape.of(config), settings)
 
 

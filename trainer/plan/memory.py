@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.engine.ds_config import SUB_GROUP, WHOLE_BUCKET
 from trainer.model.size import head_dim, parameters
 
 WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -19,13 +20,6 @@ WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 FUSED_LOGITS = {"cpu": 2**24, "cuda": 2**26}
 """Logits that the fused loss holds at a time, by the kind of device."""
-
-STAGE3_LIVE = 10**9
-"""Parameters that ZeRO-3 keeps gathered at most, and steps at a time: DeepSpeed's
-`stage3_max_live_parameters` and `sub_group_size`."""
-
-STAGE0_BUFFER = 500_000_000
-"""Gradients that ZeRO-0 copies together to add them among the ranks: DeepSpeed's default."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +96,10 @@ class MemorySettings:
     """Whether averaged weights are kept, 4 bytes each."""
     bucket: int = 2**20
     """`reduce_bucket_size`, in gradients."""
+    live: int = 10**9
+    """Parameters that ZeRO-3 keeps gathered at most: `stage3_max_live_parameters`, DeepSpeed's default."""
+    sub_group: int = SUB_GROUP
+    """Parameters of a rank that ZeRO-3 steps at a time: `sub_group_size`."""
     overlap: bool = False
     """Whether a second bucket is filled while the first is reduced."""
     node_copy: int = 0
@@ -185,14 +183,19 @@ def estimate(shape: Shape, settings: MemorySettings) -> Memory:
         weights += count * settings.width // min(settings.node_copy, ranks)
     gradients = 4 * count // (ranks if stage >= 2 else 1)
     optimizer = optimizer_bytes(count, settings)
-    host, ending = 0, _ending(count, settings)
+    host, ending = 0, _ending(shape, settings)
     buffers = 4 * settings.bucket * (2 if settings.overlap else 1) if stage else 0
     if stage >= 3 and ranks > 1:
-        buffers += settings.width * min(count, STAGE3_LIVE)
+        buffers += settings.width * min(count, settings.live)
     if settings.offload_optimizer:
+        # Once more the sums, in the form that the optimizer takes.
         host, optimizer, ending = optimizer + 4 * count // ranks, 0, 0
-        if stage >= 3:  # below, the sums stay on the device until the step
+        if (
+            stage >= 3
+        ):  # below, the sums stay on the device until the step, and the new weights are on the host
             host, gradients = host + gradients, 0
+        else:
+            host += count * settings.width // ranks
     if settings.offload_parameters:
         host, weights = host + weights, 0
     kept, work = sample_bytes(shape, settings)
@@ -208,18 +211,31 @@ def optimizer_bytes(count: int, settings: MemorySettings) -> int:
     return count * (master + 2 * settings.state_width) // (settings.world_size if settings.stage else 1)
 
 
-def _ending(count: int, settings: MemorySettings) -> int:
+def _ending(shape: Shape, settings: MemorySettings) -> int:
     """Return what the end of the backward pass and the step need beyond the states.
 
     ZeRO-0 copies gradients into a buffer to add them; ZeRO-1 sums its own part of them beside the whole;
-    ZeRO-3 copies the gradients of a sub-group for its step; in fp32, ZeRO-1 and 2 flatten their part for
-    theirs."""
-    share = 4 * count // settings.world_size
+    ZeRO-2 still has its part of the 16-bit gradients of matrices that are larger than a bucket; ZeRO-3 copies
+    the gradients of a sub-group for its step; in fp32, ZeRO-1 and 2 flatten their part for theirs."""
+    share = 4 * shape.parameters // settings.world_size
     if settings.stage == 0:
-        return 4 * min(count, STAGE0_BUFFER)
+        return 4 * min(shape.parameters, WHOLE_BUCKET)
     if settings.stage == 3:
-        return min(share, 4 * STAGE3_LIVE)
-    return share if settings.stage == 1 or settings.dtype == "fp32" else 0
+        return min(share, 4 * settings.sub_group)
+    if settings.stage == 1 or settings.dtype == "fp32":
+        return share
+    return settings.width * _beyond(shape, settings.bucket) // settings.world_size
+
+
+def _beyond(shape: Shape, bucket: int) -> int:
+    """Return the parameters of all matrices that are larger than a bucket."""
+    projections = 2 * shape.layers * shape.hidden * (shape.queries + shape.keys)
+    kinds = (
+        (shape.matrix, shape.parameters - shape.layers * shape.layer),  # the embeddings
+        (shape.hidden * shape.inner, shape.layers * shape.layer - projections),
+        (shape.hidden * shape.queries, projections),
+    )
+    return sum(count for size, count in kinds if size > bucket)
 
 
 def layer_bytes(shape: Shape, settings: MemorySettings) -> int:

@@ -36,7 +36,7 @@ def outlook(plan: Plan, gpu: str | None = None, mfu: float | None = None) -> Out
     if not config:
         return None
     ranks, parts = layout.world_size, planned_tokens(plan)
-    settings = memory_settings(recipe, plan.preset, int(config["hidden_size"]), ranks, cuda=plan.cuda)
+    settings = memory_settings(recipe, plan.preset, config, ranks, cuda=plan.cuda)
     saved = recipe.checkpoint
     return Outlook(
         compute_cost(config, parts, ranks, gpu=gpu, dtype=recipe.model.dtype, mfu=mfu),

@@ -33,7 +33,7 @@ class PresetFit:
 def memory_settings(
     recipe: Recipe,
     preset: Mapping[str, Any],
-    hidden: int,
+    config: Mapping[str, Any],
     world_size: int,
     *,
     cuda: bool,
@@ -42,8 +42,8 @@ def memory_settings(
     """Gather all that memory depends on beside the model's shape; without a `phase` the longest decides."""
     lengths = [recipe.seq_len_of(number) for number in range(len(recipe.phases))]
     seq_len = max(lengths) if phase is None else lengths[phase]
-    zero, how = preset["zero_optimization"], recipe.model.activation_checkpointing
-    plain = dict(preset)
+    plain, how = dict(preset), recipe.model.activation_checkpointing
+    zero = ds_config.with_sizes(plain, config)
     return MemorySettings(
         stage=ds_config.stage(plain),
         world_size=world_size,
@@ -58,7 +58,9 @@ def memory_settings(
         device="cuda" if cuda else "cpu",
         state_width=WIDTHS[recipe.optimizer.state_dtype],
         average=recipe.model.average is not None,
-        bucket=int(zero.get("reduce_bucket_size", ds_config.default_bucket(hidden))),
+        bucket=int(zero["reduce_bucket_size"]),
+        live=int(zero.get("stage3_max_live_parameters", MemorySettings.live)),
+        sub_group=int(zero.get("sub_group_size", 10**9)),  # DeepSpeed's default, which NVMe keeps
         overlap=bool(zero.get("overlap_comm")),
         node_copy=int(zero.get("zero_hpz_partition_size", 0)),
     )
@@ -96,7 +98,7 @@ def _fit(
         return PresetFit(path.stem, chosen, None, 0, "needs fp32")
     if ds_config.offloads_optimizer(preset) and recipe.optimizer.state_dtype != "fp32":
         return PresetFit(path.stem, chosen, None, 0, "needs state_dtype fp32")
-    settings = memory_settings(recipe, preset, int(config["hidden_size"]), world_size, cuda=cuda)
+    settings = memory_settings(recipe, preset, config, world_size, cuda=cuda)
     memory = estimate(Shape.of(config), settings)
     return PresetFit(path.stem, chosen, memory, memory.largest_micro_batch(available))
 
@@ -105,7 +107,7 @@ def per_mode(
     recipe: Recipe, config: Mapping[str, Any], preset: Mapping[str, Any], world_size: int, *, cuda: bool
 ) -> Iterator[tuple[str, Memory]]:
     """Yield the memory of each mode of activation checkpointing under one preset."""
-    chosen = memory_settings(recipe, preset, int(config["hidden_size"]), world_size, cuda=cuda)
+    chosen = memory_settings(recipe, preset, config, world_size, cuda=cuda)
     modes = {
         "none": ("none", 1),
         "every_n: 2": ("every_n", 2),

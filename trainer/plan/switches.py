@@ -16,9 +16,7 @@ GIB = 2**30
 def switch_lines(plan: Plan, found: Outlook) -> Iterator[str]:
     """Yield a line for each switch: as it is set, what it brings, and what the other choices would."""
     recipe, micro = plan.recipe, plan.layout.micro_batch_size
-    settings = memory_settings(
-        recipe, plan.preset, int(plan.model_config["hidden_size"]), plan.layout.world_size, cuda=plan.cuda
-    )
+    settings = memory_settings(recipe, plan.preset, plan.model_config, plan.layout.world_size, cuda=plan.cuda)
     shape = Shape.of(plan.model_config)
     loss = loss_bytes(shape, settings).total(micro)
     whole = micro * recipe.seq_len * shape.vocab * (4 + 2 * settings.width)
@@ -47,6 +45,10 @@ def switch_lines(plan: Plan, found: Outlook) -> Iterator[str]:
     yield (
         f"optimizer.state_dtype: {recipe.optimizer.state_dtype}; bf16 spares {saved:.2f} GiB per rank "
         "and cannot be offloaded"
+    )
+    yield (
+        f"optimizer.z_loss: {recipe.optimizer.z_loss:g}; 1e-4 keeps the output layer's logits small in long "
+        "cool-downs, and 0 leaves the loss alone"
     )
     if recipe.document_mask != "none":
         mask = micro * settings.seq_len**2 * settings.width / GIB

@@ -1,13 +1,13 @@
-"""benchmarks/memory.py: the theory's numbers, and the peak that is read from the profiler's records."""
+"""benchmarks/memory.py: the theory's numbers, and what counts the bytes."""
 
-import json
+from threading import Thread
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import memory
 from benchmarks.memory import THEORY, Case, Measured
+from benchmarks.traced import LiveBytes
 from trainer.engine.ds_config import read_preset
 
 
@@ -36,59 +36,42 @@ def test_ours_is_the_paper_s_with_gradients_in_fp32_or_more():
             assert theory.paper.on(ranks) <= theory.peak.on(ranks), preset
 
 
-def test_the_peak_is_that_of_the_span_alone(tmp_path):
+def test_bytes_that_a_thread_of_its_own_frees_are_counted_as_freed():
+    """The profiler counts only what the threads that it watches free, and gloo's own threads free tensors."""
     elements = 250_000  # a million bytes
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with LiveBytes() as live:
         larger = torch.zeros(8 * elements)
         del larger
-        kept = torch.zeros(2 * elements)
-        with record_function("span"):
-            first = torch.zeros(3 * elements)
-            del first
-            second = torch.zeros(elements)
-            del kept, second
-        torch.zeros(9 * elements)
-    profiled.export_chrome_trace(str(tmp_path / "trace.json"))
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    begun, peak = memory.peak_of(events, "span")
-    assert (begun, peak) == (2_000_000, 5_000_000)
+        kept = [torch.zeros(2 * elements)]
+        live.peak = live.now
+        first = torch.zeros(3 * elements)
+        view = first[1:]
+        del first
+        assert live.now == 5_000_000
+        del view
+        freeing = Thread(target=kept.clear)
+        freeing.start()
+        freeing.join()
+        second = torch.zeros(elements)
+    assert (live.now, live.peak) == (1_000_000, 5_000_000)
+    del second
 
 
 def test_distinct_storages_are_counted_once():
-    before = memory.live_bytes()
+    before = memory.reachable_bytes()
     whole = torch.zeros(1000)
     views = [whole[:10], whole.view(10, 100), whole.detach()]
-    assert memory.live_bytes() - before == 4000
+    assert memory.reachable_bytes() - before == 4000
     assert len(views) == 3
 
 
-def memory_event(ts, size, address, total=0, tid=1):
-    args = {"Bytes": size, "Addr": address, "Total Allocated": total}
-    return {"name": "[memory]", "ph": "i", "ts": ts, "tid": tid, "args": args}
-
-
-def test_what_a_collective_takes_is_not_counted():
-    events = [
-        {"name": "span", "ph": "X", "ts": 10, "dur": 80, "tid": 1},
-        {"name": "c10d::_allgather_base_", "ph": "X", "ts": 30, "dur": 10, "tid": 1},
-        memory_event(1, 900, 7, total=900),
-        memory_event(2, -900, 7, total=0),
-        memory_event(3, 100, 8, total=100),
-        memory_event(20, 50, 9),
-        memory_event(35, 400, 10),  # the collective's, and given back after it
-        memory_event(36, 700, 11, tid=2),  # a thread of its own
-        memory_event(60, -400, 10),
-        memory_event(70, -50, 9),
-        memory_event(95, 900, 12),  # after the span
-    ]
-    assert memory.peak_of(reversed(events), "span") == (100, 150)
-
-
-def test_a_row_has_both_theories():
+def test_a_row_has_all_three_theories():
     case = Case("zero2", 4, 2, {})
-    row = memory.table([(case, Measured(held=5.0, peak=6.3, parameters=10 * 2**20))]).splitlines()[-1]
+    found = Measured(held=5.0, peak=6.3, planned=6.5, parameters=10 * 2**20)
+    row = memory.table([(case, found)]).splitlines()[-1]
     assert row == (
-        "| zero2 | 4 | 5.00 | 2 + 12/W = 5 | 6.30 | 2 + 16/W = 6 | 1.05 | 3 | 2 + 14/W = 5.5 | 1.15 |"
+        "| zero2 | 4 | 5.00 | 2 + 12/W = 5 | 6.30 | 2 + 16/W = 6 | 5 | 6.50 | 0.97 | 1.05 "
+        "| 2 + 14/W = 5.5 | 1.15 |"
     )
 
 

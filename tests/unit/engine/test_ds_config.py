@@ -132,13 +132,18 @@ def test_a_file_that_is_no_preset(tmp_path, text):
         ds_config.read_preset(tmp_path / "x.json")
 
 
-def test_bucket_sizes_follow_the_hidden_size_unless_given():
+@pytest.mark.parametrize(
+    ("stage", "bucket"),
+    [(1, 4096 * 4096), (2, 4096 * 11008), (3, 4096 * 4096)],  # ZeRO-2 keeps gradients that are larger
+)
+def test_bucket_sizes_follow_the_model_s_matrices_unless_given(stage, bucket):
     layout = Layout(2, 4, 1)
-    zero = ds_config.complete({"zero_optimization": {"stage": 3}}, recipe(), layout, MODEL)[
-        "zero_optimization"
-    ]
-    assert zero["reduce_bucket_size"] == 4096 * 4096
-    assert zero["stage3_param_persistence_threshold"] == 40960
+    preset = {"zero_optimization": {"stage": stage}}
+    zero = ds_config.complete(preset, recipe(), layout, MODEL)["zero_optimization"]
+    assert zero["reduce_bucket_size"] == bucket
+    assert zero.get("stage3_param_persistence_threshold") == (40960 if stage == 3 else None)
+    small = {"hidden_size": 64, "intermediate_size": 128}
+    assert ds_config.with_sizes(preset, small)["reduce_bucket_size"] == 2**20
     given_ = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 123}}
     assert (
         ds_config.complete(given_, recipe(), layout, MODEL)["zero_optimization"]["reduce_bucket_size"] == 123

@@ -286,7 +286,8 @@ def main() -> None:
     jobs = [(arm, seed) for seed in range(args.seeds) for arm in arms]
     found: dict[Arm, list[Ended]] = {arm: [] for arm in arms}
     with ThreadPoolExecutor(args.parallel) as pool:
-        for (arm, seed), ended in zip(jobs, pool.map(lambda job: train(*job, args), jobs), strict=True):
+        runs = pool.map(lambda job: train(job[0], job[1], args), jobs)
+        for (arm, seed), ended in zip(jobs, runs, strict=True):
             found[arm].append(ended)
             print(f"{arm.name}, seed {seed}: {ended}", flush=True)
     report(found, args.out)

@@ -168,9 +168,8 @@ def report(found: Mapping[str, Sequence[Shifted]]) -> None:
             deviation = statistics.stdev(values) if len(values) > 1 and form != ".1%" else float("nan")
             cells.append(spread(format(statistics.fmean(values), form), deviation))
         rows.append([name, *cells])
-    head = ("arm", "replayed, Chinese", "audit", "replayed, code", "audit, at worst", "at the end")
-    head += ("Chinese", "code")
-    print(markdown(head, rows))
+    head = ["arm", "replayed, Chinese", "audit", "replayed, code", "audit, at worst", "at the end"]
+    print(markdown([*head, "Chinese", "code"], rows))
 
 
 def main() -> None:
@@ -197,7 +196,8 @@ def main() -> None:
     jobs = [(name, mixture, seed) for seed in range(args.seeds) for name, mixture in arms.items()]
     found: dict[str, list[Shifted]] = {name: [] for name in arms}
     with ThreadPoolExecutor(args.parallel) as pool:
-        for (name, _, seed), run in zip(jobs, pool.map(lambda job: train(*job, args), jobs), strict=True):
+        runs = pool.map(lambda job: train(job[0], job[1], job[2], args), jobs)
+        for (name, _, seed), run in zip(jobs, runs, strict=True):
             found[name].append(run)
             print(f"{name}, seed {seed}: {run}", flush=True)
     report(found)

@@ -223,11 +223,17 @@ def scaled(parameters: int) -> dict[str, int]:
 def reachable_bytes() -> int:
     """Bytes of the distinct storages of all tensors that the garbage collector knows."""
     import torch
+    from torch._subclasses import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
 
     storages = {}
     for one in gc.get_objects():
-        # `type`, since isinstance would wake lazy modules.
-        if issubclass(type(one), torch.Tensor) and one.device.type == "cpu" and one.layout == torch.strided:
+        # `type`, since isinstance would wake lazy modules. What stands in for tensors while a compiler traces
+        # has no storage.
+        kind = type(one)
+        if not issubclass(kind, torch.Tensor) or issubclass(kind, (FakeTensor, FunctionalTensor)):
+            continue
+        if one.device.type == "cpu" and one.layout == torch.strided:
             storage = one.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())

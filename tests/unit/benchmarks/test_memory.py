@@ -4,6 +4,7 @@ from threading import Thread
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import memory
 from benchmarks.memory import THEORY, Case, Measured
@@ -61,8 +62,11 @@ def test_distinct_storages_are_counted_once():
     before = memory.reachable_bytes()
     whole = torch.zeros(1000)
     views = [whole[:10], whole.view(10, 100), whole.detach()]
+    with FakeTensorMode():
+        fake = torch.zeros(1000)
     assert memory.reachable_bytes() - before == 4000
     assert len(views) == 3
+    assert len(fake) == 1000
 
 
 def test_a_row_has_all_three_theories():

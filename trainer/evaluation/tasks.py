@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import logging
 import os
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,10 @@ def answer_tasks(model: Any, tasks: Tasks) -> Numbers:
         Exception: whatever lm-eval raises, or the model.
     """
     manager = _known(tuple(tasks.names), tasks.path, "validation.tasks.names", "validation.tasks.path")
-    return _evaluate(manager, tasks.names, tasks.limit, model=model)
+    # Its progress bars and its remarks on task files would stand among the lines of the run, each time.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with contextlib.redirect_stderr(io.StringIO()):
+        return _evaluate(manager, tasks.names, tasks.limit, model=model)
 
 
 def _known(names: tuple[str, ...], path: str | None, names_field: str, path_field: str) -> Any:
@@ -106,7 +110,6 @@ def task_manager(path: str | None) -> Any:
 def _evaluate(manager: Any, tasks: Sequence[str], limit: int | None, **model: Any) -> Numbers:
     from lm_eval import simple_evaluate
 
-    logging.getLogger("lm_eval").setLevel(logging.WARNING)
     # lm-eval would start a process for each core of the machine.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     with _random_state_kept():
@@ -129,7 +132,7 @@ def _evaluate(manager: Any, tasks: Sequence[str], limit: int | None, **model: An
     }
 
 
-@contextmanager
+@contextlib.contextmanager
 def _random_state_kept() -> Iterator[None]:
     """Set Python's and numpy's generators back, which lm-eval seeds so that it draws the same examples."""
     python, numpy = random.getstate(), np.random.get_state()

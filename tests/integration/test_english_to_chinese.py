@@ -126,7 +126,7 @@ def test_the_guide_leads_from_an_english_model_to_an_exported_chinese_one(answer
     with torch.no_grad():
         own = LlamaForCausalLM(exported.config)
         for name, value in own.named_parameters():
-            value.copy_(weights.whole(name)[: len(value)].bfloat16())
+            value.copy_(weights.whole(f"hf.{name}")[: len(value)].bfloat16())
         ids = new(chinese, return_tensors="pt").input_ids[:, :CONTEXT]
         assert int(ids.max()) >= 32_000
         difference = (exported(ids).logits - own(ids).logits).abs().max().item()

@@ -20,7 +20,7 @@ from trainer.plan.presets import SHIPPED, fits
 from trainer.plan.shapes import known_shape, shape_named_in
 from trainer.recipe.load import parse_recipe
 from trainer.recipe.reference import SCHEMA_FILE
-from trainer.storage.shipped import shipped
+from trainer.storage.shipped import shipped, train_words
 
 BATCH_TOKENS = 4_194_304
 """Tokens of LLaMA-2's batches."""
@@ -128,7 +128,7 @@ def _lines(answers: Answers, sizes: _Sizes) -> Iterator[str]:
         yield f"# yaml-language-server: $schema={schema}"
     yield f"# Written by `rewarm recipe new` for {answers.gpus} GPU(s). Every field: docs/recipe.md."
     yield f"#   rewarm plan FILE --gpus {answers.gpus}      what it will do, before it does it"
-    yield "#   deepspeed launch/train.py FILE     train; the same command resumes"
+    yield f"#   deepspeed {train_words()} FILE     train; the same command resumes"
     yield f"name: {_quoted(answers.name)}"
     yield "model:"
     yield f"  base: {_quoted(answers.base)}"

@@ -22,6 +22,11 @@ def train_program() -> list[str]:
     return [str(script)] if script.is_file() else ["--module", "trainer.cli.main", "train"]
 
 
+def train_words() -> str:
+    """Return what a user types after `deepspeed` and before the recipe."""
+    return "launch/train.py" if Path(train_program()[0]).is_file() else "--no_python rewarm train"
+
+
 def find_preset(path: str | Path) -> Path:
     """Return where a ds_config is: at its path, or if nothing is there, the shipped one of that name."""
     path = Path(path)

@@ -12,7 +12,7 @@ from tests.helpers import runs
 from trainer.cli.main import main
 from trainer.engine.ds_config import read_preset
 from trainer.storage import shipped as module
-from trainer.storage.shipped import find_preset, find_recipe, shipped, train_program
+from trainer.storage.shipped import find_preset, find_recipe, shipped, train_program, train_words
 
 RECIPE = "launch/recipes/quickstart.yaml"
 
@@ -55,9 +55,10 @@ def test_a_shipped_recipe_is_planned_where_no_clone_is(tmp_path, monkeypatch, ca
 
 
 def test_without_a_clone_the_launcher_starts_the_module(tmp_path, monkeypatch):
-    assert train_program() == [str(runs.SCRIPT)]
+    assert (train_program(), train_words()) == ([str(runs.SCRIPT)], "launch/train.py")
     monkeypatch.setattr(module, "CLONE", tmp_path)
     assert train_program() == ["--module", "trainer.cli.main", "train"]
+    assert train_words() == "--no_python rewarm train"
 
 
 @pytest.mark.slow

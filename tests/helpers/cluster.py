@@ -34,8 +34,8 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-SchedulerParameters=requeue_setup_env_fail,sched_interval=2,bf_interval=2
-SlurmdTimeout=20
+SchedulerParameters=requeue_setup_env_fail,sched_interval=1,bf_interval=1,batch_sched_delay=0
+SlurmdTimeout=10
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
@@ -167,7 +167,7 @@ class Cluster:
         return self.ask("sbatch", "--parsable", *size, "--partition=low", log, *arguments)
 
     def start_now(self, job: str) -> None:
-        """Starts a requeued job without the two minutes that Slurm lets it wait.
+        """Starts a requeued job without the time that Slurm lets it wait, which is `cred_expire`.
 
         Nodes know the credentials of the start before by its second: one within the same second is refused.
         """

@@ -80,6 +80,7 @@ def test_a_submitted_run_comes_back_from_its_time_limit_a_requeue_and_a_lost_nod
         slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=UNLIMITED")
         limited = runs.last_step(run)
         assert saved_steps(run)[-1:] == [limited] * (limited > 0), "saved, not killed"
+        slurm.start_now(job)
 
         slurm.wait_for_job(job, lambda: runs.last_step(run) >= limited + 5)
         status = shown(slurm, run)
@@ -89,11 +90,13 @@ def test_a_submitted_run_comes_back_from_its_time_limit_a_requeue_and_a_lost_nod
         requeued = runs.last_step(run)
         assert saved_steps(run)[-1] == requeued, "saved, not killed"
         assert shown(slurm, run)["state"] == "queued"
+        slurm.start_now(job)
 
         slurm.wait_for_job(job, lambda: runs.last_step(run) >= requeued + 5)
         slurm.lose_node("n1")
         slurm.wait_for_job(job, lambda: slurm.state(job) == "PENDING")
         slurm.start_node("n1")
+        slurm.start_now(job)
     finish(slurm, job, run, undisturbed)
     assert shown(slurm, run)["state"] == "finished"
     record = json.loads((run / "submission.json").read_text())

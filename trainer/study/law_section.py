@@ -45,7 +45,7 @@ def fit_study(out: Path, bootstraps: int = BOOTSTRAPS) -> StudyLaws:
     except UserError as error:
         return StudyLaws(missing=(f"an arm cannot be read ({error})",))
     if not arms:
-        return StudyLaws(missing=("no arm has ended with finite scores before and after it on both streams",))
+        return StudyLaws(missing=("no arm has ended with finite scores of its start and its end",))
     fitted, missing = [], []
     for asked in asked_laws(arms):
         try:

@@ -244,9 +244,10 @@ def _points(one: StudiedArm, curve: ScoreCurve) -> list[tuple[int, float]]:
     return [(when, bits) for when, bits in pairs if when > start and finite(bits)]
 
 
-def fit_forgetting(arms: Sequence[StudiedArm]) -> FittedLaw | None:
+def fit_forgetting(arms: Sequence[StudiedArm], bootstraps: int = BOOTSTRAPS) -> FittedLaw | None:
     """LawFit the law of forgetting to arms of one schedule; None if they are too few for it."""
-    return fit_asked(AskedLaw(FORGETTING_LAW, "upstream", observe_mixture(of_one_schedule(arms), "upstream")))
+    data = observe_mixture(of_one_schedule(arms), "upstream")
+    return fit_asked(AskedLaw(FORGETTING_LAW, "upstream", data), bootstraps)
 
 
 def fit_all(arms: Sequence[StudiedArm], bootstraps: int = BOOTSTRAPS) -> list[FittedLaw]:

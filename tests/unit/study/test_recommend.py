@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from trainer.study.observed import Knobs, StudiedArm, fit_all
+from trainer.study.observed import Knobs, StudiedArm, fit_all, fit_forgetting
 from trainer.study.recommend import measured_gain, recommend
 from trainer.study.results import Arm, ScoreCurve
 
 TOKENS, WEIGHTS = 1e8, 4e7
+
+
+@pytest.fixture(autouse=True)
+def fewer_fits(monkeypatch):
+    """The bootstrap takes most of the time, and its quantiles are known well enough from fewer fits."""
+    monkeypatch.setattr("trainer.study.recommend.fit_forgetting", partial(fit_forgetting, bootstraps=60))
+
+
 SHARES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,16 @@ from trainer.cli.main import main
 from trainer.recipe.load import load_recipe
 from trainer.report import document
 from trainer.study.laws import DYNAMICS_LAW, Observations, annealing_areas
-from trainer.study.observed import fit_all, studied_arms
+from trainer.study.observed import fit_all, fit_forgetting, studied_arms
 from trainer.study.results import Planned, StudyRecord, write_record
+
+
+@pytest.fixture(autouse=True)
+def fewer_fits(monkeypatch):
+    """The bootstrap takes most of the time, and what is told of it needs few fits."""
+    for name, fit in (("recommend.fit_forgetting", fit_forgetting), ("observed.fit_all", fit_all)):
+        monkeypatch.setattr(f"trainer.study.{name}", partial(fit, bootstraps=60))
+
 
 SHARES = ("0", "1", "5", "10", "25", "50")
 WHEN = np.array([0.25, 0.5, 0.75, 1.0])

@@ -5,7 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import runs
@@ -173,6 +173,7 @@ def test_branches_fall_from_where_the_trunk_is_and_keep_its_moments():
         grids.arm_specs("branch", base)
 
 
+@settings(max_examples=25)  # each makes seven recipes
 @given(weights=st.lists(st.integers(1, 50), min_size=4, max_size=4))
 def test_within_a_role_the_proportions_stay(weights):
     total = sum(weights)

@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -110,6 +111,10 @@ def task_manager(path: str | None) -> Any:
 def _evaluate(manager: Any, tasks: Sequence[str], limit: int | None, **model: Any) -> Numbers:
     from lm_eval import simple_evaluate
 
+    evaluator: Any = sys.modules.get("lm_eval.evaluator")
+    if evaluator is not None:
+        # It asks git for a commit, and in a folder that is not a repository git writes "fatal" into the log.
+        evaluator.get_git_commit_hash = lambda: None
     # lm-eval would start a process for each core of the machine.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     with _random_state_kept():

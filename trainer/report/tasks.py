@@ -27,8 +27,13 @@ def task_rows(arms: Sequence[RunHistory]) -> Iterator[tuple[str, ...]]:
         for metric in task_metrics([arm]):
             _, task, shown = metric.split("/", 2)
             numbers, error = arm.series(metric), arm.series(str(names.task_stderr(metric))).end
-            told = f"±{error:.4f}" if math.isfinite(error) else "–"
-            yield arm.name, task, shown, f"{numbers.start:.4f}", f"{numbers.end:.4f}", told
+            told = f"±{_shown(error)}" if math.isfinite(error) else "–"
+            yield arm.name, task, shown, _shown(numbers.start), _shown(numbers.end), told
+
+
+def _shown(number: float) -> str:
+    """Write a share with four places, and a number as large as a perplexity with five digits."""
+    return f"{number:.4f}" if abs(number) < 10 else f"{number:.5g}"
 
 
 def tasks_text(arms: Sequence[RunHistory]) -> str:
@@ -69,5 +74,5 @@ def _picture(metric: str, arms: Sequence[RunHistory]) -> str:
     if not lines:
         return ""
     _, task, shown = metric.split("/", 2)
-    picture = chart(lines, x_format=short, y_format="{:.3f}".format, described=f"{task} {shown} over tokens")
+    picture = chart(lines, x_format=short, y_format="{:.4g}".format, described=f"{task} {shown} over tokens")
     return f"<figure><figcaption><b>{escape(task)}</b>{escape(shown)}</figcaption>{picture}</figure>"

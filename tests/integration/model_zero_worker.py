@@ -24,9 +24,9 @@ STEPS = 3
 SCALE = {"embeddings": 2.0, "new_rows": 5.0}
 
 
-def batch(step: int, rank: int, world: int) -> MicroBatch:
-    """A rank's rows of a global batch of four, each of a document of 9 and one of 7 tokens."""
-    ids = tokens(4, 17, pieces=PIECES, seed=step)[rank * 4 // world : (rank + 1) * 4 // world].numpy()
+def batch(step: int, part: int, parts: int) -> MicroBatch:
+    """A part of a global batch of four rows, each of a document of 9 and one of 7 tokens."""
+    ids = tokens(4, 17, pieces=PIECES, seed=step)[part * 4 // parts : (part + 1) * 4 // parts].numpy()
     positions = np.broadcast_to(np.array([*range(9), *range(7)]), (len(ids), 16)).copy()
     return MicroBatch(ids[:, :-1].copy(), ids[:, 1:].copy(), np.zeros(len(ids), int), positions)
 
@@ -36,12 +36,12 @@ def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
         return parameter.detach().clone()
 
 
-def run(make: Any, stage: int, dtype: str, train: str, scale: dict[str, float]) -> dict[str, Any]:
-    """Builds and trains a few steps; the weights before and after, and the losses."""
-    world, rank = dist.get_world_size(), dist.get_rank()
+def run(make: Any, stage: int, dtype: str, train: str, scale: dict[str, float], parts: int) -> dict[str, Any]:
+    """Builds and trains a few steps, each cut into `parts`; the weights before and after, and the losses."""
+    rank, own = dist.get_rank(), parts // dist.get_world_size()
     config: dict[str, Any] = {
         "zero_allow_untested_optimizer": True,
-        "train_micro_batch_size_per_gpu": 4 // world,
+        "train_micro_batch_size_per_gpu": 4 // parts,
         "train_batch_size": 4,
         "gradient_clipping": 1.0 if stage else 0.0,
         "zero_optimization": {
@@ -63,7 +63,8 @@ def run(make: Any, stage: int, dtype: str, train: str, scale: dict[str, float]) 
     before = {name: whole(parameter) for name, parameter in causal.named_parameters()}
     losses = []
     for step in range(STEPS):
-        result = engine.train_step([batch(step, rank, world)], 1e-3, sources=1, seed=step, stop=False)
+        micro = [batch(step, part, parts) for part in range(rank * own, (rank + 1) * own)]
+        result = engine.train_step(micro, 1e-3, sources=1, seed=step, stop=False)
         losses.append(result.source_nats.item() / 64)
     after = {name: whole(parameter) for name, parameter in causal.named_parameters()}
     rotary = causal.hf.base_model.rotary_emb.inv_freq.dtype
@@ -76,9 +77,15 @@ def main(base: Path, out: Path) -> None:
     found: dict[str, Any] = {}
 
     def record(
-        key: str, make: Any, stage: int, dtype: str = "fp32", train: str = "all", **scale: float
+        key: str,
+        make: Any,
+        stage: int,
+        dtype: str = "fp32",
+        train: str = "all",
+        parts: int = 0,
+        **scale: float,
     ) -> None:
-        found[f"{key}/{stage}"] = run(make, stage, dtype, train, scale)
+        found[f"{key}/{stage}"] = run(make, stage, dtype, train, scale, parts or dist.get_world_size())
 
     tied = {**INIT["llama"], "tie_word_embeddings": "true"}
     for stage in (0, 1, 2, 3):
@@ -86,7 +93,8 @@ def main(base: Path, out: Path) -> None:
             full = () if kind == "llama" else ("model.activation_checkpointing=full",)
             record(f"random/{kind}", lambda *over, i=init, f=full: recipe(*over, *f, **i), stage)
         compiled = ("model.compile=true", "model.activation_checkpointing={every_n: 2}")
-        record("compiled", lambda *over, c=compiled: recipe(*over, *c), stage)
+        # In the same parts at every world size, so that what one launch compiles is in the cache of the next.
+        record("compiled", lambda *over, c=compiled: recipe(*over, *c), stage, parts=2)
         record("narrow", lambda *over: recipe(*over, "optimizer.state_dtype=bf16"), stage)
         record("base", lambda *over: from_base(base, *over), stage)
         # Stage 0 has no fp32 master weights, so that the trainer refuses 16 bits there.

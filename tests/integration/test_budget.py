@@ -18,6 +18,7 @@ def tree(data, run, stage, **budget):
     found = runs.recipe(data, run, stage, name="budget", micro_batch_size=2)
     found["phases"][0]["mixture"] = {
         "forgetting_budget": 0.02,
+        "replay_ratio": "25%",
         "decide_every": 3 * STEP,
         "measured_samples": 16,
         **budget,

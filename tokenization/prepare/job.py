@@ -149,6 +149,8 @@ class PrepareResult(Counts):
 
     out: str = field(kw_only=True)
     parts: int = field(kw_only=True)
+    part: int | None = None
+    """The only part that was to be prepared, from 1 on; None if all were."""
     finished_before: int = 0
     """Parts that an earlier start had finished."""
     validation: bool = False
@@ -164,14 +166,16 @@ class PrepareResult(Counts):
 
     def to_text(self) -> str:
         """Return the same as lines of text."""
+        where = f"part {self.part} of {self.parts}" if self.part else f"{self.parts} part(s)"
         lines = [
             f"{self.out}: {self.documents:,} documents, {self.tokens:,} tokens,"
             f" {self.utf8_bytes / 1e6:,.1f} MB of text"
-            f" ({self.utf8_bytes / max(self.tokens, 1):.2f} bytes per token) in {self.parts} part(s)"
+            f" ({self.utf8_bytes / max(self.tokens, 1):.2f} bytes per token) in {where}"
         ]
         if self.validation:
             held_out = f"{self.validation_documents:,} documents, {self.validation_tokens:,} tokens"
-            few = "" if self.validation_documents else "; give a larger --validation or more documents"
+            enough = self.validation_documents or self.part
+            few = "" if enough else "; give a larger --validation or more documents"
             lines.append(f"validation: {held_out}{few}")
         if self.duplicates:
             lines.append(f"left out {self.duplicates:,}: duplicate documents")

@@ -88,8 +88,9 @@ def prepare(
     job = Job(Path(out), open_tokenizer(tokenizer), format, slices, parts, share, dedup)
     wanted = [part[0] - 1] if part else list(range(parts))
     done = finished_parts(job, wanted, overwrite=overwrite)
+    one = part and part[0]
     result = PrepareResult(
-        out=str(out), parts=parts, finished_before=len(done), validation=share > 0, notes=notes
+        out=str(out), parts=parts, part=one, finished_before=len(done), validation=share > 0, notes=notes
     )
     for counts in done.values():
         result += counts

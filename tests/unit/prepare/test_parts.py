@@ -16,6 +16,7 @@ from tokenization.vocabulary.train import train_vocabulary
 def test_a_restart_redoes_only_what_is_missing(tmp_path, corpus, tokenizer):
     first = run(corpus, tokenizer, tmp_path / "out" / "a", part=(1, 2))
     stamp = (tmp_path / "out" / "a-00000-of-00002.bin").stat().st_mtime_ns
+    assert "per token) in part 1 of 2\n" in first.to_text()
     again = run(corpus, tokenizer, tmp_path / "out" / "a", part=(1, 2))
     assert (again.documents, again.tokens, again.finished_before) == (first.documents, first.tokens, 1)
     assert again.engine == ""

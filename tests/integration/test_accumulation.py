@@ -31,7 +31,7 @@ def errors(tmp_path_factory):
 def test_a_sum_of_many_micro_batches_is_as_good_as_one_made_in_fp64(errors, dtype):
     found = errors[dtype]
     by_hand = found.pop("by hand")  # what one row's gradient in 16 bits costs, and no more
-    many = {name: error for name, error in found.items() if name.endswith(" in 64")}
+    many = {name: error for name, error in found.items() if name.endswith(" in 32")}
     assert len(many) == 6
     for name, both_steps in many.items():
         assert both_steps == pytest.approx([by_hand, by_hand], rel=0.05), name
@@ -41,7 +41,7 @@ def test_a_sum_of_many_micro_batches_is_as_good_as_one_made_in_fp64(errors, dtyp
 def test_more_micro_batches_do_not_add_error(errors, dtype):
     found = errors[dtype]
     for name in {name.split()[0] for name in found if " in " in name}:
-        whole, many = (max(found[f"{name} in {parts}"]) for parts in (1, 64))
+        whole, many = (max(found[f"{name} in {parts}"]) for parts in (1, 32))
         assert many < 1.25 * whole, name
 
 

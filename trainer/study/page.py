@@ -170,8 +170,7 @@ _CAPTIONS = {
     "trade-off": (
         "The trade",
         "forgetting over downstream bits per byte at the end: down and left is better; pale: single seeds; "
-        "dashed: the arms that no other beats in both (Pareto front); grey line: averages, from the base to "
-        "the continued model",
+        "dashed: the arms that no other beats in both (Pareto front)",
     ),
 }
 
@@ -195,9 +194,12 @@ def study_page(
         f"<header><h1>{escape(study.question)}</h1><p class='headline'>The papers: {escape(study.found)}.</p>"
         f"<p class='meta'>{escape(facts)}</p>{signs}</header>"
     )
-    of_laws = law_captions(laws.fitted)
+    captions = _CAPTIONS | (of_laws := law_captions(laws.fitted))
+    if any(AVERAGED in arm.fields for arm in arms):
+        title, what = captions["trade-off"]
+        captions["trade-off"] = (title, f"{what}; grey line: averages, from the base to the continued model")
     figures = {
-        which: _figure(which, picture, (_CAPTIONS | of_laws)[which], seeds, drawn[which])
+        which: _figure(which, picture, captions[which], seeds, drawn[which])
         for which, picture in pictures.items()
     }
     law_figures = [figures.pop(which) for which in of_laws]

@@ -201,7 +201,8 @@ def _replay(
     failed, kept = _bracket(arms, target) if here else (0.0, shares[-1])
     supporting = tuple(str(one.arm.directory) for one in arms)
     if kept is None:
-        worst = min(_forgetting_of(arms, share) for share in shares)
+        largest = _largest(arms)
+        worst = min(_forgetting_of(largest, one.knobs.replay) for one in largest)
         what = (
             f"no share up to {shares[-1]:.0%} kept forgetting at {target.forgetting:g}; the least was "
             f"{worst:.4f} bits per byte; the arm that would help most: a larger share, or a lower max_lr"
@@ -234,16 +235,20 @@ def _replay(
     return KnobAdvice("replay", middle, (low, high), tuple(lines), supporting)
 
 
+def _largest(arms: Sequence[StudiedArm]) -> list[StudiedArm]:
+    """Return the arms of the largest model and its longest budget."""
+    largest = max((one.arm.parameters, one.arm.tokens) for one in arms)
+    return [one for one in arms if (one.arm.parameters, one.arm.tokens) == largest]
+
+
 def _forgetting_of(arms: Sequence[StudiedArm], share: float) -> float:
-    """Return the mean forgetting of the largest arms of a share of replay."""
-    own = [one.arm for one in arms if one.knobs.replay == share]
-    return fmean(one.forgetting for one in own)
+    """Return the mean forgetting of the arms of a share of replay."""
+    return fmean(one.arm.forgetting for one in arms if one.knobs.replay == share)
 
 
 def _bracket(arms: Sequence[StudiedArm], target: Target) -> tuple[float, float | None]:
     """Return the largest share that broke the target, and the least one above it that kept it."""
-    largest = max((one.arm.parameters, one.arm.tokens) for one in arms)
-    own = [one for one in arms if (one.arm.parameters, one.arm.tokens) == largest]
+    own = _largest(arms)
     shares = sorted({one.knobs.replay for one in own})
     broke = [share for share in shares if _forgetting_of(own, share) > target.forgetting]
     failed = max(broke, default=0.0)
@@ -252,8 +257,9 @@ def _bracket(arms: Sequence[StudiedArm], target: Target) -> tuple[float, float |
 
 
 def _measured(arms: Sequence[StudiedArm], failed: float, kept: float, target: Target) -> str:
-    told = [f"at {share:.1%} {_forgetting_of(arms, share):+.4f}" for share in sorted({failed, kept})
-            if any(one.knobs.replay == share for one in arms)]  # fmt: skip
+    own = _largest(arms)
+    told = [f"at {share:.1%} {_forgetting_of(own, share):+.4f}" for share in sorted({failed, kept})
+            if any(one.knobs.replay == share for one in own)]  # fmt: skip
     return f"measured forgetting: {', '.join(told)} bits per byte, against {target.forgetting:g}"
 
 

@@ -94,6 +94,7 @@ def test_what_is_scored_is_scored_once_and_is_on_the_page_and_in_no_law(study):
     assert "average-50" in told
     page = (out / "report.html").read_text()
     assert "average-50" in page
+    assert "grey line: averages, from the base to the continued model" in page
     plane = (out / "figures" / "trade-off.svg").read_text()
     assert plane.count('class="dot"') == 1 + 11
     joined = re.findall(r'class="line"[^>]* d="M([^"]*)"', plane)

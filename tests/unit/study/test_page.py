@@ -80,6 +80,7 @@ def test_the_page_has_question_verdicts_figures_and_table_and_fetches_nothing(st
     assert "How much of the old data has to be replayed?" in text
     assert text.count("<span class='outcome'>holds</span>") == 3
     assert "below 15M a study shows signs, not ratios" in text
+    assert "grey line" not in text, "there are no averages"
     assert "prefers-color-scheme: dark" in text
     told = (study / "told.txt").read_text()
     assert "holds: 1 % of replay removes more than half of the forgetting" in told

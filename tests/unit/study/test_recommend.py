@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,16 @@ def test_the_interval_of_the_replay_holds_the_planted_one_about_as_often_as_it_s
     found = [recommend(study(seed=seed), 0.04).of("replay").interval for seed in range(8)]
     assert sum(low <= needed(0.04) <= high for low, high in found) >= 6
     assert all(high < 1.5 * low for low, high in found)
+
+
+def test_what_is_measured_is_that_of_the_largest_model():
+    """Means over sizes were printed as what was measured."""
+    told = recommend(study(weights=2e7) + study(), 0.03).of("replay").lines[0]
+    printed = {float(share) / 100: float(bits) for share, bits in re.findall(r"([\d.]+)% \+([\d.]+)", told)}
+    assert printed == pytest.approx({s: forgotten(s, TOKENS, WEIGHTS) for s in (0.25, 0.5)}, abs=0.004)
+    refused = recommend(study(weights=2e7) + study(), 0.001).of("replay").lines[0]
+    least = float(re.search(r"the least was ([\d.]+)", refused)[1])
+    assert least == pytest.approx(forgotten(0.5, TOKENS, WEIGHTS), abs=0.004)
 
 
 def test_an_extrapolation_is_stated_and_predicted():

@@ -238,10 +238,12 @@ class PhaseRunner:
             tokens_before=state.tokens,
         )
         logger.info(f"ready to train after {time.perf_counter() - started:.1f} s")
-        if validation_is_missing(plan, self.world):
+        unscored, unanswered = validation_is_missing(plan, self.world), tasks_are_missing(plan, self.world)
+        if unscored:
             session.evaluate()
-            step_log.write_if_due(state)
-        if tasks_are_missing(plan, self.world) and session.evaluate_tasks():
+        if unanswered:
+            session.evaluate_tasks()
+        if unscored or unanswered:
             step_log.write_if_due(state)
         if session.decision_due and session.decide_replay():  # a stop has cut it short
             step_log.write_if_due(state)

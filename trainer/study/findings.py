@@ -45,7 +45,7 @@ def _facts(arms: Sequence[Arm], machine: str) -> str:
     tokens = sorted({arm.tokens for arm in arms if arm.finished})
     budget = " to ".join(dict.fromkeys(short(one) for one in (tokens[:1] + tokens[-1:])))
     seeds = len({arm.seed for arm in arms})
-    counted = f"{len(arms)} runs of {budget} tokens, {seeds} seed{'s' * (seeds != 1)}, {machine}."
+    counted = f"{len(arms)} scored models of {budget} tokens, {seeds} seed{'s' * (seeds != 1)}, {machine}."
     signs = signs_line(arms)
     return f"{counted} {signs}\n"
 

@@ -140,7 +140,7 @@ def test_simulate_gives_rows_and_shares(recipe, capsys):
 
 def test_simulate_follows_a_log_of_decisions(data, tmp_path, capsys):
     tree = runs.recipe(data, tmp_path / "run")
-    tree["phases"][0]["mixture"] = {"forgetting_budget": 0.02, "decide_every": "10%"}
+    tree["phases"][0]["mixture"] = {"forgetting_budget": 0.02, "replay_ratio": "25%", "decide_every": "10%"}
     file = str(runs.write(tree, tmp_path / "recipe.yaml"))
     words = ("data", "simulate", file, "--samples", "48:96", "--shares", "--json")
     plain = json.loads(answer(capsys, *words))["shares"]

@@ -20,7 +20,7 @@ SOURCES = {"zh": "new", "en": "replay", "fr": "replay"}
 
 
 def budgeted(sizes, samples, epochs=1, **options):
-    fields = {"forgetting_budget": 0.02, "decide_every": "10%", **options}
+    fields = {"forgetting_budget": 0.02, "replay_ratio": "25%", "decide_every": "10%", **options}
     recipe = recipe_of(
         SOURCES,
         [", ".join(f"{name}: {value}" for name, value in fields.items())],

@@ -17,7 +17,7 @@ def test_every_study_is_there_with_what_it_says_for_and_against_the_papers(tmp_p
     studies.write_study(tmp_path / "replay", "replay", REPLAY)
     studies.write_study(tmp_path / "restore", "restore", {"exact": [(2.0, 2.1)], "constant": [(2.0, 2.2)]})
     page = findings_page([tmp_path / "replay", tmp_path / "restore"], "2 CPU cores")
-    assert "20 runs of 205k tokens, 3 seeds, 2 CPU cores." in page
+    assert "20 scored models of 205k tokens, 3 seeds, 2 CPU cores." in page
     assert "6 findings: 3 × *not decided*, 2 × *holds*, 1 × *does not hold*." in page
     assert "| The more is replayed, the less is forgotten | `replay` | **does not hold** |" in page
     assert (

@@ -1,11 +1,16 @@
-"""Parity with the package megatron-core: it reads our shards, and writes the same bytes."""
+"""Parity with the package megatron-core: it reads our shards, writes the same bytes, and we adopt its own."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import sentencepiece
 
+from tests.helpers import vocabularies
+from tokenization.shards.adopt import adopt_shard
+from tokenization.shards.store import open_tokens, verify_shard
 from tokenization.shards.writer import ShardWriter
+from tokenization.tokenizer.files import open_tokenizer
 
 indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
 
@@ -40,3 +45,22 @@ def test_our_bytes_are_megatrons(tmp_path, vocab_size):
     builder.finalize(str(tmp_path / "theirs.idx"))
     for ending in (".bin", ".idx"):
         assert (tmp_path / f"ours{ending}").read_bytes() == (tmp_path / f"theirs{ending}").read_bytes()
+
+
+def test_what_megatron_writes_is_adopted_as_it_is(tmp_path):
+    folder, texts = (
+        vocabularies.saved(tmp_path / "tokenizer", vocabularies.BASE),
+        ["the 中国", "中国人 the", "a"],
+    )
+    tokenizer = open_tokenizer(folder)
+    builder = indexed_dataset.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.uint16)
+    encoder = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    documents = [[*encoder.encode(text), tokenizer.eos_id] for text in texts]
+    for document in documents:
+        builder.add_document(np.array(document), [len(document)])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    adopt_shard(tmp_path / "theirs", folder)
+    verify_shard(tmp_path / "theirs")
+    store = open_tokens(tmp_path / "theirs")
+    assert (store.documents, store.tokens) == (3, sum(map(len, documents)))
+    assert store.tokenizer == tokenizer.fingerprint

@@ -15,6 +15,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import psutil
@@ -173,7 +175,7 @@ class Started:
         return statuses
 
 
-def forkserver():
+def forkserver() -> ForkServerContext:
     """A context whose processes are forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.helpers.crashes", "trainer.run.start", "trainer.cli.main"])
@@ -193,7 +195,7 @@ def _rank(rank: int, port: int, recipe: str, overrides: list[str], log: str) -> 
         time.sleep(SLOW_FSYNC_S)
         fsync(descriptor)
 
-    os.fsync = slow
+    os.fsync = slow  # type: ignore[assignment]
     from trainer.cli.main import main
 
     sys.exit(main(["train", recipe, *overrides]))
@@ -233,7 +235,9 @@ def _saving(run: Path, since: float) -> int:
     return max(unfinished)
 
 
-def torment(recipe: Path, run: Path, kills: list[Kill], log: Path, tell=lambda line: None) -> int:
+def torment(
+    recipe: Path, run: Path, kills: list[Kill], log: Path, tell: Callable[[str], None] = lambda line: None
+) -> int:
     """Starts the run and kills it, again and again, then lets it end; how many kills struck."""
     struck = 0
     for number, kill in enumerate(kills, start=1):

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -43,19 +44,17 @@ def make_data(folder: Path) -> Path:
 
     encoder = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer" / "tokenizer.model"))
     for name, documents, seed in (("en", 500, 2), ("zh", 900, 3), ("en-val", 20, 4), ("zh-val", 20, 5)):
-        options = {
-            "vocab_size": tokenizer.size,
-            "tokenizer": tokenizer.fingerprint,
-            "eos_id": tokenizer.eos_id,
-        }
-        with ShardWriter(folder / name, **options) as shard:
+        size, eos = tokenizer.size, tokenizer.eos_id
+        with ShardWriter(
+            folder / name, vocab_size=size, tokenizer=tokenizer.fingerprint, eos_id=eos
+        ) as shard:
             for document in text(name[:2], documents, seed):
                 ids = [*encoder.encode(document), tokenizer.eos_id]
                 shard.add_document(np.array(ids), len(document.encode()))
     return folder
 
 
-def recipe(data: Path, run: Path, stage: int = 2, phases: int = 1, **changes) -> dict:
+def recipe(data: Path, run: Path, stage: int = 2, phases: int = 1, **changes: Any) -> dict[str, Any]:
     """A run of 12 steps of 8 samples per phase, saved every 4 steps, at a plain ZeRO stage."""
     presets = data / "presets"
     presets.mkdir(exist_ok=True)
@@ -64,7 +63,7 @@ def recipe(data: Path, run: Path, stage: int = 2, phases: int = 1, **changes) ->
     return tree(data, run, str(preset), phases, **changes)
 
 
-def tree(data: Path, run: Path, preset: str, phases: int = 1, **changes) -> dict:
+def tree(data: Path, run: Path, preset: str, phases: int = 1, **changes: Any) -> dict[str, Any]:
     """The recipe of such a run, as YAML holds it."""
     step = 8 * 32
     fields = {

@@ -21,11 +21,12 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 from tokenization import disk
 from tokenization.prepare.prepare import prepare
@@ -35,6 +36,9 @@ from trainer.report.charts import Line, chart
 from trainer.report.document import write_figures
 
 ROOT = Path(__file__).resolve().parents[1]
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 SIZE = 540, 300
 """Width and height of the figure."""
@@ -133,6 +137,14 @@ def start(run: Path, overrides: Mapping[str, object], parallel: int) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{run}: ended with status {done.returncode}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
+
+
+def trained(
+    jobs: Sequence[Job], train_one: Callable[[Job], Result], parallel: int
+) -> Iterator[tuple[Job, Result]]:
+    """Train jobs, `parallel` at a time; yield each with its result, in order."""
+    with ThreadPoolExecutor(parallel) as pool:
+        yield from zip(jobs, pool.map(train_one, jobs), strict=True)
 
 
 def read(run: Path) -> Ended:
@@ -285,11 +297,9 @@ def main() -> None:
     ]
     jobs = [(arm, seed) for seed in range(args.seeds) for arm in arms]
     found: dict[Arm, list[Ended]] = {arm: [] for arm in arms}
-    with ThreadPoolExecutor(args.parallel) as pool:
-        runs = pool.map(lambda job: train(job[0], job[1], args), jobs)
-        for (arm, seed), ended in zip(jobs, runs, strict=True):
-            found[arm].append(ended)
-            print(f"{arm.name}, seed {seed}: {ended}", flush=True)
+    for (arm, seed), ended in trained(jobs, lambda job: train(*job, args), args.parallel):
+        found[arm].append(ended)
+        print(f"{arm.name}, seed {seed}: {ended}", flush=True)
     report(found, args.out)
 
 

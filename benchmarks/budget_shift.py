@@ -18,11 +18,10 @@ import random
 import statistics
 import sysconfig
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.budget import ROOT, held_out, markdown, spread, start
+from benchmarks.budget import ROOT, held_out, markdown, spread, start, trained
 from tokenization import disk
 from tokenization.prepare.prepare import prepare
 from trainer.metrics import names
@@ -195,11 +194,9 @@ def main() -> None:
     arms |= {f"fixed-{ratio:g}": f"replay_ratio: {ratio}%" for ratio in sorted(args.ratios)}
     jobs = [(name, mixture, seed) for seed in range(args.seeds) for name, mixture in arms.items()]
     found: dict[str, list[Shifted]] = {name: [] for name in arms}
-    with ThreadPoolExecutor(args.parallel) as pool:
-        runs = pool.map(lambda job: train(job[0], job[1], job[2], args), jobs)
-        for (name, _, seed), run in zip(jobs, runs, strict=True):
-            found[name].append(run)
-            print(f"{name}, seed {seed}: {run}", flush=True)
+    for (name, _, seed), run in trained(jobs, lambda job: train(*job, args), args.parallel):
+        found[name].append(run)
+        print(f"{name}, seed {seed}: {run}", flush=True)
     report(found)
 
 

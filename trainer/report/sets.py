@@ -9,6 +9,7 @@ from tokenization.tables import text_table
 from tokenization.tokenizer.piece_bytes import BYTE_CLASSES
 from trainer.metrics import names
 from trainer.report.runs import RunHistory
+from trainer.report.sheet import html_sheet
 
 SET_HEADINGS = ("arm", "set", "bits per byte", "forgetting")
 
@@ -45,23 +46,13 @@ def sets_section(arms: Sequence[RunHistory]) -> str:
     rows = list(set_rows(arms))
     if not rows:
         return ""
-    head = "".join(
-        f"<th{' class=n' if column > 1 else ''}>{name}</th>" for column, name in enumerate(SET_HEADINGS)
-    )
-    body = "".join(
-        f"<tr><th scope='row'>{escape(arm)}</th><td>{_indented(stream)}</td>"
-        + "".join(f"<td class='n'>{cell}</td>" for cell in numbers)
-        + "</tr>"
-        for arm, stream, *numbers in rows
-    )
+    shown = [(arm, _indented(stream), *numbers) for arm, stream, *numbers in rows]
     note = (
         "A role's score is the weighted mean of its sets, or that of the text that the recipe names for it. "
         "The nats of a token are divided among the classes of its bytes; the ends of documents are in none."
     )
-    return (
-        f"<section><h2>Validation sets</h2><p class='note'>{note}</p><div class='sheet'><table>"
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
-    )
+    table = html_sheet(SET_HEADINGS, shown, texts=2)
+    return f"<section><h2>Validation sets</h2><p class='note'>{note}</p>{table}</section>"
 
 
 def _indented(stream: str) -> str:

@@ -11,6 +11,7 @@ from trainer.metrics import names
 from trainer.metrics.progress import short
 from trainer.report.charts import Line, chart
 from trainer.report.runs import RunHistory
+from trainer.report.sheet import html_sheet
 
 TASK_HEADINGS = ("arm", "task", "metric", "at the start", "at the end", "standard error")
 
@@ -47,20 +48,12 @@ def tasks_section(arms: Sequence[RunHistory]) -> str:
     rows = list(task_rows(arms))
     if not rows:
         return ""
-    head = "".join(
-        f"<th{' class=n' if column > 2 else ''}>{name}</th>" for column, name in enumerate(TASK_HEADINGS)
-    )
-    body = "".join(
-        f"<tr><th scope='row'>{escape(arm)}</th><td>{escape(task)}</td><td>{escape(metric)}</td>"
-        + "".join(f"<td class='n'>{cell}</td>" for cell in numbers)
-        + "</tr>"
-        for arm, task, metric, *numbers in rows
-    )
+    shown = [(arm, escape(task), escape(metric), *numbers) for arm, task, metric, *numbers in rows]
     drawn = "".join(_picture(metric, arms) for metric in task_metrics(arms))
     note = "Answered by the model as it was, through lm-eval; the standard error is that of the last number."
     return (
-        f"<section><h2>Tasks</h2><p class='note'>{note}</p><div class='grid'>{drawn}</div><div class='sheet'>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
+        f"<section><h2>Tasks</h2><p class='note'>{note}</p><div class='grid'>{drawn}</div>"
+        f"{html_sheet(TASK_HEADINGS, shown, texts=3)}</section>"
     )
 
 

@@ -35,10 +35,11 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=requeue_setup_env_fail,sched_interval=1,bf_interval=1,batch_sched_delay=0
-SlurmdTimeout=10
+SlurmdTimeout=20
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
+FirstJobId={ports[0]}
 MpiDefault=none
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} State=UNKNOWN
@@ -126,7 +127,9 @@ class Cluster:
         tasks = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("SLURMD_NODENAME") == node:
+                told = process.environ()
+                of_node = told.get("SLURMD_NODENAME") == node
+                if of_node and told.get("SLURM_CONF") == self.environment["SLURM_CONF"]:
                     tasks.append(process)
         managers = {task.parent() for task in tasks if task.parent() and "slurmstepd" in task.parent().name()}
         for process in [*managers, *tasks]:

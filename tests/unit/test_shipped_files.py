@@ -4,14 +4,16 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tokenization.errors import UserError, UserErrors
+from tokenization.errors import ExitCode, UserError, UserErrors
 from trainer.engine.ds_config import check_saved, complete, read_preset, stage
 from trainer.engine.layout import Layout
+from trainer.machine.signals import STOPS
 from trainer.machine.slurm import shipped_scripts
 from trainer.plan.ahead import Ahead
 from trainer.plan.make import make_plan
@@ -344,6 +346,21 @@ def test_the_rank_that_failed_first_says_what_it_means(cluster, tmp_path, noted,
         assert code == status
         assert calls[1:] == (["scontrol requeue 7"] if status == 75 else [])
     assert list(tmp_path.glob(".rewarm-*")) == []
+
+
+@pytest.mark.parametrize("command", ["SRUN_STATUS", "PLAN_STATUS"])
+@pytest.mark.parametrize("number", [number for number, code in STOPS.items() if code is ExitCode.REQUEUE])
+def test_a_stop_before_python_listens_means_what_it_means_a_moment_later(cluster, command, number):
+    code, calls = cluster("train.sbatch", "recipe.yaml", **{command: str(128 + number)})
+    assert (code, calls[-1]) == (75, "scontrol requeue 7")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_a_rank_that_the_machine_ended_is_not_started_again(cluster, number):
+    """Too little memory, or a defect: the next start would meet it, too."""
+    code, calls = cluster("train.sbatch", "recipe.yaml", SRUN_STATUS=str(128 + number))
+    assert code == 128 + number
+    assert "scontrol requeue 7" not in calls
 
 
 def test_an_array_task_prepares_its_part(cluster):

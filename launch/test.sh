@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Make or reuse .venv, then run every check: linters, types, import floors, spelling, tests with coverage.
+# Make or reuse .venv, then run every check: linters, types, import floors, spelling, tests.
 #
-#   bash launch/test.sh [--fast] [pytest's own arguments]
+#   bash launch/test.sh [--fast] [--coverage] [pytest's own arguments]
 #
-# --fast leaves out the tests marked slow (those that launch several processes or train).
+# --fast      leaves out the tests marked slow (those that launch several processes or train)
+# --coverage  tells which lines the tests' own processes ran; they take up to twice as long
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,10 +13,11 @@ pytest_arguments=()
 for argument in "$@"; do
     case $argument in
         -h | --help)
-            sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+            sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
             exit 0
             ;;
         --fast) pytest_arguments+=(-m "not slow") ;;
+        --coverage) pytest_arguments+=(--cov --cov-report=term:skip-covered) ;;
         *) pytest_arguments+=("$argument") ;;
     esac
 done
@@ -50,7 +52,7 @@ check codespell "${code[@]}" docs README.md README.zh-CN.md CHANGELOG.md CONTRIB
 printf '\n== pytest\n'
 status=0
 # Much of the time goes to imports, one after another in each launch, so two files run at a time; long ones first.
-pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --durations=20 \
+pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20 \
     ${pytest_arguments[@]+"${pytest_arguments[@]}"} || status=$?
 ((${#failed[@]} == 0)) || printf 'failed: %s\n' "${failed[@]}" >&2
 ((status == 0 && ${#failed[@]} == 0))

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 from tokenization.errors import InfrastructureError
+from trainer.machine.compile_cache import ops_being_built
 from trainer.machine.log_lines import EVERY_RANK, logger
 from trainer.machine.ranks import World, set_rendezvous
 from trainer.machine.signals import must_end_abruptly
@@ -93,16 +94,25 @@ def lost_peers_named() -> Iterator[None]:
 
 @contextmanager
 def _naming_a_long_wait(world: World) -> Iterator[None]:
-    """Say which ranks are waited for where, if they take longer than usual."""
+    """Say what is waited for, if it takes longer than usual: a compiler, or a rank that does not come."""
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    line = f"waiting for all {world.world_size} ranks of the launcher's environment to meet at {where}"
-    timer = threading.Timer(PATIENCE_S, logger.warning, (line,), {"extra": EVERY_RANK})
-    timer.daemon = True
-    timer.start()
+    ranks = f"waiting for all {world.world_size} ranks of the launcher's environment to meet at {where}"
+    met = threading.Event()
+
+    def tell() -> None:
+        told = ""
+        while not met.wait(PATIENCE_S):
+            ops = ", ".join(ops_being_built())
+            line = f"waiting for the compiler of {ops}; this environment needs that once" if ops else ranks
+            if line != told:
+                logger.warning(line, extra=EVERY_RANK)
+            told = line
+
+    threading.Thread(target=tell, name="long-wait", daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        met.set()
 
 
 def _set_device(local_rank: int) -> None:

@@ -32,6 +32,11 @@ def extension_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
 
 
+def ops_being_built(cache: Path | None = None) -> list[str]:
+    """Return the names of the ops that some process compiles, or waits to load, at this moment."""
+    return sorted({lock.parent.name for lock in _locks(extension_cache() if cache is None else cache)})
+
+
 @contextlib.contextmanager
 def clearing_stale_locks(cache: Path | None = None, every_s: float = 5.0) -> Iterator[None]:
     """Remove stale locks at once and while the block runs, since a holder may die while we wait for it."""
@@ -55,7 +60,7 @@ def clear_stale_locks(cache: Path | None = None) -> list[Path]:
     """Remove the locks in torch's extension cache that no live process holds; return them."""
     cache = extension_cache() if cache is None else cache
     cleared = []
-    for lock in sorted([*cache.glob("*/lock"), *cache.glob("*/*/lock")]):
+    for lock in _locks(cache):
         with contextlib.suppress(OSError):  # its holder, or another rank, has just removed it
             seen = lock.stat()
             if _is_in_use(lock, seen):
@@ -68,6 +73,10 @@ def clear_stale_locks(cache: Path | None = None) -> list[Path]:
             cleared.append(lock)
             logger.warning(f"removed the stale lock {lock} of a process that was killed", extra=EVERY_RANK)
     return cleared
+
+
+def _locks(cache: Path) -> list[Path]:
+    return sorted([*cache.glob("*/lock"), *cache.glob("*/*/lock")])
 
 
 def _is_in_use(lock: Path, stat: os.stat_result) -> bool:

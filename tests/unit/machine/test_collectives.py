@@ -1,10 +1,12 @@
-"""The GPU of a rank, whichever of the node's GPUs its process sees."""
+"""The GPU of a rank, whichever of the node's GPUs its process sees; what a start waits for."""
 
 import os
+import time
 
 import pytest
 
 from trainer.machine import collectives
+from trainer.machine.ranks import World
 
 
 class Cards:
@@ -41,3 +43,30 @@ def test_a_rank_takes_one_of_the_gpus_that_its_process_sees(monkeypatch, seen, l
     assert cards.taken == taken
     # DeepSpeed takes the device from these, and asserts that they agree.
     assert os.environ["LOCAL_RANK"] == os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] == str(taken)
+
+
+def test_a_long_wait_names_the_compiler_and_then_the_ranks_each_once(monkeypatch, tmp_path, log_lines):
+    monkeypatch.setattr(collectives, "PATIENCE_S", 0.01)
+    for name, value in (
+        ("MASTER_ADDR", "host"),
+        ("MASTER_PORT", "7"),
+        ("TORCH_EXTENSIONS_DIR", str(tmp_path)),
+    ):
+        monkeypatch.setenv(name, value)
+    lock = tmp_path / "py311_cpu" / "shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+
+    def wait_for(lines):
+        deadline = time.monotonic() + 30
+        while len(log_lines) < lines and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    with collectives._naming_a_long_wait(World(0, 0, 2)):
+        wait_for(1)
+        lock.unlink()
+        wait_for(2)
+        time.sleep(0.1)
+    compiler, ranks = log_lines
+    assert "waiting for the compiler of shm_comm" in compiler
+    assert "waiting for all 2 ranks of the launcher's environment to meet at host:7" in ranks

@@ -19,8 +19,10 @@ for number in (signal.SIGHUP, signal.SIGQUIT):
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A deadline measures the machine and not the code: on a busy one it fails at random.
-settings.register_profile("rewarm", deadline=None)
+# A deadline measures the machine and not the code: on a busy one it fails at random. The examples are the
+# same at every run, so that a commit is judged and not its luck; --hypothesis-profile=search draws new ones.
+settings.register_profile("rewarm", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None)
 settings.load_profile("rewarm")
 
 

@@ -155,9 +155,15 @@ def test_every_check_runs_and_arguments_reach_pytest(clone):
         "lint-imports --no-cache",
         "codespell benchmarks launch tests tokenization trainer setup.py docs README.md README.zh-CN.md"
         " CHANGELOG.md CONTRIBUTING.md",
-        "pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered"
-        " --durations=20 -m not slow -k mixer",
+        "pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20 -m not slow -k mixer",
     ]
+
+
+def test_coverage_is_measured_where_it_is_asked_for(clone):
+    environment(clone)
+    assert launch(clone, "test.sh", "--coverage").returncode == 0
+    *_, tests = (clone / "calls").read_text().splitlines()
+    assert tests.endswith("--cov --cov-report=term:skip-covered")
 
 
 @pytest.mark.parametrize("broken", ["ruff", "mypy", "lint-imports", "codespell", "pytest"])
@@ -185,7 +191,8 @@ def test_what_a_users_shell_carries_does_not_reach_the_tests(clone):
 def test_help_tells_the_options(clone):
     done = launch(clone, "test.sh", "--help")
     assert done.returncode == 0
-    assert "--fast leaves out" in done.stdout
+    assert "--fast      leaves out" in done.stdout
+    assert "--coverage  tells" in done.stdout
 
 
 # ------------------------------------------------------------------------------------------ quickstart.sh

@@ -92,6 +92,12 @@ class Signals:
         """The exit status once the run is saved; 0 if no signal came."""
         return ExitCode.DONE if self.received is None else STOPS[self.received]
 
+    def all_saved(self) -> None:
+        """From now on a signal ends the process at once; one that has come already does so here."""
+        self.unsaved = False
+        if self.received is not None:
+            end_now(STOPS[self.received])
+
     def agree(self, received: Iterable[signal.Signals | None]) -> None:
         """Take over the first signal that any rank received, so that all exit with the same status."""
         self.received = next((number for number in received if number is not None), None)

@@ -95,14 +95,14 @@ def history_of(attempts: Sequence[Attempt]) -> list[Record]:
 
 
 def trained_twice(attempts: Sequence[Attempt]) -> list[tuple[Record, Record]]:
-    """Return the steps that a restored attempt trained again: (before the restore, after it)."""
+    """Return the steps that a later attempt trained again: (before, after). Step 0 is scored, not trained."""
     pairs: list[tuple[Record, Record]] = []
     before: dict[int, Record] = {}
     for attempt in attempts:
         now: dict[int, Record] = {}
         for record in attempt.records:
             now.setdefault(record["step"], {}).update(record)
-        restored = -1 if attempt.restored_step is None else attempt.restored_step
+        restored = attempt.restored_step or 0
         pairs += [(before[step], now[step]) for step in sorted(now) if step in before and step > restored]
         before |= now
     return pairs

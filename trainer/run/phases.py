@@ -129,7 +129,7 @@ class PhaseRunner:
             self.heartbeat.end("finished")
             return
         while self.plan.decision.kind in ("start", "restore", "new_phase"):
-            self.signals.unsaved = False
+            self.signals.all_saved()
             self._record_start()
             session = self._open_session()
             self.signals.unsaved = True
@@ -143,15 +143,17 @@ class PhaseRunner:
                 self.plan = replace(self.plan, mixture=session.steering.mixture)
             if session.spike is not None:
                 self._roll_back(session, session.spike)
-                continue
+            # A stop that came with a spike ends the run here: a step more would leave the base unscored
+            # where the run went back to its start.
             self.signals.agree(collectives.all_gather(self.signals.received))
             if session.over_budget is not None:
                 raise UserError(told_unheld(session.over_budget, session.state.step), fix=HOW_TO_GO_ON)
             if ending == "stopped" or self.signals.stop_requested:
                 self._note_stop(session)
                 return
-            self.plan = plan_together(self.recipe, self.world)
-            logger.info(self.plan.decision.render())
+            if session.spike is None:
+                self.plan = plan_together(self.recipe, self.world)
+                logger.info(self.plan.decision.render())
         refused = self.plan.decision.kind == "refuse"
         self.heartbeat.end(
             "failed" if refused else "finished", self.plan.decision.reason if refused else None
@@ -238,15 +240,7 @@ class PhaseRunner:
             tokens_before=state.tokens,
         )
         logger.info(f"ready to train after {time.perf_counter() - started:.1f} s")
-        unscored, unanswered = validation_is_missing(plan, self.world), tasks_are_missing(plan, self.world)
-        if unscored:
-            session.evaluate()
-        if unanswered:
-            session.evaluate_tasks()
-        if unscored or unanswered:
-            step_log.write_if_due(state)
-        if session.decision_due and session.decide_replay():  # a stop has cut it short
-            step_log.write_if_due(state)
+        session.make_up(validation_is_missing(plan, self.world), tasks_are_missing(plan, self.world))
         return session
 
     def _open_saves(self, step_log: StepLog, throughput: Throughput) -> Saves:

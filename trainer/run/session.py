@@ -231,6 +231,18 @@ class Session:
         self._beat()
         return True
 
+    def make_up(self, unscored: bool, unanswered: bool) -> None:
+        """Make what a start finds missing where it stands: scores, answers, and a decision that is due.
+
+        Each is written at once. A signal ends the process here, and what is written is not made again.
+        """
+        if unscored and self.evaluate():
+            self.step_log.write_if_due(self.state)
+        if unanswered and self.evaluate_tasks():
+            self.step_log.write_if_due(self.state)
+        if self.decision_due and self.decide_replay():
+            self.step_log.write_if_due(self.state)
+
     def _cut_short(self, what: str) -> bool:
         logger.warning(
             f"step {self.state.step}: {what} cut short by a signal; that is made up for when the run goes on"

@@ -109,6 +109,16 @@ def test_a_rank_with_an_error_ends_with_its_exit_code_when_its_launcher_ends_it(
     assert done.returncode == 2
 
 
+def test_a_signal_that_came_before_all_was_saved_ends_the_process_once_it_is():
+    came = "signals = Signals().__enter__(); os.kill(os.getpid(), signal.SIGUSR1); print('noted', flush=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", UP.format(came, "signals.all_saved(); time.sleep(600)")],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (75, "noted\nup\n")
+    assert ended_by(signal.SIGTERM, "Signals().__enter__().all_saved()", IN_C) == 75
+
+
 def test_a_second_ctrl_c_ends_a_process_that_waits_in_c():
     unsaved = (
         "Signals().__enter__(); threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()"

@@ -86,7 +86,7 @@ def test_arms_for_a_batch_system(data, tmp_path):
     lines = (out / "arms.txt").read_text().splitlines()
     assert told["arms"] == str(out / "arms.txt")
     assert [f"run_dir={run}" in line for run, line in zip(told["runs"], lines, strict=True)] == [True] * 5
-    assert sorted(path.name for path in out.iterdir()) == ["arms.txt", "study.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["arms.sbatch", "arms.txt", "study.json"]
 
 
 def test_all_arms_are_found_wrong_before_one_is_trained(data, tmp_path):

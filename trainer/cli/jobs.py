@@ -51,7 +51,7 @@ def submit_command(args: argparse.Namespace) -> int:
     from trainer.run.submission import make_submission, submit_run
 
     resources = Resources(args.nodes, args.gpus_per_node, args.partition, tuple(args.sbatch))
-    submission = make_submission(recipe, resources, _commands(), sys.argv[1:])
+    submission = make_submission(recipe, resources, own_commands(), sys.argv[1:])
     for line in submission.notes:
         logger.warning(line)
     logger.info(submission.decision)
@@ -67,7 +67,7 @@ def submit_command(args: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def _commands() -> tuple[str, str]:
+def own_commands() -> tuple[str, str]:
     """What plans and what trains in a batch script: this installation, whatever the job's PATH is."""
     typed, beside = Path(sys.argv[0]), Path(sys.executable).with_name("rewarm")
     rewarm = (typed if typed.name == "rewarm" and typed.is_file() else beside).absolute()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from tokenization.errors import ExitCode, UserError
 from trainer.cli.answer import print_answer
 from trainer.cli.arguments import add_command, add_noun, path_text, positive_number, recipe_path
+from trainer.cli.jobs import own_commands
 from trainer.cli.recommend import add_recommend
+from trainer.machine.slurm import Resources
 from trainer.storage.run_directory import RunDirectory
 from trainer.study.grids import STUDIES
 from trainer.study.spec import SCALES, Options, read_vary
@@ -50,7 +53,8 @@ def _add_options(study: argparse.ArgumentParser) -> None:
     study.add_argument("--from", dest="branch", metavar="RUN@TOKENS", help=trunk)
     plain = "of new_rows: the recipe of the base and its shards before the vocabulary was extended"
     study.add_argument("--unextended", type=recipe_path, metavar="RECIPE", help=plain)
-    study.add_argument("--arms-only", action="store_true", help="only write DIR/arms.txt, for a batch system")
+    only = "train nothing: write DIR/arms.txt, and DIR/arms.sbatch, a Slurm array of an arm per task"
+    study.add_argument("--arms-only", action="store_true", help=only)
     fields = "change a field of the recipe in every arm"
     study.add_argument("overrides", nargs="*", metavar="field=value", help=fields)
 
@@ -72,8 +76,10 @@ def study_command(args: argparse.Namespace) -> int:
     listed = series.record_arms(request, arms)
     result = {"arms": str(listed), "runs": [str(arm.directory) for arm in arms]}
     if args.arms_only:
-        submit = f"sbatch --array=1-{len(arms)} launch/slurm/study.sbatch {request.recipe} {listed}"
-        print_answer(args, result, f"{listed}: {len(arms)} arms\n{submit}")
+        job = Resources(gpus_per_node=args.nproc) if args.nproc else Resources()
+        script = series.write_array(request, listed, len(arms), own_commands(), job)
+        text = f"{listed}: {len(arms)} arms\nsbatch {shlex.quote(str(script))}"
+        print_answer(args, {**result, "script": str(script)}, text)
         return ExitCode.DONE
     status = series.train_arms(request, arms, args.parallel)
     if status in (ExitCode.REQUEUE, ExitCode.INTERRUPTED) or status > 128:

@@ -1,7 +1,8 @@
 """Slurm: the batch script, its submission, and what waits in the queue.
 
-The scripts in `launch/slurm` are made from the texts below: `run.sh` is `FUNCTIONS`, and `train.sbatch` is
-`BATCH_SCRIPT` for whoever submits it by hand. `rewarm submit` writes the same text, complete, for one run.
+The scripts in `launch/slurm` are made from the texts below: `run.sh` is `FUNCTIONS`, `train.sbatch` and
+`study.sbatch` are `BATCH_SCRIPT` for whoever submits them by hand. `rewarm submit` writes the same text,
+complete, for one run, and `rewarm study --arms-only` for the arms of one study.
 """
 
 from __future__ import annotations
@@ -72,9 +73,22 @@ set -uo pipefail
 @FUNCTIONS@
 run_recipe "$@"
 status=$?
-requeue_on_75 "$status" "$SLURM_JOB_ID" "@NAME@: the run"
+requeue_on_75 "$status" "@JOB@" "@NAME@: @WHAT@"
 exit "$status"
 """
+
+_ARM = """\
+arm=$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$2")
+[[ -n $arm ]] || {
+    echo "@NAME@: $2 has no line $SLURM_ARRAY_TASK_ID" >&2
+    exit 2
+}
+read -r -a overrides <<<"$arm"
+set -- "$1" "${overrides[@]}"
+"""
+
+_RUN = {"JOB": "$SLURM_JOB_ID", "WHAT": "the run"}
+_TASK = {"JOB": "${SLURM_ARRAY_JOB_ID:-}_$SLURM_ARRAY_TASK_ID", "WHAT": "arm $SLURM_ARRAY_TASK_ID"}
 
 _SHIPPED_ABOUT = """\
 # One run on one or more nodes; requeued until it is done. `rewarm submit` writes this script for one run.
@@ -90,6 +104,32 @@ _SHIPPED_ARGUMENTS = """\
     echo "usage: sbatch launch/slurm/train.sbatch RECIPE [field=value …]" >&2
     exit 2
 }"""
+
+_SHIPPED_STUDY_ABOUT = """\
+# Train many arms of one recipe, one array task each; line I of a file has the overrides of arm I. For a
+# paper's study this command writes its arms, and a script of this text with their number:
+#
+#   rewarm study replay --recipe launch/recipes/llama2-7b-zh.yaml --out runs/study-replay --arms-only
+#
+# They vary the last phase. Arms of your own set every phase that differs:
+#
+#   cat > arms.txt <<'ARMS'
+#   name=replay-0 phases.0.mixture.replay_ratio=0 phases.1.mixture.replay_ratio=0
+#   name=replay-5 phases.0.mixture.replay_ratio=5% phases.1.mixture.replay_ratio=5%
+#   name=replay-25 phases.0.mixture.replay_ratio=25% phases.1.mixture.replay_ratio=25%
+#   ARMS
+#   sbatch --array=1-3 launch/slurm/study.sbatch launch/recipes/llama2-7b-zh.yaml arms.txt
+#   rewarm report runs/replay-* --out replay.html
+#
+# Each arm is a run by itself: signalled before the time limit, requeued, restored. Submit it from the
+# repository's root."""
+
+_SHIPPED_STUDY_ARGUMENTS = """\
+(($# == 2)) || {
+    echo "usage: sbatch --array=1-N launch/slurm/study.sbatch RECIPE ARMS" >&2
+    exit 2
+}
+"""
 
 _SHIPPED_FUNCTIONS = """\
 # Slurm runs a copy of this script, so its neighbour is named from the repository's root.
@@ -116,10 +156,11 @@ class Resources:
         """The number of ranks."""
         return self.nodes * max(1, self.gpus_per_node)
 
-    def options(self, name: str, output: str) -> str:
-        """Write the `#SBATCH` lines of a job."""
+    def options(self, name: str, output: str, tasks: int | None = None) -> str:
+        """Write the `#SBATCH` lines of a job, or of an array of so many `tasks`."""
         lines = [
             f"--job-name={shlex.quote(name)}",
+            *([f"--array=1-{tasks}"] if tasks else []),
             f"--nodes={self.nodes}",
             f"--ntasks-per-node={max(1, self.gpus_per_node)}",
             f"--gpus-per-node={self.gpus_per_node}",
@@ -146,9 +187,17 @@ def shipped_scripts() -> dict[str, str]:
         "FUNCTIONS": _SHIPPED_FUNCTIONS,
         "NAME": "train.sbatch",
     }
+    of_study = {
+        "ABOUT": _SHIPPED_STUDY_ABOUT,
+        "OPTIONS": Resources().options("rewarm-study", "%x-%A-%a.log", 1),
+        "ARGUMENTS": _SHIPPED_STUDY_ARGUMENTS + _ARM,
+        "FUNCTIONS": _SHIPPED_FUNCTIONS,
+        "NAME": "study.sbatch",
+    }
     return {
         "run.sh": _SHIPPED_HEAD + _functions(*SHIPPED_COMMANDS),
-        "train.sbatch": _filled(BATCH_SCRIPT, fields),
+        "train.sbatch": _filled(BATCH_SCRIPT, fields | _RUN),
+        "study.sbatch": _filled(BATCH_SCRIPT, of_study | _TASK),
     }
 
 
@@ -159,17 +208,48 @@ def script_of_run(
 
     Slurm writes what the job prints into `logs`; `commands` plan and train, as shell words.
     """
-    output = str(logs / "job-").replace("%", "%%")
     about = f"# The run {' '.join(name.split())}, written by `rewarm submit`; requeued until it is done."
-    root = f"cd -- {shlex.quote(str(working_folder))} || exit 2\nset -- {shlex.quote(str(recipe))}\n"
     fields = {
         "ABOUT": about,
-        "OPTIONS": resources.options(name, shlex.quote(output + "%j.log")),
-        "ARGUMENTS": root,
+        "OPTIONS": resources.options(name, _output(logs / "job-", "%j.log")),
+        "ARGUMENTS": _from(working_folder, recipe),
         "FUNCTIONS": _functions(*commands),
         "NAME": "rewarm submit",
     }
-    return _filled(BATCH_SCRIPT, fields)
+    return _filled(BATCH_SCRIPT, fields | _RUN)
+
+
+def script_of_study(
+    recipe: Path,
+    arms: Path,
+    count: int,
+    working_folder: Path,
+    commands: tuple[str, str],
+    resources: Resources,
+) -> str:
+    """Return the script of an array that trains `count` arms of `recipe`, which are the lines of `arms`.
+
+    Paths in it are absolute; what a task prints goes beside `arms`; `commands` plan and train, as words.
+    """
+    study = arms.parent.name
+    fields = {
+        "ABOUT": f"# The study {study}, written by `rewarm study`; each arm is requeued until it is done.",
+        "OPTIONS": resources.options(study, _output(arms.parent / "job-", "%A-%a.log"), count),
+        "ARGUMENTS": _from(working_folder, recipe, arms) + _ARM,
+        "FUNCTIONS": _functions(*commands),
+        "NAME": "rewarm study",
+    }
+    return _filled(BATCH_SCRIPT, fields | _TASK)
+
+
+def _output(path: Path, pattern: str) -> str:
+    """Return where Slurm writes what a job prints, as a shell word: `pattern` alone has fields of Slurm's."""
+    return shlex.quote(str(path).replace("%", "%%") + pattern)
+
+
+def _from(working_folder: Path, *arguments: Path) -> str:
+    """Return the lines that go to a folder and set a script's arguments."""
+    return f"cd -- {shlex.quote(str(working_folder))} || exit 2\nset -- {shlex.join(map(str, arguments))}\n"
 
 
 def _functions(plan: str, train: str) -> str:

@@ -13,6 +13,7 @@ from tokenization import disk
 from tokenization.errors import ExitCode, UserError, UserErrors
 from trainer.machine.local_ranks import run_together
 from trainer.machine.log_lines import logger
+from trainer.machine.slurm import Resources, script_of_study
 from trainer.metrics.heartbeat import read_status
 from trainer.plan.make import make_plan
 from trainer.recipe import load
@@ -25,7 +26,10 @@ from trainer.study.spec import NOTHING, ArmSpec, Options, flow
 from trainer.study.trunk import Trunk, go_on_from, trunk_of
 
 ARMS = "arms.txt"
-"""File in a study's directory: a line of overrides per arm, as launch/slurm/study.sbatch reads them."""
+"""File in a study's directory: a line of overrides per arm, as the script of a job array reads them."""
+
+ARRAY = "arms.sbatch"
+"""File in a study's directory: the script of a Slurm array that trains an arm per task."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ def _plan(request: Request, planned: Planned, words: tuple[str, ...]) -> ArmRun:
 
 
 def record_arms(request: Request, arms: Sequence[ArmRun]) -> Path:
-    """Write what the study is, and the arms for launch/slurm/study.sbatch; return the path of the latter.
+    """Write what the study is, and the arms for a job array; return the path of the latter.
 
     Raises:
         UserError: the directory holds another study.
@@ -165,6 +169,19 @@ def record_arms(request: Request, arms: Sequence[ArmRun]) -> Path:
     write_record(request.out, record)
     disk.write_atomically(request.out / ARMS, "".join(" ".join(arm.overrides) + "\n" for arm in arms))
     return request.out / ARMS
+
+
+def write_array(
+    request: Request, listed: Path, tasks: int, commands: tuple[str, str], job: Resources
+) -> Path:
+    """Write the script of an array that trains the `tasks` arms in `listed` from here; return its path.
+
+    `commands` plan and train, as shell words.
+    """
+    recipe, arms = request.recipe.absolute(), listed.absolute()
+    script = script_of_study(recipe, arms, tasks, Path.cwd(), commands, job)
+    disk.write_atomically(request.out / ARRAY, script)
+    return request.out / ARRAY
 
 
 def train_arms(request: Request, arms: Sequence[ArmRun], at_once: int = 1) -> int:

@@ -1,6 +1,7 @@
 """`rewarm study` on the command line: options that fit the study, and the answer as data."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,24 @@ def test_the_answer_has_the_verdicts_and_a_failed_arm_s_status(tmp_path, capsys,
     monkeypatch.setattr(series, "train_arms", lambda request, arms, at_once: 75)
     assert main(["study", "replay", "--recipe", RECIPE, "--out", str(out), "--nproc", "1"]) == 75
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("words", "ranks"), [(["--nproc", "2"], 2), ([], 8)])
+def test_the_line_for_a_batch_system_names_a_script_that_is_there(
+    tmp_path, capsys, monkeypatch, words, ranks
+):
+    out = tmp_path / "a study"
+    arms = [ArmRun(Planned(name, name, 0), out / name, (f"name={name}",), False) for name in ("a", "b")]
+    monkeypatch.setattr(series, "plan_arms", lambda request: arms)
+    given = ["study", "replay", "--recipe", RECIPE, "--out", str(out), "--arms-only", *words]
+    assert main(given) == 0
+    listed, submit = capsys.readouterr().out.splitlines()
+    assert listed == f"{out / 'arms.txt'}: 2 arms"
+    command, script = shlex.split(submit)
+    assert command == "sbatch"
+    text = Path(script).read_text()
+    assert f"#SBATCH --array=1-2\n#SBATCH --nodes=1\n#SBATCH --ntasks-per-node={ranks}\n" in text
+    assert f"set -- {RECIPE} {shlex.quote(str(out / 'arms.txt'))}\n" in text
+    assert "launch/slurm" not in text
+    assert main([*given, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["script"] == script

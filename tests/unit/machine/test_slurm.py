@@ -1,6 +1,7 @@
 """Slurm's commands and the batch script, with stand-ins that answer as Slurm does."""
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -8,7 +9,14 @@ import pytest
 
 from tokenization.errors import InfrastructureError, UserError
 from trainer.machine import slurm
-from trainer.machine.slurm import QueuedJob, Resources, queued_jobs, script_of_run, submit_script
+from trainer.machine.slurm import (
+    QueuedJob,
+    Resources,
+    queued_jobs,
+    script_of_run,
+    script_of_study,
+    submit_script,
+)
 
 
 @pytest.fixture
@@ -118,3 +126,33 @@ def test_nodes_without_gpus_have_one_rank_each():
     resources = Resources(3, 0)
     assert resources.world_size == 3
     assert "#SBATCH --ntasks-per-node=1\n#SBATCH --gpus-per-node=0" in resources.options("x", "y")
+
+
+@pytest.mark.parametrize(("task", "status", "arm"), [("2", 75, "name=b seed=2"), ("3", 2, None)])
+def test_the_array_of_a_study_is_complete_and_trains_the_arm_of_its_task(answer, tmp_path, task, status, arm):
+    for command in ("srun", "scontrol", "rewarm"):
+        answer(command, status=75 if command == "srun" else 0)
+    folder = tmp_path / "a b's 100%"
+    folder.mkdir()
+    (folder / "arms.txt").write_text("name=a seed=1\nname=b seed=2\n")
+    commands = (f"{tmp_path}/bin/rewarm", "rewarm train")
+    script = script_of_study(Path("/x y/r.yaml"), folder / "arms.txt", 2, folder, commands, Resources(1, 4))
+    assert f"#SBATCH --job-name={shlex.quote(folder.name)}\n#SBATCH --array=1-2\n" in script
+    assert "100%%/job-%A-%a.log" in script
+    (tmp_path / "arms.sbatch").write_text(script)
+    slurm = {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": task, "SLURM_NTASKS": "4"}
+    done = subprocess.run(
+        ["bash", str(tmp_path / "arms.sbatch")],
+        env=os.environ | slurm,
+        cwd="/",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stderr
+    called = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+    assert called == [] if arm is None else called == [
+        f"plan /x y/r.yaml {arm} --gpus 4 --strict",
+        f"--kill-on-bad-exit=1 rewarm train /x y/r.yaml {arm}",
+        f"requeue 7_{task}",
+    ]  # fmt: skip
+    assert ("has no line 3" in done.stderr) == (arm is None)

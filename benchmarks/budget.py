@@ -40,9 +40,6 @@ ROOT = Path(__file__).resolve().parents[1]
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-SIZE = 540, 300
-"""Width and height of the figure."""
-
 
 @dataclass(frozen=True)
 class Ended:
@@ -263,7 +260,7 @@ def report(found: dict[Arm, list[Ended]], out: Path) -> None:
         lines, x_format="{:.2f}".format, y_format="{:+.2f}".format, x_title="downstream, bits per byte",
         zero=True, at_end=True, described="Forgetting of the audit set over downstream",
     )  # fmt: skip
-    write_figures({"budget": picture}, out, *SIZE)
+    write_figures({"budget": picture}, out)
     tree = {arm.name: [vars(one) for one in ended] for arm, ended in found.items()}
     disk.write_atomically(out / "budget.json", json.dumps(tree, indent=1))
 

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+
+from trainer.report.labels import (
+    Box,
+    Label,
+    at_places,
+    beside_points,
+    crowded,
+    in_margin,
+    key_below,
+    margin_width,
+    needs_key,
+    numbered,
+    text_width,
+)
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#555555")
 """Okabe and Ito's palette, distinct for all kinds of colour vision; its yellow is darkened to be read."""
@@ -16,6 +29,9 @@ DASHES = ("", "6 3", "2 2")
 
 POINTS = 500
 """Points that a line is thinned to: more than there are pixels."""
+
+WIDTH = 480
+"""Of a picture, in its own pixels: a phone shows it at two thirds."""
 
 NumberFormat = Callable[[float], str]
 
@@ -81,42 +97,78 @@ def chart(
     zero: bool = False,
     at_end: bool = False,
     described: str = "",
-    width: int = 540,
+    width: int = WIDTH,
     height: int = 300,
 ) -> str:
     """Return an SVG picture of `lines`; empty if there is nothing to draw.
 
-    `zero` keeps the y axis down to (or up to) 0, with a line there; `at_end` writes labels above the lines'
-    ends, wherever they are, and not in the right margin; `described` is what screen readers say.
+    `zero` keeps the y axis down to (or up to) 0, with a line there; `at_end` writes labels beside the lines'
+    ends, wherever they are, and not in the right margin; `described` is what screen readers say. Where names
+    have no room there, numbers stand for them, and a key below makes the picture higher than `height`.
     """
     lines = [line for line in lines if len(line.xs)]
     if not lines:
         return ""
-    labelled = [line for line in lines if line.label and not line.faint]
+    named = [line for line in lines if line.label and not line.faint]
+    texts = [line.label for line in named]
+    keyed = bool(named) and not at_end and needs_key(texts, width, height - _ABOVE - _BELOW)
+    if keyed:
+        texts = [str(number) for number in range(1, len(named) + 1)]
     y_ticks = ticks(*_extent((y for line in lines for y in _heights(line)), zero))
     x_range = _extent((x for line in lines for x in line.xs), False)
-    widest = [_text_width(x_format(tick)) / 2 for tick in ticks(*x_range)]
+    widest = [text_width(x_format(tick)) / 2 for tick in ticks(*x_range)]
     if not at_end:
-        widest += [7 + _text_width(_short(line.label)) for line in labelled]
-    room = 5 + max(widest)
+        widest.append(margin_width(texts, height - _ABOVE - _BELOW))
     frame = Frame(
-        left=14 + max(_text_width(y_format(tick)) for tick in y_ticks),
-        right=width - room,
-        top=10,
-        bottom=height - 38,
+        left=14 + max(text_width(y_format(tick)) for tick in y_ticks),
+        right=width - 5 - max(widest),
+        top=_ABOVE,
+        bottom=height - _BELOW,
         x_range=x_range,
         y_range=(y_ticks[0], y_ticks[-1]),
     )
+    labels = [
+        Label(text, line.label, line.colour, frame.x(line.xs[-1]), frame.y(line.ys[-1]))
+        for text, line in zip(texts, named, strict=True)
+    ]
+    if at_end:
+        written, keyed = _beside(labels, lines, frame, width)
+    else:
+        written = in_margin(labels, frame.right, frame.top, frame.bottom)
+    key, more = key_below(labels, width, height) if keyed else ("", 0.0)
     parts = [
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(described)}">',
-        *_axes(frame, y_ticks, x_format, y_format, x_title, zero),
+        f'<svg viewBox="0 0 {width} {height + more:.0f}" role="img" aria-label="{escape(described)}">',
+        *_axes(frame, y_ticks, x_format, y_format, x_title, zero, width),
         *(_band(line, frame) for line in lines if line.band),
         *(part for line in lines for part in _marks(line, frame)),
         *(_path(line, frame) for line in sorted(lines, key=lambda line: not line.faint)),
-        *_labels(labelled, frame, at_end),
+        written,
+        key,
         "</svg>",
     ]
     return "".join(parts)
+
+
+_ABOVE, _BELOW = 10, 38
+"""Pixels above a plot, and below it for the axis and its title."""
+
+
+def _beside(labels: Sequence[Label], lines: Sequence[Line], frame: Frame, width: int) -> tuple[str, bool]:
+    """Write labels beside the ends of lines; return that, and whether they are numbers for want of room."""
+    within = Box(frame.left, 2, width - 2, frame.bottom)
+    pale = [place for line in lines if line.faint for place in _places(line, frame)]
+    single = [place for line in lines if not line.faint and not line.joined for place in _places(line, frame)]
+    joined = [place for line in lines if not line.faint and line.joined for place in _places(line, frame)]
+    places = beside_points(labels, [*single, *joined], pale, within)
+    if not needs_key([label.text for label in labels], width, math.inf) and not crowded(places, single):
+        return at_places(labels, places), False
+    labels = numbered(labels)
+    return at_places(labels, beside_points(labels, [*single, *joined], pale, within)), True
+
+
+def _places(line: Line, frame: Frame) -> list[tuple[float, float]]:
+    """Return where a line's points are in the picture, as many as are drawn."""
+    return [(frame.x(x), frame.y(y)) for x, y in zip(*_thinned(line.xs, line.ys), strict=True)]
 
 
 def bar(shares: Sequence[tuple[str, float, str]]) -> str:
@@ -158,6 +210,7 @@ def _axes(
     y_format: NumberFormat,
     x_title: str,
     zero: bool,
+    width: int,
 ) -> list[str]:
     parts = []
     for tick in y_ticks:
@@ -173,7 +226,8 @@ def _axes(
             parts.append(
                 f'<text x="{x:.1f}" y="{frame.bottom + 17:.1f}" class="middle">{x_format(tick)}</text>'
             )
-    middle = (frame.left + frame.right) / 2
+    half = text_width(x_title) / 2
+    middle = max(half, min((frame.left + frame.right) / 2, width - half))
     parts.append(
         f'<text x="{middle:.1f}" y="{frame.bottom + 33:.1f}" class="middle title">{escape(x_title)}</text>'
     )
@@ -181,8 +235,7 @@ def _axes(
 
 
 def _path(line: Line, frame: Frame) -> str:
-    xs, ys = _thinned(line.xs, line.ys)
-    places = [(frame.x(x), frame.y(y)) for x, y in zip(xs, ys, strict=True)]
+    places = _places(line, frame)
     drawn = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     style = f'stroke="{line.colour}"' + (f' stroke-dasharray="{line.dash}"' if line.dash else "")
     kind = "faint" if line.faint else "line"
@@ -234,55 +287,3 @@ def _marks(line: Line, frame: Frame) -> list[str]:
             f"<title>{escape(what)}</title></path>"
         )
     return parts
-
-
-def _labels(lines: Sequence[Line], frame: Frame, at_end: bool) -> list[str]:
-    """Draw each line's name at its end, moved apart where ends are close."""
-    raised = 12 if at_end else 0
-    wanted = sorted((frame.y(line.ys[-1]) - raised, number) for number, line in enumerate(lines))
-    ys = spread([y for y, _ in wanted], 15, frame.top + 4, frame.bottom)
-    parts = []
-    for y, (_, number) in zip(ys, wanted, strict=True):
-        line = lines[number]
-        widest = frame.right - _text_width(_short(line.label))
-        x = min(frame.x(line.xs[-1]), widest) if at_end else frame.right + 7
-        parts.append(
-            f'<text x="{x:.1f}" y="{y + 4:.1f}" class="name" style="fill:{line.colour}">'
-            f"{escape(_short(line.label))}<title>{escape(line.label)}</title></text>"
-        )
-    return parts
-
-
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move rising positions as little as needed to be `gap` apart and, if they fit, in [low, high]."""
-    placed: list[float] = []
-    for place in wanted:
-        placed.append(max(place, low, placed[-1] + gap if placed else low))
-    limit = high
-    for number in range(len(placed) - 1, -1, -1):
-        placed[number] = min(placed[number], limit)
-        limit = placed[number] - gap
-    return placed
-
-
-def _short(label: str, most: int = 18) -> str:
-    return label if len(label) <= most else label[: most - 1] + "…"
-
-
-_EMS = (
-    (0.42, " .,:;'`|!ijlI-/\\"),
-    (0.55, 'frt()[]{}"*_^Jsc'),
-    (0.85, "ABCDEFGHKLNOPQRSTUVXYZ&+<>=~#$"),
-    (1.15, "mwMW@%"),
-)
-"""Widths of letters in the widest bold font that a browser may take (DejaVu Sans), in font sizes."""
-
-_WIDTHS = {letter: width for width, letters in _EMS for letter in letters}
-
-
-def _text_width(text: str) -> float:
-    """The most pixels that a text takes at the charts' 12 px, in any font and in bold."""
-    return 12 * sum(
-        _WIDTHS.get(letter, 0.75) if letter.isascii() else 0.0 if unicodedata.combining(letter) else 1.25
-        for letter in text
-    )

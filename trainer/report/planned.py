@@ -12,7 +12,7 @@ from trainer.report.charts import Line, chart
 from trainer.report.document import svg_document
 from trainer.report.figures import rate
 
-WIDTH, HEIGHT = 720, 300
+_WIDTH = 720
 
 
 def write_picture(plan: Plan, path: Path) -> None:
@@ -37,17 +37,17 @@ def draw_plan(plan: Plan) -> str:
     rows = plan.decision.lr_at()
     rates = Line("LR", 0, [row["tokens"] for row in rows], [row["lr"] for row in rows])
     drawn = [
-        chart([rates], x_format=short, y_format=rate, zero=True, width=WIDTH, described="learning rate"),
+        chart([rates], x_format=short, y_format=rate, zero=True, width=_WIDTH, described="learning rate"),
         chart(
             _mixture(plan),
             x_format=short,
             y_format="{:.0%}".format,
             zero=True,
-            width=WIDTH,
+            width=_WIDTH,
             described="share of each source",
         ),
     ]
-    return svg_document(drawn, WIDTH, HEIGHT)
+    return svg_document(drawn)
 
 
 def _mixture(plan: Plan) -> list[Line]:

@@ -77,7 +77,10 @@ dd { margin: 0; }
 .warning { background: var(--paper); border: 1px solid #B8860B; border-radius: 10px; padding: 10px 16px; }
 @media print { body { background: #fff; } figure, tr { break-inside: avoid; } }
 @media (max-width: 560px) { .grid { grid-template-columns: minmax(0, 1fr); } main { padding: 20px 12px; }
-  figure { padding: 12px 8px 6px; } svg text { font-size: 14px; } h1 { font-size: 24px; } }
+  figure { padding: 12px 8px 6px; } svg text { font-size: 14px; } h1 { font-size: 24px; }
+  tbody th { white-space: normal; min-width: 110px; overflow-wrap: anywhere; }
+  .mixture { grid-template-columns: 1fr 1fr; } .mixture .bar { grid-column: 1 / -1; height: auto; }
+  .bar span { white-space: normal; text-indent: 0; padding: 3px 4px; line-height: 1.3; } }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6eaf0; --soft: #a3adba; --rule: #2d3542; --paper: #171c24; --ground: #0f1318; }
   :root { --grid: #262d38; }

@@ -11,7 +11,7 @@ from trainer.report.document import write_figures
 from trainer.study.laws import LARGEST_SIZE, LONGEST_BUDGET, SECOND_HALF
 from trainer.study.observed import FittedLaw
 
-LAW_WIDTH, LAW_HEIGHT = 480, 360
+_HEIGHT = 360
 
 _SHORT = {LARGEST_SIZE: "size", LONGEST_BUDGET: "budget", SECOND_HALF: "half"}
 """What a back-test held out, as a label has room for it."""
@@ -32,10 +32,9 @@ def draw_law(fitted: FittedLaw) -> str:
         lines,
         x_format="{:.3f}".format,
         y_format="{:.3f}".format,
-        x_title=f"{fitted.stream} measured, bits per byte (up: predicted by {fit.law.name})",
+        x_title=f"{fitted.stream} measured, bits per byte; up: predicted",
         described=f"predictions of {fit.law.name} on {fitted.stream} over what was measured",
-        width=LAW_WIDTH,
-        height=LAW_HEIGHT,
+        height=_HEIGHT,
     )
 
 
@@ -72,4 +71,4 @@ def write_law_figures(laws: Sequence[FittedLaw], out: Path) -> list[str]:
     """
     refuse_existing(out)
     pictures = {_file(one): draw_law(one) for one in laws}
-    return [f"{out}: {len(pictures)} figures", *write_figures(pictures, out, LAW_WIDTH, LAW_HEIGHT)]
+    return [f"{out}: {len(pictures)} figures", *write_figures(pictures, out)]

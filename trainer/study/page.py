@@ -13,7 +13,7 @@ from trainer.report.charts import Line, chart
 from trainer.report.document import write_figures
 from trainer.report.page import TERMS, html_page, refuse_other_page
 from trainer.study.grids import find_study
-from trainer.study.law_figures import LAW_HEIGHT, LAW_WIDTH, draw_laws, law_captions
+from trainer.study.law_figures import draw_laws, law_captions
 from trainer.study.law_section import StudyLaws, fit_study, laws_section
 from trainer.study.results import Arm, read_record, read_results
 from trainer.study.spec import AVERAGED
@@ -34,8 +34,6 @@ STUDY_PAGE = "report.html"
 FIGURE_FOLDER = "figures"
 """Folder in a study's directory."""
 
-FIGURE_WIDTH, FIGURE_HEIGHT = 480, 300
-
 FRONT, AVERAGES = 13, 6
 """Numbers of a line that is grey and dashed, and of one that is grey."""
 
@@ -54,9 +52,8 @@ def conclude(out: Path) -> str:
     name, arms = read_record(out).study, read_results(out)
     summaries, verdicts, laws = summarize(arms), judge_study(name, arms), fit_study(out)
     pictures, of_laws = draw_study(summaries), draw_laws(laws.fitted)
-    notes = write_figures(pictures, out / FIGURE_FOLDER, FIGURE_WIDTH, FIGURE_HEIGHT)
-    notes += write_figures(of_laws, out / FIGURE_FOLDER, LAW_WIDTH, LAW_HEIGHT)
     everything = pictures | of_laws
+    notes = write_figures(everything, out / FIGURE_FOLDER)
     drawn = {
         which: [kind for kind in ("svg", "png") if (out / FIGURE_FOLDER / f"{which}.{kind}").exists()]
         for which in everything
@@ -113,8 +110,6 @@ def _over_tokens(stream: str, summaries: Sequence[tuple[int, Summary]]) -> str:
         x_format=short,
         y_format="{:.2f}".format,
         described=described,
-        width=FIGURE_WIDTH,
-        height=FIGURE_HEIGHT,
     )
 
 
@@ -152,8 +147,6 @@ def _plane(summaries: Sequence[tuple[int, Summary]]) -> str:
         zero=True,
         at_end=True,
         described="forgetting over downstream bits per byte",
-        width=FIGURE_WIDTH,
-        height=FIGURE_HEIGHT,
     )
 
 

@@ -34,13 +34,18 @@ document.title = 'cut: ' + cut.join('|');
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_no_label_is_cut(tmp_path):
+def test_no_label_is_cut_on_a_phone(tmp_path):
     form = "{:,.2f}".format
     pictures = [
         chart([Line(label, 0, [0.0, 1.0], [0.0, high])], x_format=form, y_format=form, at_end=at_end)
         for label in LABELS
         for at_end in (False, True)
         for high in (1.0, 123_456.0)
+    ]
+    several = [Line(f"{label}-{n}", n, [0.0, 1.0], [0.0, n / 7]) for n in range(9) for label in LABELS]
+    pictures += [
+        chart(several, x_format=form, y_format=form, at_end=at_end, x_title="measured, bits per byte")
+        for at_end in (False, True)
     ]
     page = tmp_path / "page.html"
     page.write_text(
@@ -51,6 +56,7 @@ def test_no_label_is_cut(tmp_path):
         "--no-sandbox",
         "--disable-gpu",
         "--dump-dom",
+        "--window-size=390,900",  # a phone, on which letters are larger in a picture
         f"--user-data-dir={tmp_path / 'c'}",
     )
     shown = subprocess.run(

@@ -20,8 +20,9 @@ from trainer.metrics.log import Metrics
 from trainer.metrics.names import source_tokens
 from trainer.recipe.load import dump_recipe, load_recipe
 from trainer.recipe.schema import Logging
-from trainer.report.charts import Line, chart, spread, ticks
+from trainer.report.charts import Line, chart, ticks
 from trainer.report.figures import phase_shares, rate, smoothed
+from trainer.report.labels import spread
 from trainer.report.page import headline, write_report
 from trainer.report.runs import compare_runs, gather_runs
 

@@ -241,10 +241,11 @@ def browse(path: Path, folder: Path, width: int) -> subprocess.CompletedProcess[
 @pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed here")
 def test_a_png_of_a_figure_is_drawn_by_the_browser(study, tmp_path):
     pictures = {"one": page.draw_study(summarize(read_results(study)))["upstream"]}
-    assert document.write_figures(pictures, tmp_path, page.FIGURE_WIDTH, page.FIGURE_HEIGHT) == []
+    width, height = document.size_of(pictures["one"])
+    assert document.write_figures(pictures, tmp_path) == []
     head = (tmp_path / "one.png").read_bytes()[:24]
     assert head[:8] == b"\x89PNG\r\n\x1a\n"
     assert (int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")) == (
-        2 * page.FIGURE_WIDTH,
-        2 * page.FIGURE_HEIGHT,
+        2 * width,
+        2 * height,
     )

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from tokenization.errors import InfrastructureError, UserError
 from trainer.machine.log_lines import logger
-from trainer.metrics.jsonl import Record
+from trainer.metrics.jsonl import Record, history_of, read_attempts
 from trainer.recipe.schema import Logging
 
 
@@ -76,6 +76,7 @@ class WandB:
     def __init__(
         self, project: str, name: str, run_id: str, run_dir: Path, config: Mapping[str, Any]
     ) -> None:
+        """Go on with a W&B run; offline, write what `metrics.jsonl` keeps of the run at this start."""
         # Offline W&B writes its file every 15 s by itself, and a kill takes what is not written.
         os.environ.setdefault("WANDB__TRANSACTION_LOG_FLUSH_INTERVAL", "1")
         import wandb
@@ -85,6 +86,10 @@ class WandB:
         )
         # W&B's own step cannot go back after a restore; a metric as the axis can.
         self._run.define_metric("*", step_metric="step")
+        if self._run.offline:
+            # Every start writes a folder of its own, and to sync it replaces what was synced of the run.
+            for record in history_of(read_attempts(run_dir, say=lambda line: None)):
+                self.log({name: value for name, value in record.items() if name not in ("attempt", "time")})
 
     def log(self, record: Record) -> None:
         """Send one record."""

@@ -59,10 +59,16 @@ def test_weights_and_biases_is_told_missing_before_anything_starts(tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_and_biases_sees_one_run_over_all_attempts(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("at", "steps"),
+    [("online", [1, 2, 3, 2]), ("offline", [1, 2, 3, 1, 2])],  # offline each start writes the whole run
+)
+def test_weights_and_biases_sees_one_run_over_all_attempts(tmp_path, monkeypatch, at, steps):
     started, logged = [], []
 
     class Run:
+        offline = at == "offline"
+
         def define_metric(self, *_, **__):
             pass
 
@@ -81,11 +87,12 @@ def test_weights_and_biases_sees_one_run_over_all_attempts(tmp_path, monkeypatch
     monkeypatch.setitem(__import__("sys").modules, "wandb", Module)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     logging = Logging(tensorboard=False, wandb_project="demo")
-    train(tmp_path, [1, 2], logging=logging)
+    train(tmp_path, [1, 2, 3], logging=logging)
     train(tmp_path, [2], logging=logging, restored_step=1)
     assert [start["project"] for start in started] == ["demo", "demo"]
     assert started[0]["id"] == started[1]["id"]
-    assert [record["step"] for record in logged] == [1, 2, 2]
+    assert [record["step"] for record in logged] == steps
+    assert all(record.keys() == {"step", "tokens", "loss/train"} for record in logged)
 
 
 ATTEMPT = """
@@ -100,7 +107,8 @@ metrics = Metrics(
     restored_step=None if restored < 0 else restored, config={"seq_len": 7}, stream=io.StringIO(),
 )
 for step in range(first, last + 1):
-    metrics.log(step, step * 10, {"loss/train": 1 / (step + 3), "eval/upstream/forgetting": float("nan")})
+    values = {"loss/train": 1 / (step + 3 + first), "eval/upstream/forgetting": float("nan")}
+    metrics.log(step, step * 10, values)
 if killed:
     time.sleep(3)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -122,11 +130,11 @@ def test_real_weights_and_biases_keeps_one_run_over_a_kill_and_a_resume(tmp_path
     assert killed == resumed
     assert (killed["project"], killed["config"]["seq_len"]) == ("demo", 7)
     assert killed["id"] == read_attempts(tmp_path)[0].run_id
-    # Each start logs each of its steps once; where the second one did a step again, its row is the later one.
+    # The last file holds the whole run, each step once: to sync it replaces what was synced before.
     assert [row["step"] for row in before] == [1, 2, 3, 4]
-    assert [row["step"] for row in after] == [3, 4, 5, 6]
-    rows = list({row["step"]: row for row in [*before, *after]}.values())
-    for row, record in zip(rows, history, strict=True):
+    assert [row["step"] for row in after] == [1, 2, 3, 4, 5, 6]
+    assert not any({"attempt", "time"} & set(row) for row in after)
+    for row, record in zip(after, history, strict=True):
         shared = {name: record[name] for name in ("step", "tokens", "loss/train")}
         assert {name: row[name] for name in shared} == shared  # to the last digit
         assert math.isnan(float(row["eval/upstream/forgetting"]))

@@ -25,6 +25,7 @@ def tree(data, run, stage, tasks):
     found = runs.recipe(data, run, stage, name="any")
     found["validation"]["tasks"] = {"names": ["next_word"], "path": str(tasks), "every_tokens": 5 * STEP}
     found["model"]["init"]["max_position_embeddings"] = 64
+    found["model"]["average"] = {"kind": "ema", "half_life": 4 * STEP}
     found["checkpoint"] = {"every_tokens": 5 * STEP, "keep_last": 9}
     found["logging"] = {"tensorboard": False}
     return found
@@ -57,8 +58,10 @@ def numbers(run):
 def test_tasks_are_answered_before_the_first_step_when_due_and_at_the_end(folder):
     found = numbers(folder / "stage-1")
     assert list(found) == [0, 5, 10, 12]
-    for own in found.values():
-        assert {"tasks/next_word/acc", "tasks/next_word/acc_stderr"} <= own.keys()
+    both = {"tasks/next_word/acc", "tasks/next_word/acc_stderr"}
+    for step, own in found.items():
+        assert both | {names.of_average(name) for name in both if step} <= own.keys()
+        assert step or not any(name.startswith("average/") for name in own)
     assert len({json.dumps(own) for own in found.values()}) > 1 or REAL  # the model changes
 
 

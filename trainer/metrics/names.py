@@ -93,22 +93,31 @@ def task_metric(task: str, key: str) -> str:
 
 
 def is_task_metric(metric: str) -> bool:
-    """Whether a metric is a number on a task, or such a number's standard error."""
-    return metric.startswith(_TASKS)
+    """Whether a metric is a number on a task, or such a number's standard error, of either weights."""
+    return of_weights(metric).startswith(_TASKS)
 
 
 def task_stderr(metric: str) -> str | None:
     """Return the name of the standard error of a number on a task; None if `metric` is not such a number."""
-    kind, _, rest = metric.removeprefix(_TASKS).partition("/")
+    kind, _, rest = of_weights(metric).removeprefix(_TASKS).partition("/")
     head, slash, chosen = rest.partition("/")
     if not is_task_metric(metric) or head.endswith(_STDERR):
         return None
-    return f"{_TASKS}{kind}/{head}{_STDERR}{slash}{chosen}"
+    error = f"{_TASKS}{kind}/{head}{_STDERR}{slash}{chosen}"
+    return error if metric == of_weights(metric) else of_average(error)
+
+
+_AVERAGE = "average/"
 
 
 def of_average(name: str) -> str:
     """Return the name of a score of the averaged weights, by that of the weights."""
-    return f"average/{name}"
+    return _AVERAGE + name
+
+
+def of_weights(name: str) -> str:
+    """Return the name of a score of the weights themselves, by that or by the one of `of_average`."""
+    return name.removeprefix(_AVERAGE)
 
 
 STREAMS = ("upstream", "downstream")

@@ -17,19 +17,29 @@ TASK_HEADINGS = ("arm", "task", "metric", "at the start", "at the end", "standar
 
 
 def task_metrics(arms: Sequence[RunHistory]) -> list[str]:
-    """Return the names of the numbers on tasks, without standard errors."""
+    """Return the names of the numbers on tasks, without standard errors; an average's behind the weights'."""
     found = {metric for arm in arms for record in arm.records for metric in record}
-    return sorted(metric for metric in found if names.task_stderr(metric))
+    return sorted(
+        (metric for metric in found if names.task_stderr(metric)),
+        key=lambda metric: (names.of_weights(metric), metric != names.of_weights(metric)),
+    )
+
+
+def _told(metric: str) -> tuple[str, str]:
+    """Return the task that a number is on, and what it is called there."""
+    weights = names.of_weights(metric)
+    _, task, shown = weights.split("/", 2)
+    return task, shown if metric == weights else f"{shown}, averaged weights"
 
 
 def task_rows(arms: Sequence[RunHistory]) -> Iterator[tuple[str, ...]]:
     """Yield a row under `TASK_HEADINGS` for each number of each arm."""
     for arm in arms:
         for metric in task_metrics([arm]):
-            _, task, shown = metric.split("/", 2)
             numbers, error = arm.series(metric), arm.series(str(names.task_stderr(metric))).end
+            start = arm.series(names.of_weights(metric)).start  # before any step the average is the weights
             told = f"±{_shown(error)}" if math.isfinite(error) else "–"
-            yield arm.name, task, shown, _shown(numbers.start), _shown(numbers.end), told
+            yield arm.name, *_told(metric), _shown(start), _shown(numbers.end), told
 
 
 def _shown(number: float) -> str:
@@ -66,6 +76,6 @@ def _picture(metric: str, arms: Sequence[RunHistory]) -> str:
     ]
     if not lines:
         return ""
-    _, task, shown = metric.split("/", 2)
+    task, shown = _told(metric)
     picture = chart(lines, x_format=short, y_format="{:.4g}".format, described=f"{task} {shown} over tokens")
     return f"<figure><figcaption><b>{escape(task)}</b>{escape(shown)}</figcaption>{picture}</figure>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -204,12 +205,7 @@ class Session:
         Returns whether it came to its end: a signal cuts it short, so that the steps are saved in time.
         """
         self.settle()
-        with self.throughput.paused():
-            scores = self.validation.measure(self.state.step)
-            if scores is not None and self.recipe.model.average is not None and self.state.step:
-                with self.engine.averaged():
-                    averaged = self.validation.measure(self.state.step)
-                scores = averaged and scores | {names.of_average(name): one for name, one in averaged.items()}
+        scores = self._with_average(lambda: self.validation.measure(self.state.step))
         if scores is None:
             return self._cut_short("the validation was")
         self.step_log.add_evaluation(scores)
@@ -223,13 +219,28 @@ class Session:
         """Answer the tasks; the numbers go into the step's metrics. Returns whether it came to its end."""
         self.settle()
         assert self.tasks is not None
-        with self.throughput.paused():
-            numbers = self.tasks.measure(self.validation, self.state.step)
+        tasks = self.tasks
+        numbers = self._with_average(lambda: tasks.measure(self.validation, self.state.step))
         if numbers is None:
             return self._cut_short("the tasks were")
         self.step_log.add_evaluation(numbers)
         self._beat()
         return True
+
+    def _with_average(self, measure: Callable[[], dict[str, float] | None]) -> dict[str, float] | None:
+        """Measure with the weights, and with their average if the run keeps one.
+
+        Before any step both are the same. None if a signal cut either of them short.
+        """
+        with self.throughput.paused():
+            found = measure()
+            if found is None or self.recipe.model.average is None or self.state.step == 0:
+                return found
+            with self.engine.averaged():
+                averaged = measure()
+        return (
+            None if averaged is None else found | {names.of_average(one): averaged[one] for one in averaged}
+        )
 
     def make_up(self, unscored: bool, unanswered: bool) -> None:
         """Make what a start finds missing where it stands: scores, answers, and a decision that is due.

@@ -41,6 +41,10 @@ def test_a_number_on_a_task_and_its_standard_error_find_each_other(task, key, na
     assert names.task_metric(task, key) == name
     assert names.is_task_metric(name)
     assert names.task_stderr(name) == stderr
+    averaged = names.of_average(name)
+    assert names.of_weights(averaged) == names.of_weights(name) == name
+    assert names.is_task_metric(averaged)
+    assert names.task_stderr(averaged) == (stderr and f"average/{stderr}")
     assert names.stream_of(name) is None
 
 

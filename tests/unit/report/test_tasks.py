@@ -26,6 +26,19 @@ def test_each_number_has_a_row_from_the_base_to_now_and_a_picture(tmp_path):
     assert "gsm exact_match/strict over tokens" not in page  # a single point is not a curve
 
 
+def test_an_average_has_a_row_and_a_picture_behind_those_of_the_weights(tmp_path):
+    both = {names.of_average(ACC): 0.5, names.of_average(STDERR): 0.04}
+    steps = ({ACC: 0.25}, {ACC: 0.3, STDERR: 0.05, **both}, {ACC: 0.375, STDERR: 0.05, **both})
+    folder = run(tmp_path / "a", *steps)
+    assert list(task_rows(gather_runs([folder]))) == [
+        ("a", "arc_zh", "acc", "0.2500", "0.3750", "±0.0500"),
+        ("a", "arc_zh", "acc, averaged weights", "0.2500", "0.5000", "±0.0400"),
+    ]
+    write_report([folder], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.index("arc_zh acc over tokens") < page.index("arc_zh acc, averaged weights over tokens")
+
+
 def test_a_run_without_tasks_has_no_such_section(tmp_path):
     folder = run(tmp_path / "a", {names.UPSTREAM: 2.0}, {names.UPSTREAM: 2.5})
     printed = write_report([folder], tmp_path / "report.html")

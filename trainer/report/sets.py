@@ -28,7 +28,8 @@ def set_rows(arms: Sequence[RunHistory]) -> Iterator[tuple[str, ...]]:
             lost = arm.series(names.stream_forgetting(stream))
             if score:
                 change = f"{score.start:.4f} → {score.end:.4f}"
-                yield arm.name, stream, change, f"{lost.end:+.4f}" if lost else "–"
+                forgotten = f"{lost.end:+.4f}" if lost and not arm.from_scratch else "–"
+                yield arm.name, stream, change, forgotten
             for kind in BYTE_CLASSES:
                 of_class = arm.series(names.stream_class_bits_per_byte(stream, kind))
                 if of_class:

@@ -25,6 +25,7 @@ from trainer.report.figures import phase_shares, rate, smoothed
 from trainer.report.labels import spread
 from trainer.report.page import headline, write_report
 from trainer.report.runs import compare_runs, gather_runs
+from trainer.report.sets import set_rows
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "launch" / "recipes" / "quickstart.yaml"
 TOKENS = 2048  # a step of the quickstart
@@ -389,6 +390,8 @@ def test_what_began_with_random_weights_has_nothing_to_forget_and_its_own_pictur
         compare_runs(gather_runs([base])).splitlines()[2]
         == "base  20,480  9.0000 → 1.5000  –           9.0000 → 3.0000  +6.0000"
     )
+    (of_set,) = [row for row in set_rows(gather_runs([base])) if row[1] == "upstream"]
+    assert of_set == ("base", "upstream", "9.0000 → 1.5000", "–")
     page = written([base, *two], tmp_path)
     assert "base forgot" not in text_of(page)
     continued, own = page.split("Curves of what began with random weights")

@@ -243,7 +243,9 @@ def differing(one: RunHistory, other: RunHistory) -> list[str]:
         if stream in one.measured_on and stream in other.measured_on:
             left, right = one.measured_on[stream], other.measured_on[stream]
             found += [
-                f"{stream} {name} {left.get(name, 'unknown')} and {right.get(name, 'unknown')}"
+                f"{stream} shards (another text or tokenizer)"
+                if name == "fingerprint"
+                else f"{stream} {name} {left.get(name, 'unknown')} and {right.get(name, 'unknown')}"
                 for name in dict.fromkeys([*left, *right])
                 if left.get(name) != right.get(name)
             ]

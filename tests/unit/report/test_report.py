@@ -186,22 +186,27 @@ def on(stream="upstream", **changes):
 
 @pytest.mark.parametrize("stream", ["upstream", "downstream"])
 @pytest.mark.parametrize(
-    "changed", [{"fingerprint": "b"}, {"tokens": 257}, {"seq_len": 128}, {"document_mask": True}]
+    ("changed", "why"),
+    [
+        ({"fingerprint": "b"}, "shards (another text or tokenizer)"),
+        ({"tokens": 257}, "tokens 1025 and 257"),
+        ({"seq_len": 128}, "seq_len 64 and 128"),
+        ({"document_mask": True}, "document_mask unknown and True"),
+    ],
 )
-def test_unlike_scores_stand_in_tables_of_their_own_with_the_reason(tmp_path, stream, changed):
+def test_unlike_scores_stand_in_tables_of_their_own_with_the_reason(tmp_path, stream, changed, why):
     one = run(tmp_path / "one", measured_on=on())
     other = run(tmp_path / "other", upstream=(1.5, 1.6), measured_on=on(stream, **changed))
     like = run(tmp_path / "like", upstream=(1.5, 1.75), measured_on=on())
-    ((name, value),) = changed.items()
     reason = (
         "Scores of different tables are not comparable: they are measured on unlike things. "
-        f"one and other differ in {stream} {name} {on()[stream].get(name, 'unknown')} and {value}."
+        f"one and other differ in {stream} {why}."
     )
     page = written([one, other, like], tmp_path)
-    first, second, why = compare_runs(gather_runs([one, other, like])).split("\n\n")
+    first, second, told = compare_runs(gather_runs([one, other, like])).split("\n\n")
     assert [line.split()[0] for line in first.splitlines()[2:]] == ["one", "like"]
     assert [line.split()[0] for line in second.splitlines()[2:]] == ["other"]
-    assert why == reason
+    assert told == reason
     assert reason in text_of(page)
     assert page.count("<th>arm</th><th class='n'>replay</th>") == 2
     assert "like forgot 0.250 bits per byte of upstream text, one 1.000" in text_of(page)

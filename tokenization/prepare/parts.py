@@ -71,15 +71,19 @@ def _refuse_other_jobs(job: Job, wanted: Sequence[int]) -> None:
     for index in sorted({*range(job.parts)} - {*wanted}):
         counts = _counted(job.counts_path(index))
         if counts is not None and counts.job != job.identity:
-            differs = ", ".join(
-                name for name, fact in job.facts.items() if counts.facts.get(name, fact) != fact
-            )
             raise UserError(
-                f"is a part of another job: {differs or 'its inputs, tokenizer or options'} differ",
+                f"is a part of another job: {_differences(job, counts)} differ",
                 file=job.counts_path(index),
                 fix="start every part with the same files and options; choose another --out, or give"
                 " --overwrite to every part",
             )
+
+
+def _differences(job: Job, counts: PartCounts | None) -> str:
+    """Name the facts in which `job` differs from the job that has written a part, if they are known."""
+    written = {} if counts is None else counts.facts
+    differs = [name for name, fact in job.facts.items() if written.get(name, fact) != fact]
+    return ", ".join(differs) or "its inputs, tokenizer or options"
 
 
 def _clear(prefixes: Sequence[Path]) -> None:
@@ -113,7 +117,7 @@ def _finished(job: Job, wanted: Sequence[int]) -> dict[int, PartCounts]:
         if counts is None or not _is_this(job, counts, shards):
             if found := [side for side in sides if side.is_file()]:
                 raise UserError(
-                    "was written by a job with other inputs, tokenizer or options",
+                    f"was written by another job: {_differences(job, counts)} differ",
                     file=found[0],
                     fix="choose another --out, or give --overwrite",
                 )

@@ -58,6 +58,9 @@ def adopt_shard(prefix: str | Path, tokenizer: str | Path) -> Adopted:
     side, index, data = (with_ending(prefix, ending) for ending in (".json", ".idx", ".bin"))
     if side.exists():
         raise UserError("exists already: the shard can be used as it is", file=side)
+    if not index.is_file():
+        fix = "give the path of the shard's .idx and .bin files without the ending"
+        raise UserError("is missing", file=index, fix=fix)
     documents, tokens = _read_index(index, data, known)
     bytes_of = np.array([len(piece) for piece in piece_bytes(known)], dtype=np.int64)
     utf8_bytes = 0
@@ -98,7 +101,7 @@ def _read_index(index: Path, data: Path, known: Tokenizer) -> tuple[int, int]:
     if (size := index.stat().st_size) != expected:
         raise UserError(f"has {size:,} bytes where its header counts {expected:,}", file=index)
     if not data.is_file():
-        raise UserError("is missing", file=data)
+        raise UserError("is missing", file=data, fix="copy it beside its .idx file")
     lengths = np.memmap(index, "<i4", mode="r", offset=HEADER.size, shape=(sequences,))
     starts = np.memmap(index, "<i8", mode="r", offset=HEADER.size + 4 * sequences, shape=(sequences,))
     tokens = 0

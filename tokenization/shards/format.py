@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -91,7 +92,7 @@ class ShardMeta:
             return cls(**{field.name: _checked(field.name, read[field.name]) for field in fields(cls)})
         except FileNotFoundError:
             raise UserError(
-                "is missing, so the shard is not whole", file=path, fix="finish it with `rewarm data prepare`"
+                "is missing, so the shard is not whole", file=path, fix=_how_to_finish(prefix)
             ) from None
         except OSError as error:
             raise UserError(f"cannot be read ({error.strerror})", file=path) from None
@@ -99,6 +100,16 @@ class ShardMeta:
             raise UserError(
                 f"is not a shard's side file ({error})", file=path, fix="run `rewarm data prepare` again"
             ) from None
+
+
+def _how_to_finish(prefix: Path) -> str:
+    """Say how a shard without a side file becomes whole."""
+    if part := re.search(r"-(\d{5})-of-(\d{5})$", prefix.name):
+        return f"finish it with `rewarm data prepare … --part {int(part[1]) + 1}/{int(part[2])}`"
+    if with_ending(prefix, ".idx").is_file():
+        others = f"run `rewarm data adopt {prefix} --tokenizer TOKENIZER`"
+        return f"finish it with `rewarm data prepare`; if Megatron-LM or gpt-neox made it, {others}"
+    return "finish it with `rewarm data prepare`"
 
 
 _TEXTS = {"tokenizer", "checksum", "index_checksum", "job"}

@@ -5,6 +5,7 @@ A source is one shard, or the parts `PREFIX-00000-of-00004` … of one, which ar
 
 from __future__ import annotations
 
+import difflib
 import json
 import operator
 import os
@@ -296,9 +297,24 @@ def find_parts(prefix: str | Path) -> list[Path]:
     if not counts:
         if single:
             return [prefix]
-        raise UserError("has no token shards", file=prefix, fix="make them with `rewarm data prepare`")
+        raise UserError("has no token shards", file=prefix, fix=_where_shards_are(prefix, names))
     parts = counts.pop()
     return [part_prefix(prefix, part, parts) for part in range(parts)]
+
+
+_ENDING = re.compile(r"(-\d{5}-of-\d{5})?\.(json|bin|idx)")
+
+
+def _where_shards_are(prefix: Path, names: list[str]) -> str:
+    """Say what to give in place of a prefix without shards, in whose folder the files `names` are."""
+    folder = prefix.parent
+    others = {_ENDING.sub("", name) for name in names if name.endswith(".idx")}
+    if (bare := _ENDING.sub("", prefix.name)) in others:
+        return f"give the prefix {folder / bare}, without the ending"
+    if not others:
+        return "make them with `rewarm data prepare`"
+    alike = difflib.get_close_matches(prefix.name, sorted(others), n=3, cutoff=0.0)
+    return f"make them with `rewarm data prepare`, or correct the prefix: {folder} holds {', '.join(alike)}"
 
 
 def verify_shard(prefix: str | Path) -> None:

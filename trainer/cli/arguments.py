@@ -42,9 +42,10 @@ def add_text(parser: argparse.ArgumentParser, flag: str, **options: Any) -> None
     """Add the files that text is read from, the field that holds it, and their encoding."""
     defaults = {"type": path_text, "nargs": "+", "metavar": "PATH", "help": "files or folders of text"}
     parser.add_argument(flag, **{**defaults, **options})
-    parser.add_argument("--text-field", default="text", help="field of jsonl and parquet records")
-    encoding = "encoding of the .txt and .jsonl files that are not UTF-8, such as gb18030"
-    parser.add_argument("--encoding", default="utf-8", help=encoding)
+    field = "field of jsonl and parquet records that holds the text (default: text)"
+    parser.add_argument("--text-field", default="text", metavar="NAME", help=field)
+    encoding = "encoding of the .txt and .jsonl files that are not UTF-8, such as gb18030 (default: none)"
+    parser.add_argument("--encoding", default="utf-8", metavar="NAME", help=encoding)
 
 
 def add_rejects(parser: argparse.ArgumentParser) -> None:

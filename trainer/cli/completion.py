@@ -17,7 +17,7 @@ SHELLS = ("bash", "zsh")
 def add_completion(commands: Any, parser: Callable[[], argparse.ArgumentParser]) -> None:
     """Add `completion`; `parser` makes the whole command line."""
     completion = add_command(commands, "completion", completion_command, "bash >> ~/.bash_completion")
-    completion.add_argument("shell", choices=SHELLS)
+    completion.add_argument("shell", choices=SHELLS, help="the shell that you use")
     completion.set_defaults(parser=parser)
 
 

@@ -28,6 +28,9 @@ from trainer.cli.arguments import (
 from trainer.recipe import load
 from trainer.recipe.numbers import count
 
+_PREFIX = "the new shards: files PREFIX.bin, PREFIX.idx and PREFIX.json, or such for each part"
+_SHARDS = "shards as `rewarm data prepare` writes them: the path of the files without .bin"
+
 
 def add_data(commands: Any) -> None:
     """Add `data` and its commands."""
@@ -37,16 +40,20 @@ def add_data(commands: Any) -> None:
     )
     inputs = "files or folders of text; hf://NAME[/CONFIG][:SPLIT] streams a dataset of the hub"
     add_text(prepare, "--input", required=True, help=inputs)
-    prepare.add_argument("--tokenizer", type=path_text, required=True)
-    prepare.add_argument("--out", type=path_text, required=True, metavar="PREFIX")
+    tokenizer = "the tokenizer that the model is trained with: directory, or SentencePiece .model file"
+    prepare.add_argument("--tokenizer", type=path_text, required=True, metavar="TOKENIZER", help=tokenizer)
+    prepare.add_argument("--out", type=path_text, required=True, metavar="PREFIX", help=_PREFIX)
     workers = "number of processes (default: one per CPU that this process may use)"
-    prepare.add_argument("--workers", type=int, help=workers)
+    prepare.add_argument("--workers", type=int, metavar="N", help=workers)
     prepare.add_argument(
         "--part", type=part_of, metavar="I/N", help="only the I-th of N parts, for job arrays"
     )
     documents = "what a document is in a .txt file (default: the file)"
     prepare.add_argument("--documents", choices=("file", "blocks", "lines"), default="file", help=documents)
-    held_out = "share of the documents to hold out, chosen by their hash, such as 0.5%%"
+    held_out = (
+        "share of the documents to hold out in PREFIX-validation, chosen by their hash, such as 0.5%% "
+        "(default: none)"
+    )
     prepare.add_argument("--validation", type=fraction, default=0, metavar="SHARE", help=held_out)
     clean = (
         "write the held-out documents that are not trained on, not even in part, to PREFIX-validation-clean"
@@ -54,7 +61,7 @@ def add_data(commands: Any) -> None:
     prepare.add_argument("--clean-validation", action="store_true", help=clean)
     prepare.add_argument("--deduplicate", action="store_true", help="drop exact copies of documents")
     add_rejects(prepare)
-    engine = "use only this encoder (it must still reproduce the reference ids)"
+    engine = "use only this encoder, which must still give the reference ids (default: the fastest that does)"
     prepare.add_argument("--engine", metavar="NAME", help=engine)
     prepare.add_argument("--overwrite", action="store_true", help="replace what another job wrote at --out")
 
@@ -63,18 +70,22 @@ def add_data(commands: Any) -> None:
     _add_shard_checks(kinds)
 
     inspect = add_command(kinds, "inspect", inspect_command, "data/zh")
-    inspect.add_argument("prefix", type=path_text)
+    inspect.add_argument("prefix", type=path_text, metavar="PREFIX", help=_SHARDS)
 
     example = "data/zh --sample 17 --seq-len 4096 --tokenizer llama2-zh"
     show = add_command(kinds, "show", show_command, example)
-    show.add_argument("prefix", type=path_text)
-    show.add_argument("--sample", type=whole_number, required=True, metavar="N", help="number, from 0")
-    show.add_argument("--seq-len", type=positive_number, required=True, help="as in the recipe")
-    show.add_argument("--tokenizer", type=path_text, required=True, help="the one that made the shards")
+    show.add_argument("prefix", type=path_text, metavar="PREFIX", help=_SHARDS)
+    sample = "number of the sample, from 0"
+    show.add_argument("--sample", type=whole_number, required=True, metavar="N", help=sample)
+    length = "tokens of a sample, as in the recipe"
+    show.add_argument("--seq-len", type=positive_number, required=True, metavar="N", help=length)
+    made = "the one that made the shards"
+    show.add_argument("--tokenizer", type=path_text, required=True, metavar="TOKENIZER", help=made)
 
     simulate = add_command(kinds, "simulate", simulate_command, "recipe.yaml --samples 0:100")
     add_recipe(simulate)
-    simulate.add_argument("--samples", default="0:20", metavar="A:B", help="window of the run's samples")
+    window = "the run's samples from number A up to B, which is left out (default: 0:20)"
+    simulate.add_argument("--samples", default="0:20", metavar="A:B", help=window)
     log = "follow a run's decisions.jsonl, for a mixture with a forgetting budget"
     simulate.add_argument("--decisions", type=path_text, metavar="FILE", help=log)
     simulate.add_argument("--shares", action="store_true", help="only show how much each source contributes")
@@ -83,40 +94,45 @@ def add_data(commands: Any) -> None:
 def _add_shard_checks(kinds: Any) -> None:
     """Add what looks at shards that are there already."""
     adopt = add_command(kinds, "adopt", adopt_command, "data/zh_text_document --tokenizer llama2-zh")
-    adopt.add_argument("prefix", type=path_text, metavar="PREFIX", help="a shard of Megatron-LM or gpt-neox")
-    adopt.add_argument("--tokenizer", type=path_text, required=True, help="the one that made it")
+    shard = "a shard of Megatron-LM or gpt-neox: the path of its .bin file without .bin"
+    adopt.add_argument("prefix", type=path_text, metavar="PREFIX", help=shard)
+    made = "the one that made it"
+    adopt.add_argument("--tokenizer", type=path_text, required=True, metavar="TOKENIZER", help=made)
 
     example = "--train data/zh data/en --validation data/zh-validation"
     overlap = add_command(kinds, "overlap", overlap_command, example)
-    overlap.add_argument("--train", type=path_text, nargs="+", required=True, metavar="PREFIX")
-    overlap.add_argument("--validation", type=path_text, nargs="+", required=True, metavar="PREFIX")
+    for flag, shards in (("--train", "shards of the training text"), ("--validation", "shards held out")):
+        overlap.add_argument(flag, type=path_text, nargs="+", required=True, metavar="PREFIX", help=shards)
     least = "likeness from which on a document counts as trained on (default: 50%%)"
     overlap.add_argument("--least", type=fraction, default="50%", metavar="SHARE", help=least)
-    overlap.add_argument("--workers", type=positive_number, help="number of processes (default: one per CPU)")
+    workers = "number of processes (default: one per CPU)"
+    overlap.add_argument("--workers", type=positive_number, metavar="N", help=workers)
     write = "write each set without those documents to PREFIX-clean"
     overlap.add_argument("--write-clean", action="store_true", help=write)
     made = "the one that made the shards; needed for --write-clean"
-    overlap.add_argument("--tokenizer", type=path_text, help=made)
+    overlap.add_argument("--tokenizer", type=path_text, metavar="TOKENIZER", help=made)
     overlap.add_argument("--overwrite", action="store_true", help="replace what is at PREFIX-clean")
 
 
 def _add_generate(kinds: Any) -> None:
     example = "--model models/llama2-7b-zh --tokens 1e9 --out data/own-replay"
     generate = add_command(kinds, "generate", generate_command, example)
-    generate.add_argument("--model", type=path_text, required=True, metavar="BASE", help="the run's base")
+    base = "the model that the run will start from: directory or hub id"
+    generate.add_argument("--model", type=path_text, required=True, metavar="BASE", help=base)
     generate.add_argument(
-        "--tokens", type=positive_number, required=True, metavar="N", help="at least so many"
+        "--tokens", type=positive_number, required=True, metavar="N", help="draw at least so many tokens"
     )
-    generate.add_argument("--out", type=path_text, required=True, metavar="PREFIX")
-    scale = "of the logits (default: 1, the model's own distribution)"
+    generate.add_argument("--out", type=path_text, required=True, metavar="PREFIX", help=_PREFIX)
+    scale = "temperature of the logits (default: 1, the model's own distribution)"
     generate.add_argument("--temperature", type=temperature, default=1.0, metavar="T", help=scale)
-    generate.add_argument("--seed", type=whole_number, default=0)
+    seed = "seed of the draws (default: 0)"
+    generate.add_argument("--seed", type=whole_number, default=0, metavar="N", help=seed)
     documents = "documents that a rank draws at a time (default: 32)"
     generate.add_argument("--batch", type=positive_number, default=32, metavar="N", help=documents)
     longest = "tokens after which a document is cut (default: 2048, or the model's context if it is shorter)"
     generate.add_argument("--longest", type=positive_number, metavar="N", help=longest)
     ranks = "number of ranks (default: one per GPU, or 1); under a launcher its own number"
-    generate.add_argument("--nproc", type=positive_number, help=ranks)
+    generate.add_argument("--nproc", type=positive_number, metavar="N", help=ranks)
 
 
 def prepare_command(args: argparse.Namespace) -> int:

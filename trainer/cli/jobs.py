@@ -29,16 +29,17 @@ def add_jobs(commands: Any) -> None:
     """Add `submit` and `status`."""
     submit = add_command(commands, "submit", submit_command, "recipe.yaml --nodes 8 --partition gpu")
     add_recipe(submit)
-    submit.add_argument("--nodes", type=positive_number, required=True, metavar="N")
+    submit.add_argument("--nodes", type=positive_number, required=True, metavar="N", help="number of nodes")
     gpus = "ranks on each node (default: 8); 0 for nodes without GPUs, which have one rank"
     submit.add_argument("--gpus-per-node", type=whole_number, default=8, metavar="N", help=gpus)
-    submit.add_argument("--partition", metavar="P")
+    partition = "partition of Slurm (default: the cluster's own)"
+    submit.add_argument("--partition", metavar="P", help=partition)
     more = "another option of sbatch, as --sbatch=--time=8:00:00; may be given several times"
     submit.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help=more)
     submit.add_argument("--dry-run", action="store_true", help="print the batch script and change nothing")
 
     status = add_command(commands, "status", status_command, "runs/a runs/b --watch")
-    status.add_argument("runs", type=path_text, nargs="+", metavar="RUN")
+    status.add_argument("runs", type=path_text, nargs="+", metavar="RUN", help="run directories")
     watch = f"show the table again every SECONDS (default: {WATCH_S}), until Ctrl-C"
     status.add_argument(
         "--watch", type=positive_number, nargs="?", const=WATCH_S, metavar="SECONDS", help=watch

@@ -20,10 +20,11 @@ def add_merge(commands: Any) -> None:
     merge.add_argument("--weights", type=fractions, metavar="W,…", help=weights)
     decay = "of one run: weights over its checkpoints at a constant LR that stand for this decay"
     merge.add_argument("--decay", choices=("linear", "cosine", "sqrt"), help=decay)
-    last = "with --decay: only the newest N of these checkpoints"
+    last = "with --decay: only the newest N of these checkpoints (default: all)"
     merge.add_argument("--last", type=positive_number, metavar="N", help=last)
-    merge.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
-    merge.add_argument("--out", type=path_text, required=True, metavar="DIR")
+    stored = "type of the stored weights (default: bf16)"
+    merge.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16", help=stored)
+    merge.add_argument("--out", type=path_text, required=True, metavar="DIR", help="the new model directory")
 
 
 def fractions(text: str) -> list[float]:

@@ -18,13 +18,21 @@ def add_model(commands: Any) -> None:
     kinds = add_noun(commands, "model", "grow a model to an extended vocabulary")
     example = "--base llama2-7b --tokenizer llama2-zh --out llama2-7b-zh"
     extend = add_command(kinds, "extend", extend_model_command, example)
-    extend.add_argument("--base", type=path_text, required=True, metavar="MODEL")
-    extend.add_argument("--tokenizer", type=path_text, required=True, metavar="DIR")
-    extend.add_argument("--out", type=path_text, required=True, metavar="DIR")
-    extend.add_argument("--new-rows", choices=("subpiece_mean", "mean", "random"), default="subpiece_mean")
-    extend.add_argument("--seed", type=int, default=0, help="seed of random rows")
+    base = "the model to extend: directory or hub id"
+    extend.add_argument("--base", type=path_text, required=True, metavar="MODEL", help=base)
+    tokenizer = "the base's tokenizer with new pieces, as `rewarm vocab extend` writes it"
+    extend.add_argument("--tokenizer", type=path_text, required=True, metavar="DIR", help=tokenizer)
+    extend.add_argument("--out", type=path_text, required=True, metavar="DIR", help="the extended model")
+    rows = (
+        "what the row of a new piece is: the mean of the rows of the old pieces that it is made of, "
+        "the mean of all rows, or random (default: subpiece_mean)"
+    )
+    choices = ("subpiece_mean", "mean", "random")
+    extend.add_argument("--new-rows", choices=choices, default="subpiece_mean", help=rows)
+    extend.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random rows (default: 0)")
     add_overwrite(extend)
-    add_text(extend, "--text", nargs="*", default=[])
+    scored = "files or folders of text whose bits per byte are shown before and after (default: none)"
+    add_text(extend, "--text", nargs="*", default=[], help=scored)
 
 
 def extend_model_command(args: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ def add_recipes(commands: Any) -> None:
     add_command(kinds, "reference", reference_command, "> docs/recipe.md")
     example = "--out zh.yaml --base models/llama2-7b-zh --tokenizer tokenizers/llama2-zh --new data/zh-web"
     new = add_command(kinds, "new", new_command, f"{example} --replay data/en-web --tokens 20e9 --gpus 8")
-    new.add_argument("--out", type=path_text, required=True, metavar="FILE.yaml")
+    new.add_argument("--out", type=path_text, required=True, metavar="FILE.yaml", help="the new recipe")
     new.add_argument("--base", type=path_text, required=True, metavar="MODEL", help="directory or hub id")
     extended = "the extended tokenizer, if it is not the base's own: its new embeddings are trained first"
     new.add_argument("--tokenizer", type=path_text, metavar="TOKENIZER", help=extended)
@@ -35,17 +35,22 @@ def add_recipes(commands: Any) -> None:
     new.add_argument("--new", type=path_text, nargs="+", required=True, metavar="PREFIX", help=learnt)
     kept = "shards of data like the base's own, which are replayed"
     new.add_argument("--replay", type=path_text, nargs="+", default=[], metavar="PREFIX", help=kept)
-    new.add_argument("--replay-ratio", type=fraction, default="25%", metavar="SHARE", help="default: 25%%")
-    new.add_argument("--tokens", type=positive_number, required=True, metavar="N", help="the run's budget")
-    new.add_argument("--gpus", type=positive_number, default=8, metavar="N", help="default: 8")
-    new.add_argument("--gpu", metavar="NAME", help="the GPU, such as h100")
+    ratio = "share of the tokens that is replayed (default: 25%%)"
+    new.add_argument("--replay-ratio", type=fraction, default="25%", metavar="SHARE", help=ratio)
+    new.add_argument("--tokens", type=positive_number, required=True, metavar="N", help="tokens to train on")
+    new.add_argument(
+        "--gpus", type=positive_number, default=8, metavar="N", help="ranks, one per GPU (default: 8)"
+    )
+    new.add_argument("--gpu", metavar="NAME", help="the GPU, such as h100 (default: any)")
     memory = "memory of a GPU in GiB (default: that of --gpu, else 80)"
     new.add_argument("--gpu-memory", type=gibibytes, metavar="GIB", help=memory)
     shape = "sizes of the base while it is not there, such as llama2-7b (default: what its name says)"
     new.add_argument("--shape", metavar="NAME", help=shape)
-    new.add_argument("--seq-len", type=positive_number, metavar="N", help="default: the base's, at most 4096")
-    new.add_argument("--max-lr", default="1e-4", metavar="LR", help="default: 1e-4, a third of LLaMA-2's")
-    new.add_argument("--name", help="the run's name (default: that of the file)")
+    length = "tokens of a sample (default: the base's context, at most 4096)"
+    new.add_argument("--seq-len", type=positive_number, metavar="N", help=length)
+    peak = "highest learning rate (default: 1e-4, a third of LLaMA-2's)"
+    new.add_argument("--max-lr", default="1e-4", metavar="LR", help=peak)
+    new.add_argument("--name", metavar="NAME", help="the run's name (default: that of the file)")
 
 
 def schema_command(args: argparse.Namespace) -> int:

@@ -29,7 +29,9 @@ def add_recommend(kinds: Any) -> None:
 
     laws = add_command(kinds, "laws", laws_command, "runs/study-replay")
     _add_directories(laws)
-    figures = "draw what each law predicts of scores that it has not seen, into this new folder"
+    figures = (
+        "draw what each law predicts of scores that it has not seen into this new folder (default: none)"
+    )
     laws.add_argument("--out", type=path_text, metavar="FOLDER", help=figures)
 
 

@@ -38,10 +38,14 @@ def add_runs(commands: Any) -> None:
 
     example = "runs/x/checkpoints/step-00001000 --data data/en"
     score = add_command(commands, "eval", evaluate_command, example)
-    score.add_argument("model", type=path_text, metavar="MODEL|CHECKPOINT")
-    score.add_argument("--data", type=path_text, nargs="+", default=[], metavar="PREFIX", help="token shards")
-    score.add_argument("--seq-len", type=positive_number)
-    score.add_argument("--max-tokens", type=positive_number)
+    scored = "a model directory, a checkpoint, or a run directory for its newest checkpoint"
+    score.add_argument("model", type=path_text, metavar="MODEL|CHECKPOINT", help=scored)
+    shards = "token shards, as `rewarm data prepare` writes them"
+    score.add_argument("--data", type=path_text, nargs="+", default=[], metavar="PREFIX", help=shards)
+    window = "tokens of each window of text (default: the run's seq_len, else the model's context up to 4096)"
+    score.add_argument("--seq-len", type=positive_number, metavar="N", help=window)
+    first = "only the first N tokens of each shard (default: all)"
+    score.add_argument("--max-tokens", type=positive_number, metavar="N", help=first)
     base = "another model: what the first has forgotten against it on each shard"
     score.add_argument("--against", type=path_text, metavar="BASE", help=base)
     other = "the same texts as --data, for a BASE with another tokenizer"
@@ -50,43 +54,45 @@ def add_runs(commands: Any) -> None:
     score.add_argument("--tasks", metavar="NAME,…", help=tasks)
     files = "folder of task files of your own; then nothing is fetched"
     score.add_argument("--tasks-path", type=path_text, metavar="DIR", help=files)
-    score.add_argument("--limit", type=positive_number, metavar="N", help="only N examples of each task")
+    limit = "only N examples of each task (default: all)"
+    score.add_argument("--limit", type=positive_number, metavar="N", help=limit)
 
     export = add_command(commands, "export", export_command, "runs/x --out models/llama2-zh")
     newest = "a checkpoint, or a run directory for its newest"
     export.add_argument("checkpoint", type=path_text, metavar="CHECKPOINT", help=newest)
-    export.add_argument("--out", type=path_text, required=True, metavar="DIR")
+    export.add_argument("--out", type=path_text, required=True, metavar="DIR", help="the new model directory")
     add_overwrite(export)
-    export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
+    stored = "type of the stored weights (default: bf16)"
+    export.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16", help=stored)
     averaged = "the averaged weights that model.average keeps, instead of those of the last step"
     export.add_argument("--average", action="store_true", help=averaged)
     size = "most bytes of a file (default: 5e9)"
-    export.add_argument("--shard-size", type=positive_number, default="5e9", help=size)
+    export.add_argument("--shard-size", type=positive_number, default="5e9", metavar="BYTES", help=size)
 
     report = add_command(commands, "report", report_command, "runs/a runs/b --out report.html")
-    report.add_argument("runs", type=path_text, nargs="+", metavar="RUN")
-    report.add_argument("--out", type=path_text, required=True, metavar="FILE.html")
+    report.add_argument("runs", type=path_text, nargs="+", metavar="RUN", help="run directories")
+    report.add_argument("--out", type=path_text, required=True, metavar="FILE.html", help="the page")
 
 
 def _add_plan(commands: Any) -> None:
     plan = add_command(commands, "plan", plan_command, "recipe.yaml --gpus 64 --gpu h100 --shape llama2-7b")
     add_recipe(plan)
-    lr_at = "show the learning rate after these tokens of the run"
+    lr_at = "show the learning rate after these tokens of the run, such as 0,1e9 (default: a curve)"
     plan.add_argument("--lr-at", type=whole_numbers, metavar="T,…", help=lr_at)
     ranks = "number of ranks to plan for, one per GPU (default: 1)"
     plan.add_argument(
-        "--gpus", "--world-size", dest="world_size", type=positive_number, default=1, help=ranks
+        "--gpus", "--world-size", dest="world_size", type=positive_number, default=1, metavar="N", help=ranks
     )
     plan.add_argument(
         "--gpu", metavar="NAME", help="the GPU to plan for, such as h100 (default: this machine)"
     )
     memory = "memory of a GPU in GiB, such as 80 (default: that of --gpu)"
     plan.add_argument("--gpu-memory", type=gibibytes, metavar="GIB", help=memory)
-    mfu = "model FLOP/s utilization that you expect, such as 40%%"
+    mfu = "model FLOP/s utilization that you expect, such as 40%% (default: 35%%)"
     plan.add_argument("--mfu", type=utilization, metavar="SHARE", help=mfu)
     shape = "sizes of the base while it is not there, such as llama2-7b (default: what its name says)"
     plan.add_argument("--shape", metavar="NAME", help=shape)
-    pieces = "pieces of the tokenizer while it is not there, such as 55296"
+    pieces = "pieces of the tokenizer while it is not there, such as 55296 (default: those of the shape)"
     plan.add_argument("--vocab-size", type=positive_number, metavar="N", help=pieces)
     strict = "refuse what is not there yet, as training does"
     plan.add_argument("--strict", action="store_true", help=strict)

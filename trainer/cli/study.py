@@ -34,19 +34,20 @@ def add_study(commands: Any) -> None:
 
 
 def _add_options(study: argparse.ArgumentParser) -> None:
-    study.add_argument("--recipe", type=recipe_path, help="recipe (branch: default is the run's own)")
-    study.add_argument("--out", type=path_text, required=True, metavar="DIR")
+    varied = "the recipe whose last phase is varied (branch: default is the run's own)"
+    study.add_argument("--recipe", type=recipe_path, metavar="RECIPE", help=varied)
+    folder = "folder of the study: its arms, their table and its page"
+    study.add_argument("--out", type=path_text, required=True, metavar="DIR", help=folder)
     ranks = "number of ranks of each arm (default: one per GPU, or 1)"
-    study.add_argument("--nproc", type=positive_number, help=ranks)
+    study.add_argument("--nproc", type=positive_number, metavar="N", help=ranks)
     seeds = (
-        "train every arm with N seeds; from one seed no verdict is given, and 3 are the least that is useful"
+        "train every arm with N seeds (default: 1, which gives no verdict; 3 are the least that is useful)"
     )
     study.add_argument("--seeds", type=positive_number, default=1, metavar="N", help=seeds)
     sizes = f"of model.init: {', '.join(SCALES)}, between commas; of model.base: a list of bases"
     study.add_argument("--sizes", default="", metavar="A,B", help=sizes)
-    study.add_argument(
-        "--parallel", type=positive_number, default=1, metavar="N", help="train N arms at a time"
-    )
+    at_once = "train N arms at a time (default: 1)"
+    study.add_argument("--parallel", type=positive_number, default=1, metavar="N", help=at_once)
     vary = "of grid and branch: a field of the recipe (branch: of its anneal) and its values; may be repeated"
     study.add_argument("--vary", action="append", default=[], metavar="FIELD=A,B", help=vary)
     trunk = "of branch: the run and the tokens of the checkpoint that all anneals leave from"

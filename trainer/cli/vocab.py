@@ -22,25 +22,31 @@ def add_vocab(commands: Any) -> None:
     kinds = add_noun(commands, "vocab", "train, extend and examine vocabularies")
     train = add_command(kinds, "train", train_vocabulary_command, "--input zh.jsonl --size 8000 --out zh")
     add_text(train, "--input", required=True)
-    train.add_argument("--size", type=int, required=True, help="number of pieces")
-    train.add_argument("--out", type=path_text, required=True, metavar="DIR")
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--size", type=int, required=True, metavar="N", help="number of pieces")
+    train.add_argument("--out", type=path_text, required=True, metavar="DIR", help="the new tokenizer")
+    seed = "seed of the choice of lines where there is more text than fits (default: 0)"
+    train.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
     add_rejects(train)
     add_overwrite(train)
 
     extend = add_command(kinds, "extend", extend_vocabulary_command, "--base llama2 --add zh --out llama2-zh")
-    extend.add_argument("--base", type=path_text, required=True, metavar="TOKENIZER")
-    extend.add_argument("--add", type=path_text, required=True, metavar="TOKENIZER")
-    extend.add_argument("--out", type=path_text, required=True, metavar="DIR")
+    base = "the tokenizer to extend: its model's directory, or a SentencePiece .model file"
+    extend.add_argument("--base", type=path_text, required=True, metavar="TOKENIZER", help=base)
+    new = "the tokenizer with the new pieces, such as `rewarm vocab train` writes"
+    extend.add_argument("--add", type=path_text, required=True, metavar="TOKENIZER", help=new)
+    extend.add_argument("--out", type=path_text, required=True, metavar="DIR", help="the extended tokenizer")
     add_overwrite(extend)
-    extend.add_argument("--max-pieces", type=int, help="add at most this many pieces")
+    most = "add at most so many pieces (default: all that may be added)"
+    extend.add_argument("--max-pieces", type=int, metavar="N", help=most)
     scripts = "add only pieces of these Unicode scripts (default: han)"
-    extend.add_argument("--allow-scripts", nargs="+", default=["han"], help=scripts)
+    extend.add_argument("--allow-scripts", nargs="+", default=["han"], metavar="SCRIPT", help=scripts)
 
     report = add_command(
         kinds, "report", report_vocabulary_command, "--tokenizer llama2-zh --text held-out.txt"
     )
-    report.add_argument("--tokenizer", type=path_text, required=True, metavar="DIR")
+    report.add_argument(
+        "--tokenizer", type=path_text, required=True, metavar="DIR", help="the tokenizer to examine"
+    )
     report.add_argument(
         "--against", type=path_text, metavar="DIR", help="the base, whose ids must not have changed"
     )

@@ -29,6 +29,16 @@ def test_every_command_helps_with_an_example(words, capsys):
     assert f"example: rewarm {' '.join(words)} " in " ".join(capsys.readouterr().out.split())
 
 
+def test_every_argument_says_what_it_is_and_what_holds_without_it():
+    for words, parser in commands(build_parser()):
+        for action in parser._actions:
+            where = f"{' '.join(words)} {(action.option_strings or [action.dest])[0]}"
+            assert action.help, where
+            # A flag is off without it; -h never has a value.
+            if action.option_strings and action.nargs != 0 and action.default not in (None, "", []):
+                assert "default" in action.help, where
+
+
 def flags_in_errors():
     """(file, flag) of each flag that the text of an error names: its fix tells a user to give it."""
     for room in ("trainer", "tokenization", "launch"):

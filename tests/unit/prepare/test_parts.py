@@ -43,14 +43,18 @@ def test_a_part_that_is_not_whole_is_done_again(tmp_path, corpus, tokenizer, nam
 def test_counts_that_cannot_be_read_are_none(tmp_path, corpus, tokenizer):
     run(corpus, tokenizer, tmp_path / "out" / "a")
     (tmp_path / "out" / "a.prepared.json").write_text("")
-    with pytest.raises(UserError, match=r"a\.json: was written by a job with other"):
+    line = r"a\.json: was written by another job: its inputs, tokenizer or options differ"
+    with pytest.raises(UserError, match=line):
         run(corpus, tokenizer, tmp_path / "out" / "a")
     (tmp_path / "out" / "a.json").unlink()
     assert run(corpus, tokenizer, tmp_path / "out" / "a").documents == 300
 
 
-@pytest.mark.parametrize("change", ["input", "tokenizer", "option"])
-def test_another_job_does_not_overwrite(tmp_path, corpus, tokenizer, change):
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [("input", "the files"), ("tokenizer", "the tokenizer"), ("option", "--validation")],
+)
+def test_another_job_does_not_overwrite_and_says_what_differs(tmp_path, corpus, tokenizer, change, differs):
     run(corpus, tokenizer, tmp_path / "out" / "a")
     options = {}
     if change == "input":
@@ -61,7 +65,7 @@ def test_another_job_does_not_overwrite(tmp_path, corpus, tokenizer, change):
         train_vocabulary([tmp_path / "text.txt"], 330, tokenizer)
     else:
         options = {"validation": 0.5}
-    with pytest.raises(UserError, match=r"a\.json: was written by a job with other"):
+    with pytest.raises(UserError, match=rf"a\.json: was written by another job: {differs} differ;"):
         run(corpus, tokenizer, tmp_path / "out" / "a", **options)
     run(corpus, tokenizer, tmp_path / "out" / "a", overwrite=True, **options)
     verify_shard(tmp_path / "out" / "a")

@@ -82,5 +82,5 @@ def test_a_file_that_is_cut_short_or_missing_is_a_line(tmp_path, tokenizer, docu
     with pytest.raises(UserError):
         adopt_shard(tmp_path / "x", tokenizer)
     file.unlink()
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=rf"x\{ending}: is missing; (give the path|copy it)"):
         adopt_shard(tmp_path / "x", tokenizer)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -170,8 +171,38 @@ def test_a_broken_side_file_is_named(tmp_path, text):
 def test_a_missing_part_is_named(tmp_path):
     for part in (0, 2):
         write(part_prefix(tmp_path / "a", part, 3), [[5]])
-    with pytest.raises(UserError, match=r"a-00001-of-00003\.json: is missing"):
+    with pytest.raises(UserError, match=r"a-00001-of-00003\.json: is missing.* --part 2/3"):
         open_tokens(tmp_path / "a")
+
+
+def test_a_shard_without_a_side_file_is_finished_or_adopted(tmp_path):
+    write(tmp_path / "a", [[5]])
+    (tmp_path / "a.json").unlink()
+    adopt = f"`rewarm data adopt {tmp_path / 'a'} --tokenizer TOKENIZER`"
+    with pytest.raises(UserError, match=re.escape(adopt)):
+        open_tokens(tmp_path / "a")
+    (tmp_path / "a.idx").unlink()
+    with pytest.raises(UserError, match=r"finish it with `rewarm data prepare`$"):
+        open_tokens(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["zh.bin", "zh.idx", "zh.json", "en.bin", "en-00001-of-00002.idx"])
+def test_a_file_in_place_of_a_prefix_names_the_prefix(tmp_path, name):
+    write(tmp_path / "zh", [[5]])
+    for part in range(2):
+        write(part_prefix(tmp_path / "en", part, 2), [[5]])
+    with pytest.raises(UserError, match=rf"give the prefix {tmp_path / name[:2]}, without the ending$"):
+        open_tokens(tmp_path / name)
+
+
+def test_a_misspelt_prefix_names_those_of_its_folder(tmp_path):
+    for name in ("zh-web", "zh-web-validation", "en-web", "law"):
+        write(tmp_path / name, [[5]])
+    (tmp_path / "zh-web.prepared.json").touch()
+    with pytest.raises(UserError, match=f"correct the prefix: {tmp_path} holds zh-web, en-web, "):
+        open_tokens(tmp_path / "zh-wbe")
+    with pytest.raises(UserError, match=r"make them with `rewarm data prepare`$"):
+        open_tokens(tmp_path / "nowhere" / "zh")
 
 
 def test_two_generations_of_parts_are_refused(tmp_path):

@@ -198,7 +198,10 @@ def _one_line(split: HubSplit) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if _passes(error):
-            raise InfrastructureError(f"{split}: the hub does not answer ({reason})") from error
+            raise InfrastructureError(
+                f"{split}: the hub does not answer ({reason}); start again when it does, or set "
+                "HF_HUB_OFFLINE=1 where `hf download --repo-type dataset` has fetched the whole dataset"
+            ) from error
         raise UserError(f"cannot be read ({reason})", file=split) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,12 @@ def new_command(args: argparse.Namespace) -> int:
         replay_ratio=args.replay_ratio,
         max_lr=args.max_lr,
         seq_len=args.seq_len,
+        file=args.out,
     )
     text = new_recipe(answers, available, args.shape)
     out.parent.mkdir(parents=True, exist_ok=True)
     disk.write_atomically(out, text)
-    print_answer(args, {"out": args.out}, f"{args.out}: `rewarm plan {args.out} --gpus {args.gpus}` shows it")
+    gpu = ["--gpu", args.gpu] if args.gpu else ["--gpu-memory", f"{args.gpu_memory or USUAL_GIB:g}"]
+    plan = shlex.join(["rewarm", "plan", args.out, "--gpus", str(args.gpus), *gpu])
+    print_answer(args, {"out": args.out}, f"{args.out} is written; see what it will do: {plan}")
     return ExitCode.DONE

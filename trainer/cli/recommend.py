@@ -68,7 +68,7 @@ def laws_command(args: argparse.Namespace) -> int:
     found = fit_all(studied_arms(args.directories))
     if not found:
         what = (
-            "hold too few arms and scores for any law: it needs three arms that differ in replay or schedule"
+            "does not hold the arms of a law: it needs scores of three arms that differ in replay or schedule"
         )
         raise UserError(what, field="DIR", value=" ".join(args.directories), fix="run `rewarm study replay`")
     notes = write_law_figures(found, Path(args.out)) if args.out else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from trainer.machine.ranks import World, current_world, note_status
 from trainer.machine.signals import exit_on_signal, wait_for_rank0
 from trainer.machine.streams import enduring
 from trainer.recipe import load
+from trainer.storage.shipped import train_words
 
 
 def add_runs(commands: Any) -> None:
@@ -118,7 +120,10 @@ def plan_command(args: argparse.Namespace) -> int:
         from trainer.report.planned import write_picture
 
         write_picture(plan, Path(args.plot))
-    print_answer(args, plan_to_json(plan, found, args.lr_at), render_plan(plan, found, args.lr_at))
+    text = render_plan(plan, found, args.lr_at)
+    if plan.decision.kind not in ("refuse", "finished"):
+        text += f"\n\ntrain    deepspeed {train_words()} {shlex.join([args.recipe, *args.overrides])}"
+    print_answer(args, plan_to_json(plan, found, args.lr_at), text)
     return ExitCode.USER if plan.decision.kind == "refuse" else ExitCode.DONE
 
 
@@ -150,7 +155,11 @@ def _train(args: argparse.Namespace, world: World) -> int:
         return ExitCode.USER
     from trainer.run.start import start
 
-    return start(plan, world)
+    if (status := start(plan, world)) == ExitCode.DONE:
+        run = shlex.quote(str(recipe.directory))
+        report, export = f"rewarm report {run} --out report.html", f"rewarm export {run} --out DIR"
+        logger.info(f"the run is complete: `{report}` shows it, and `{export}` writes its model")
+    return status
 
 
 def evaluate_command(args: argparse.Namespace) -> int:

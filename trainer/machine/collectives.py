@@ -82,7 +82,8 @@ def lost_peers_named() -> Iterator[None]:
         if IN_USE.search(text):
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise InfrastructureError(
-                f"MASTER_PORT: {where} is in use by another process; start again, or choose another port"
+                f"MASTER_PORT: {where} is in use by another process; start again, or choose another port, "
+                "such as `deepspeed --master_port 29501`"
             ) from error
         if isinstance(error, dist.DistError) or LOST.search(text):
             raise InfrastructureError(

@@ -53,9 +53,9 @@ class Missing:
 def find_missing(recipe: Recipe) -> Missing:
     """Find what a recipe names that is not there: something that is there and damaged is an error as ever."""
     missing, model = Missing(), recipe.model
-    missing.sources = {name for name, source in recipe.sources.items() if not _has_shards(source.path)}
+    missing.sources = {name for name, source in recipe.sources.items() if not has_shards(source.path)}
     held_out = recipe.validation.paths
-    missing.validation = {name for name, prefix in held_out.items() if not _has_shards(prefix)}
+    missing.validation = {name for name, prefix in held_out.items() if not has_shards(prefix)}
     if missing.sources:
         paths = ", ".join(source.path for name, source in recipe.sources.items() if name in missing.sources)
         missing.notes.append(f"sources: {paths}: {NOT_THERE}; sample counts are not known")
@@ -73,7 +73,7 @@ def find_missing(recipe: Recipe) -> Missing:
     return missing
 
 
-def _has_shards(prefix: str) -> bool:
+def has_shards(prefix: str) -> bool:
     """Tell whether any file of the shards is there."""
     try:
         return bool(find_parts(prefix))

@@ -140,7 +140,8 @@ def unmeasured(
         if base is None:
             yield f"{where} not scored on it before the first step; start in a new run_dir to measure it"
         elif changed := ", ".join(base.unlike(now)):
-            yield f"{where} scored on another set ({changed}); restore that set, or start in a new run_dir"
+            fix = "restore that set and validation.max_tokens, or start in a new run_dir"
+            yield f"{where} scored on another set ({changed}); {fix}"
 
 
 def unwatched(recipe: Recipe) -> Iterator[str]:

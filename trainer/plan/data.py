@@ -82,7 +82,7 @@ def open_validation(recipe: Recipe, missing: Collection[str] = ()) -> dict[str, 
     stores, problems = _open_all({field_of(name): prefix for name, prefix in named.items()})
     for field, store in stores.items():
         if store.tokens < 2:
-            what, fix = "holds fewer than 2 tokens", "prepare more held-out text"
+            what, fix = "holds fewer than 2 tokens", "prepare it again with a larger `--validation`"
             problems.append(UserError(what, field=field, value=str(store.prefix), fix=fix))
         if store.generated:
             what = f"was written by the model {store.generated.get('model')!r}, and scores are of true text"
@@ -144,7 +144,7 @@ def _mixed_tokenizers(stores: Mapping[str, TokenStore]) -> Iterator[UserError]:
     for field, store in stores.items():
         if first is not None and not same(store.tokenizer, first.tokenizer):
             what = f"was made with tokenizer {store.tokenizer}, but {first.prefix} with {first.tokenizer}"
-            fix = "prepare all sources with one tokenizer"
+            fix = "prepare all sources with one tokenizer, or name the shards that were"
             yield UserError(what, field=field, value=str(store.prefix), fix=fix)
 
 
@@ -172,7 +172,9 @@ def check_one_tokenizer(
             what = f"has ids of a vocabulary of {store.vocab_size}, but {named} has {tokenizer.size} pieces"
         else:
             continue
-        fix = "prepare it again with model.tokenizer"
+        fix = (
+            "prepare it again with model.tokenizer, or name the shards and the tokenizer that belong together"
+        )
         problems.append(UserError(what, field=field, value=str(store.prefix), fix=fix))
     if problems:
         raise UserErrors(problems)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,8 +14,9 @@ from pathlib import Path, PurePath
 
 from tokenization.errors import UserError
 from tokenization.prepare.clean import CLEAN
+from tokenization.shards.store import open_tokens
 from trainer.engine.ds_config import read_preset
-from trainer.plan.ahead import Ahead
+from trainer.plan.ahead import Ahead, has_shards
 from trainer.plan.make import make_plan
 from trainer.plan.presets import SHIPPED, fits
 from trainer.plan.shapes import known_shape, shape_named_in
@@ -53,6 +55,8 @@ class Answers:
     replay_ratio: Fraction = Fraction(1, 4)
     max_lr: str = "1e-4"
     seq_len: int | None = None
+    file: str = "FILE"
+    """Where the recipe will be, for the commands in its first lines."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def new_recipe(answers: Answers, available: int, shape: str | None = None) -> st
     Raises:
         UserErrors: a plan of it shows errors, which name the field.
     """
+    _refuse_too_many_tokens(answers)
     seq_len = answers.seq_len or min(CONTEXT, _context(answers.base, shape))
     target = min(BATCH_TOKENS, max(1, answers.tokens // LEAST_STEPS)) // seq_len
     per_rank = 1 << max(0, (target // answers.gpus).bit_length() - 1)
@@ -83,6 +88,26 @@ def new_recipe(answers: Answers, available: int, shape: str | None = None) -> st
     text = _text(answers, sizes)
     make_plan(parse_recipe(text), answers.gpus, ahead=Ahead(shape, None, available))
     return text
+
+
+def _refuse_too_many_tokens(answers: Answers) -> None:
+    """Refuse a budget for which a role would read its shards twice; shards that are not there hold enough.
+
+    Raises:
+        UserError: with a budget that is little below what is there.
+    """
+    replayed = answers.replay_ratio if answers.replay else Fraction(0)
+    enough_for = {}
+    for prefixes, share in ((answers.new, 1 - replayed), (answers.replay, replayed)):
+        if share and all(has_shards(prefix) for prefix in prefixes):
+            held = sum(open_tokens(prefix).tokens for prefix in prefixes)
+            enough_for[", ".join(prefixes)] = held, Fraction(held) / share
+    for prefixes, (held, most) in sorted(enough_for.items(), key=lambda item: item[1][1])[:1]:
+        if answers.tokens > most:
+            what = f"are more than {prefixes} with {held:,} tokens is enough for"
+            less = int(most * Fraction(98, 100))  # phases end with a whole batch
+            fix = f"give at most {less:,}, or prepare more text; max_epochs of a recipe lets it be read again"
+            raise UserError(what, field="--tokens", value=answers.tokens, fix=fix)
 
 
 def _context(base: str, shape: str | None) -> int:
@@ -127,8 +152,9 @@ def _lines(answers: Answers, sizes: _Sizes) -> Iterator[str]:
     if schema.is_file():
         yield f"# yaml-language-server: $schema={schema}"
     yield f"# Written by `rewarm recipe new` for {answers.gpus} GPU(s). Every field: docs/recipe.md."
-    yield f"#   rewarm plan FILE --gpus {answers.gpus}      what it will do, before it does it"
-    yield f"#   deepspeed {train_words()} FILE     train; the same command resumes"
+    file = shlex.quote(answers.file)
+    yield f"#   rewarm plan {file} --gpus {answers.gpus}      what it will do, before it does it"
+    yield f"#   deepspeed {train_words()} {file}     train; the same command resumes"
     yield f"name: {_quoted(answers.name)}"
     yield "model:"
     yield f"  base: {_quoted(answers.base)}"

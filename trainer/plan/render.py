@@ -204,9 +204,12 @@ def _presets(plan: Plan, found: Outlook) -> str:
     table = text_table(head, rows, "<>>>>>>><>")
     return (
         f"memory   GiB per rank with micro_batch_size {micro}, "
-        f"of {plan.available / GIB:.1f} that may be used; "
+        f"of {plan.available / GIB:.1f} that may be used{'' if plan.cuda else _HOST}; "
         f"activations hold the logits of {plan.model_config['vocab_size']:,} pieces\n{table}"
     )
+
+
+_HOST = " (this host's memory among its ranks, since it has no GPU: --gpu or --gpu-memory names one)"
 
 
 def _ranks(layout: Layout) -> str:

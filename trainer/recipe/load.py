@@ -25,7 +25,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read ({error})", file=path, fix="give the path of a recipe") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot be read ({reason})", file=path, fix="give the path of a recipe") from error
     return parse_recipe(text, overrides, file=path)
 
 

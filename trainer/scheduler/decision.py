@@ -154,7 +154,7 @@ class Decision:
 
     def render(self) -> str:
         """Write the decision for people."""
-        lines = [f"found    {self.found}", f"decided  {self.kind}: {self.reason}"]
+        lines = [f"found    {self.found}", f"decided  {self.kind.replace('_', ' ')}: {self.reason}"]
         lines += [f"changed  {difference}" for difference in self.diff]
         if self.edited_lr is not None:
             lines.append(

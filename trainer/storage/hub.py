@@ -94,7 +94,10 @@ def fetch_from_hub(model: str | Path, files: list[str], field: str | None) -> Pa
             what = "is not a directory and is not cached, and HF_HUB_OFFLINE forbids to fetch it from the hub"
             fix = "give a model directory, or fetch it where there is a network: hf download " + name
             raise UserError(what, field=field, value=name, fix=fix) from error
-        what = f"{field}: {name!r} is not a directory, and the hub cannot be reached to fetch it"
+        what = (
+            f"{field}: {name!r} is not a directory, and the hub cannot be reached to fetch it; "
+            "correct the path, or start again when the hub answers"
+        )
         raise InfrastructureError(what) from error
     except HfHubHTTPError as error:
         reason = " ".join(str(error).split())

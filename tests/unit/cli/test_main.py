@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers import runs
 from trainer.cli.main import build_parser, main
+from trainer.machine.devices import has_cuda
 
 
 def commands(parser, path=()):
@@ -56,7 +57,7 @@ def test_every_flag_that_an_error_names_is_there():
     known = {option for _, parser in commands(build_parser()) for option in parser._option_string_actions}
     named = set(flags_in_errors())
     assert len(named) > 10
-    known.add("--repo-type")  # of `hf download`, which a message names
+    known |= {"--repo-type", "--master"}  # of `hf download` and `deepspeed --master_port`
     # texts.py is a script of its own.
     assert [one for one in named if one[1] not in known and one[0] != "texts.py"] == []
 
@@ -130,6 +131,11 @@ def test_plan_in_words(recipe, capsys):
     words = answer(capsys, "plan", recipe)
     for said in ("decided  start", "phase-1", "no source repeats", "tokens per step", "per checkpoint"):
         assert said in words
+    assert words.endswith(f"\n\ntrain    deepspeed launch/train.py {recipe}\n")
+    assert "--gpu or --gpu-memory names one" in words or has_cuda()
+    named = answer(capsys, "plan", recipe, "--gpu-memory", "80", "seed=1")
+    assert "--gpu or --gpu-memory names one" not in named
+    assert named.endswith(f" {recipe} seed=1\n")
 
 
 def test_plan_of_a_refusal_is_status_2(recipe, capsys):

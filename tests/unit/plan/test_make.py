@@ -85,7 +85,7 @@ def test_another_validation_set_is_told_with_what_changed_and_the_way_on(file, d
     (note,) = plan(file, f"validation.upstream={data}/zh-val").notes
     assert f"validation.upstream: '{data}/zh-val': forgetting is not measured" in note
     assert f"(fingerprint {fingerprint} → " in note
-    assert note.endswith("restore that set, or start in a new run_dir")
+    assert note.endswith("restore that set and validation.max_tokens, or start in a new run_dir")
     shorter = plan(file, "validation.max_tokens=50")
     assert "→ 51)" in shorter.notes[0]
     assert shorter.notes[0] in render_plan(shorter)

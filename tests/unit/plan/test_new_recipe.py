@@ -1,5 +1,8 @@
 """A recipe from a few answers plans clean, whatever they are."""
 
+import contextlib
+import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +20,15 @@ from trainer.plan.presets import fits
 from trainer.recipe.load import parse_recipe
 
 GIB = 2**30
+
+
+@pytest.fixture(autouse=True, scope="module")
+def elsewhere(tmp_path_factory):
+    """A folder without the data and models that a user may have in the clone."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "ds_configs").symlink_to(runs.ROOT / "ds_configs")
+    with contextlib.chdir(folder):
+        yield
 
 
 def answers(**changes):
@@ -96,8 +108,7 @@ def test_samples_are_no_longer_than_the_base_reads():
         new_recipe(answers(base="pythia-410m", seq_len=8192), 72 * GIB)
 
 
-def test_the_command_writes_a_file_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(runs.ROOT)
+def test_the_command_writes_a_file_once(tmp_path, capsys):
     out = tmp_path / "folder" / "zh.yaml"
     words = [
         "recipe",
@@ -122,6 +133,8 @@ def test_the_command_writes_a_file_once(tmp_path, monkeypatch, capsys):
         "h100",
     ]
     assert main(words) == 0
+    assert f"rewarm plan {out} --gpus 8 --gpu h100" in capsys.readouterr().out
+    assert f"#   deepspeed launch/train.py {out}  " in out.read_text(encoding="utf-8")
     recipe = parse_recipe(out.read_text(encoding="utf-8"))
     assert recipe.name == "zh"
     assert recipe.phases[1].mixture[0].replay_ratio == Fraction(1, 100)
@@ -148,3 +161,17 @@ def test_the_held_out_text_is_the_clean_one_where_it_was_made(tmp_path, monkeypa
         "downstream/zh": "zh-validation-clean",
         "upstream/en": "en-validation",
     }
+
+
+@pytest.mark.parametrize("ratio", [Fraction(0), Fraction(1, 4), Fraction(9, 10)])
+def test_a_budget_beyond_the_shards_is_refused_with_one_that_plans_clean(tmp_path, monkeypatch, ratio):
+    runs.make_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("zh", "en"):
+        for ending in ("bin", "idx", "json"):
+            Path(f"{name}-validation.{ending}").write_bytes(Path(f"{name}-val.{ending}").read_bytes())
+    asked = answers(new=["zh"], replay=["en"], tokenizer="tokenizer", gpus=2, seq_len=32, replay_ratio=ratio)
+    with pytest.raises(UserError, match=r"^--tokens: 20000000000 are more than") as told:
+        new_recipe(asked, 72 * GIB)
+    (most,) = re.findall(r"at most ([\d,]+)", str(told.value))
+    new_recipe(replace(asked, tokens=int(most.replace(",", ""))), 72 * GIB)

@@ -13,6 +13,8 @@ from trainer.storage.shipped import find_recipe
 Command = Callable[[argparse.Namespace], int]
 """Runs with the parsed arguments; returns the exit code. The first line of its docstring is the help."""
 
+RUNS = "run directories, or folders of them, such as the --out of a study"
+
 
 def add_noun(commands: Any, name: str, what: str) -> Any:
     """Add a noun, such as `data`; returns the commands below it."""

@@ -7,16 +7,18 @@ import contextlib
 import shlex
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import trainer
 from tokenization.errors import ExitCode
 from trainer.cli.answer import print_answer
-from trainer.cli.arguments import add_command, add_recipe, path_text, positive_number, whole_number
+from trainer.cli.arguments import RUNS, add_command, add_recipe, path_text, positive_number, whole_number
 from trainer.machine.log_lines import logger
 from trainer.machine.slurm import Resources
 from trainer.recipe import load
+from trainer.storage.run_directory import runs_at
 
 WATCH_S = 10
 """Seconds between two tables of `--watch`: a run writes its status as often."""
@@ -39,7 +41,7 @@ def add_jobs(commands: Any) -> None:
     submit.add_argument("--dry-run", action="store_true", help="print the batch script and change nothing")
 
     status = add_command(commands, "status", status_command, "runs/a runs/b --watch")
-    status.add_argument("runs", type=path_text, nargs="+", metavar="RUN", help="run directories")
+    status.add_argument("runs", type=path_text, nargs="+", metavar="RUN", help=RUNS)
     watch = f"show the table again every SECONDS (default: {WATCH_S}), until Ctrl-C"
     status.add_argument(
         "--watch", type=positive_number, nargs="?", const=WATCH_S, metavar="SECONDS", help=watch
@@ -95,5 +97,5 @@ def status_command(args: argparse.Namespace) -> int:
 def _print_status(args: argparse.Namespace) -> None:
     from trainer.report.status import status_table, statuses_of
 
-    found = statuses_of([Path(run) for run in args.runs])
+    found = statuses_of(list(chain.from_iterable(map(runs_at, args.runs))))
     print_answer(args, [vars(status) for status in found], status_table(found))

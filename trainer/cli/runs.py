@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tokenization.errors import ExitCode, UserError
 from trainer.cli.answer import print_answer
 from trainer.cli.arguments import (
+    RUNS,
     add_command,
     add_overwrite,
     add_recipe,
@@ -26,6 +28,7 @@ from trainer.machine.ranks import World, current_world, note_status
 from trainer.machine.signals import exit_on_signal, wait_for_rank0
 from trainer.machine.streams import enduring
 from trainer.recipe import load
+from trainer.storage.run_directory import runs_at
 from trainer.storage.shipped import train_words
 
 
@@ -72,7 +75,7 @@ def add_runs(commands: Any) -> None:
     export.add_argument("--shard-size", type=positive_number, default="5e9", metavar="BYTES", help=size)
 
     report = add_command(commands, "report", report_command, "runs/a runs/b --out report.html")
-    report.add_argument("runs", type=path_text, nargs="+", metavar="RUN", help="run directories")
+    report.add_argument("runs", type=path_text, nargs="+", metavar="RUN", help=RUNS)
     report.add_argument("--out", type=path_text, required=True, metavar="FILE.html", help="the page")
 
 
@@ -169,10 +172,12 @@ def evaluate_command(args: argparse.Namespace) -> int:
         raise UserError(what, field="--data", fix=fix)
     if args.tasks is None and (args.tasks_path is not None or args.limit is not None):
         raise UserError("have no effect without --tasks", field="--tasks-path, --limit", fix="leave them out")
+    if args.tasks is not None:
+        from trainer.evaluation.tasks import check_run_tasks, run_tasks
+
+        check_run_tasks(args.model, args.tasks.split(","), args.tasks_path)  # before the shards are scored
     data, lines = _scores(args) if args.data else ({}, [])
     if args.tasks is not None:
-        from trainer.evaluation.tasks import run_tasks
-
         found = run_tasks(args.model, args.tasks.split(","), args.tasks_path, args.limit)
         data |= {"tasks": found}
         lines += [
@@ -248,6 +253,6 @@ def report_command(args: argparse.Namespace) -> int:
     """Write one HTML page about runs, and print their table."""
     from trainer.report.page import write_report
 
-    table = write_report([Path(run) for run in args.runs], Path(args.out))
+    table = write_report(list(chain.from_iterable(map(runs_at, args.runs))), Path(args.out))
     print_answer(args, {"out": args.out}, f"{table}\n\n{args.out}")
     return ExitCode.DONE

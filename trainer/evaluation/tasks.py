@@ -50,10 +50,7 @@ def run_tasks(
     Raises:
         UserError: lm-eval is not installed, the model is not an export, or a task is not known.
     """
-    manager = _known(tuple(tasks), tasks_path, "--tasks", "--tasks-path")
-    if not all((Path(model) / name).is_file() for name in ("config.json", "tokenizer_config.json")):
-        fix = "write one with `rewarm export RUN --out DIR`"
-        raise UserError("is not a model directory with a tokenizer", field="MODEL", value=model, fix=fix)
+    manager = check_run_tasks(model, tasks, tasks_path)
     import torch
 
     return _evaluate(
@@ -64,6 +61,19 @@ def run_tasks(
         model_args={"pretrained": model, "dtype": "auto", "trust_remote_code": False},
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
+
+
+def check_run_tasks(model: str, tasks: Sequence[str], tasks_path: str | None) -> Any:
+    """Check what `run_tasks` needs, and return lm-eval's task manager.
+
+    Raises:
+        UserError: as `run_tasks`.
+    """
+    manager = _known(tuple(tasks), tasks_path, "--tasks", "--tasks-path")
+    if not all((Path(model) / name).is_file() for name in ("config.json", "tokenizer_config.json")):
+        fix = "write one with `rewarm export RUN --out DIR`"
+        raise UserError("is not a model directory with a tokenizer", field="MODEL", value=model, fix=fix)
+    return manager
 
 
 def answer_tasks(model: Any, tasks: Tasks) -> Numbers:

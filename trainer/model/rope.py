@@ -94,6 +94,7 @@ def context_problems(recipe: Recipe, configs: Mapping[int, Mapping[str, Any]]) -
             if context and length > context and (field == "seq_len" or own) and length not in told:
                 told.add(length)
                 what = f"is above the model's max_position_embeddings {context}"
+                what += f" ({recipe.model.base})" if recipe.model.base is not None else ""
                 fix = "shorten seq_len, or extend the model's context first"
                 if own:
                     fix = "shorten it, or give the phase a rope, such as {rope_theta: 1e6}"

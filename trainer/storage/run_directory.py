@@ -87,3 +87,15 @@ class RunDirectory:
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def runs_at(path: str | Path) -> list[Path]:
+    """Return `path` if it is a run directory or holds none, else the run directories in it, by name."""
+
+    def is_run(folder: Path) -> bool:
+        run = RunDirectory(folder)
+        return run.status.is_file() or run.metrics.is_file()
+
+    path = Path(path)
+    inside = [] if is_run(path) or not path.is_dir() else sorted(filter(is_run, path.iterdir()))
+    return inside or [path]

@@ -87,3 +87,9 @@ def test_what_cannot_be_evaluated_is_one_line(tmp_path, harness, monkeypatch):
 def test_flags_without_effect_are_refused(words, line, capsys):
     assert main(["eval", str(EXPORT), *words]) == 2
     assert line in capsys.readouterr().err
+
+
+def test_what_tasks_need_is_checked_before_shards_are_scored(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["eval", str(EXPORT), "--data", "nowhere", "--tasks", "next_word"]) == 2
+    assert "needs the package lm-eval" in capsys.readouterr().err

@@ -68,7 +68,13 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InfrastructureError(f"{path}: cannot be written ({error.strerror or error})") from error
+        what = f"{path}: cannot be written ({error.strerror or error})"
+        raise InfrastructureError(what + room_to_make(error)) from error
+
+
+def room_to_make(error: OSError) -> str:
+    """Return what ends the line of an error where the disk or the quota is full; nothing for other errors."""
+    return "; make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
 
 
 def refuse_existing(out: str | Path, *, overwrite: bool = False, field: str = "--out") -> None:
@@ -116,7 +122,8 @@ def whole_directory(out: str | Path, field: str = "--out", *, overwrite: bool = 
         draft.rename(out)
         sync_path(out.parent)
     except OSError as error:
-        raise InfrastructureError(f"{out}: cannot be written ({error}); nothing was left there") from error
+        what = f"{out}: cannot be written ({error}); nothing was left there"
+        raise InfrastructureError(what + room_to_make(error)) from error
     finally:
         if before.is_dir() and not out.exists():
             before.rename(out)

@@ -170,7 +170,7 @@ def hold_tokenizer(model: str, stores: Mapping[str, TokenStore], field: str = "-
     others = {prefix: store for prefix, store in stores.items() if not same(store.tokenizer, wanted)}
     problems = [
         UserError(
-            f"was made with tokenizer {store.tokenizer}, and {model} is of {wanted}",
+            f"was made with tokenizer {store.tokenizer}, but {model} is of {wanted}",
             field=field,
             value=prefix,
             fix="prepare it with the model's own tokenizer",

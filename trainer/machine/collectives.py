@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from tokenization.errors import InfrastructureError
+from tokenization.errors import InfrastructureError, UserError
 from trainer.machine.compile_cache import ops_being_built
 from trainer.machine.log_lines import EVERY_RANK, logger
 from trainer.machine.ranks import World, set_rendezvous
@@ -32,6 +32,9 @@ PATIENCE_S = 15.0
 """How long ranks may take to meet before the log says what is waited for."""
 
 IN_USE = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
+
+SHARED_GPU = re.compile(r"Duplicate GPU detected")
+"""What NCCL says of two ranks on one GPU, as soon as they meet."""
 
 LOST = re.compile(
     r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Socket ?Timeout|recvValue|sendBytes|TCPStore",
@@ -74,11 +77,15 @@ def lost_peers_named() -> Iterator[None]:
 
     Raises:
         InfrastructureError: instead of such an error.
+        UserError: more ranks were started on a node than it has GPUs; waiting changes nothing.
     """
     try:
         yield
     except RuntimeError as error:  # torch has no better class for the errors of gloo
         text = " ".join(str(error).split())
+        if SHARED_GPU.search(text):
+            fix = "start no more ranks on a node than it has GPUs, such as `deepspeed --num_gpus N`"
+            raise UserError("two ranks have one GPU", fix=fix) from error
         if IN_USE.search(text):
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise InfrastructureError(

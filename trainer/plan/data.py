@@ -165,7 +165,7 @@ def check_one_tokenizer(
     problems = []
     for field, store in places.items():
         if not same(store.tokenizer, tokenizer.fingerprint):
-            what = f"was prepared with tokenizer {store.tokenizer}, but {named} is {tokenizer.fingerprint}"
+            what = f"was made with tokenizer {store.tokenizer}, but {named} is {tokenizer.fingerprint}"
         elif store.eos_id != tokenizer.eos_id:
             what = f"ends documents with {store.eos_id}, but EOS of {named} is {tokenizer.eos_id}"
         elif store.vocab_size > tokenizer.size:

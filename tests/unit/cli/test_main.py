@@ -57,7 +57,7 @@ def test_every_flag_that_an_error_names_is_there():
     known = {option for _, parser in commands(build_parser()) for option in parser._option_string_actions}
     named = set(flags_in_errors())
     assert len(named) > 10
-    known |= {"--repo-type", "--master"}  # of `hf download` and `deepspeed --master_port`
+    known |= {"--repo-type", "--master", "--num"}  # of `hf download` and of `deepspeed`: --master_port
     # texts.py is a script of its own.
     assert [one for one in named if one[1] not in known and one[0] != "texts.py"] == []
 

@@ -117,7 +117,7 @@ def test_shards_of_another_tokenizer(train, data):
         runs.train_vocabulary([data / "corpus.txt"], 400, other)
     lines = train(f"model.tokenizer={other}")
     assert len(lines) == 4  # two sources, two validation sets
-    assert all("was prepared with tokenizer" in line for line in lines)
+    assert all("was made with tokenizer" in line for line in lines)
     assert any("sources.zh.path" in line for line in lines)
 
 

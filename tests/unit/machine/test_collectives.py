@@ -1,10 +1,11 @@
-"""The GPU of a rank, whichever of the node's GPUs its process sees; what a start waits for."""
+"""The GPU of a rank, whichever of those its process sees; ranks that wait for others, or do not meet them."""
 
 import os
 import time
 
 import pytest
 
+from tokenization.errors import InfrastructureError, UserError
 from trainer.machine import collectives
 from trainer.machine.ranks import World
 
@@ -70,3 +71,30 @@ def test_a_long_wait_names_the_compiler_and_then_the_ranks_each_once(monkeypatch
     compiler, ranks = log_lines
     assert "waiting for the compiler of shm_comm" in compiler
     assert "waiting for all 2 ranks of the launcher's environment to meet at host:7" in ranks
+
+
+NCCL = "NCCL error in: ProcessGroupNCCL.cpp:3699, invalid usage\nncclInvalidUsage: {}\nLast error:\n{}"
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "line"),
+    [
+        # What waiting does not cure must not come back as a requeued job.
+        ("Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000", UserError, "--num_gpus N"),
+        ("Connection closed by peer", InfrastructureError, "another rank has gone"),
+    ],
+)
+def test_what_torch_says_of_other_ranks_is_one_line_with_the_right_status(text, error, line):
+    with pytest.raises(error, match=line) as told, collectives.lost_peers_named():
+        raise RuntimeError(NCCL.format("This usually reflects invalid usage of NCCL library.", text))
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_a_port_that_is_taken_names_another(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with (
+        pytest.raises(InfrastructureError, match=r"node1:29500 is in use .* --master_port"),
+        collectives.lost_peers_named(),
+    ):
+        raise RuntimeError("The server socket has failed to listen: EADDRINUSE, address already in use")

@@ -80,7 +80,7 @@ def extend_vocabulary(
 
     Raises:
         UserError: a tokenizer is of a kind that cannot be extended exactly; a script is unknown; `out` holds
-            something, and `overwrite` is not given.
+            something, and `overwrite` is not given; no piece of `add` can be added.
     """
     _check_arguments(base, add, out, max_pieces, allow_scripts)
     refuse_existing(out, overwrite=overwrite)
@@ -89,6 +89,10 @@ def extend_vocabulary(
     base_model = _base_model(base_tokenizer, notes)
     offered = _in_merge_order(_offered_model(add_tokenizer), notes)
     chosen, left_out = choose_pieces(base_model, offered, allow_scripts, max_pieces)
+    if not chosen:
+        reasons = "; ".join(f"{len(pieces):,}: {why}" for why, pieces in left_out.items())
+        fix = "give the tokenizer with the new pieces, and name their script with --allow-scripts"
+        raise UserError(f"adds no piece to {base} ({reasons})", field="--add", value=str(add), fix=fix)
     model = append(base_model, chosen, base_tokenizer.path)
     _prove(base_model, model, base_tokenizer.path)
     ids = {piece.piece: index for index, piece in enumerate(model.pieces)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -37,7 +38,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add a recipe and its overrides."""
     example = "change a field of the recipe, such as phases.0.schedule.max_lr=5e-5"
     parser.add_argument("recipe", type=recipe_path, help="recipe file (YAML)")
-    parser.add_argument("overrides", nargs="*", metavar="field=value", help=example)
+    parser.add_argument("overrides", nargs="*", default=[], metavar="field=value", help=example)
 
 
 def add_text(parser: argparse.ArgumentParser, flag: str, **options: Any) -> None:
@@ -81,6 +82,13 @@ def path_text(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("the path is empty; is a variable of the shell unset?")
     return text
+
+
+def prefix_text(text: str) -> str:
+    """Parse the prefix of shards: what their files begin with, and not a folder."""
+    if text.endswith(("/", os.sep)):
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; name the shards in it, such as {text}zh")
+    return path_text(text)
 
 
 def recipe_path(text: str) -> str:

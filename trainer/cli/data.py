@@ -22,6 +22,7 @@ from trainer.cli.arguments import (
     part_of,
     path_text,
     positive_number,
+    prefix_text,
     temperature,
     whole_number,
 )
@@ -42,9 +43,9 @@ def add_data(commands: Any) -> None:
     add_text(prepare, "--input", required=True, help=inputs)
     tokenizer = "the tokenizer that the model is trained with: directory, or SentencePiece .model file"
     prepare.add_argument("--tokenizer", type=path_text, required=True, metavar="TOKENIZER", help=tokenizer)
-    prepare.add_argument("--out", type=path_text, required=True, metavar="PREFIX", help=_PREFIX)
+    prepare.add_argument("--out", type=prefix_text, required=True, metavar="PREFIX", help=_PREFIX)
     workers = "number of processes (default: one per CPU that this process may use)"
-    prepare.add_argument("--workers", type=int, metavar="N", help=workers)
+    prepare.add_argument("--workers", type=positive_number, metavar="N", help=workers)
     prepare.add_argument(
         "--part", type=part_of, metavar="I/N", help="only the I-th of N parts, for job arrays"
     )
@@ -70,11 +71,11 @@ def add_data(commands: Any) -> None:
     _add_shard_checks(kinds)
 
     inspect = add_command(kinds, "inspect", inspect_command, "data/zh")
-    inspect.add_argument("prefix", type=path_text, metavar="PREFIX", help=_SHARDS)
+    inspect.add_argument("prefix", type=prefix_text, metavar="PREFIX", help=_SHARDS)
 
     example = "data/zh --sample 17 --seq-len 4096 --tokenizer llama2-zh"
     show = add_command(kinds, "show", show_command, example)
-    show.add_argument("prefix", type=path_text, metavar="PREFIX", help=_SHARDS)
+    show.add_argument("prefix", type=prefix_text, metavar="PREFIX", help=_SHARDS)
     sample = "number of the sample, from 0"
     show.add_argument("--sample", type=whole_number, required=True, metavar="N", help=sample)
     length = "tokens of a sample, as in the recipe"
@@ -95,14 +96,14 @@ def _add_shard_checks(kinds: Any) -> None:
     """Add what looks at shards that are there already."""
     adopt = add_command(kinds, "adopt", adopt_command, "data/zh_text_document --tokenizer llama2-zh")
     shard = "a shard of Megatron-LM or gpt-neox: the path of its .bin file without .bin"
-    adopt.add_argument("prefix", type=path_text, metavar="PREFIX", help=shard)
+    adopt.add_argument("prefix", type=prefix_text, metavar="PREFIX", help=shard)
     made = "the one that made it"
     adopt.add_argument("--tokenizer", type=path_text, required=True, metavar="TOKENIZER", help=made)
 
     example = "--train data/zh data/en --validation data/zh-validation"
     overlap = add_command(kinds, "overlap", overlap_command, example)
     for flag, shards in (("--train", "shards of the training text"), ("--validation", "shards held out")):
-        overlap.add_argument(flag, type=path_text, nargs="+", required=True, metavar="PREFIX", help=shards)
+        overlap.add_argument(flag, type=prefix_text, nargs="+", required=True, metavar="PREFIX", help=shards)
     least = "likeness from which on a document counts as trained on (default: 50%%)"
     overlap.add_argument("--least", type=fraction, default="50%", metavar="SHARE", help=least)
     workers = "number of processes (default: one per CPU)"
@@ -122,7 +123,7 @@ def _add_generate(kinds: Any) -> None:
     generate.add_argument(
         "--tokens", type=positive_number, required=True, metavar="N", help="draw at least so many tokens"
     )
-    generate.add_argument("--out", type=path_text, required=True, metavar="PREFIX", help=_PREFIX)
+    generate.add_argument("--out", type=prefix_text, required=True, metavar="PREFIX", help=_PREFIX)
     scale = "temperature of the logits (default: 1, the model's own distribution)"
     generate.add_argument("--temperature", type=temperature, default=1.0, metavar="T", help=scale)
     seed = "seed of the draws (default: 0)"

@@ -83,7 +83,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if rest and (not overrides or any(word.startswith("-") or "=" not in word for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if overrides:
-        args.overrides += rest
+        args.overrides = [*args.overrides, *rest]
     return args
 
 

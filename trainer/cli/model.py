@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenization.errors import ExitCode
 from trainer.cli.answer import print_answer
-from trainer.cli.arguments import add_command, add_noun, add_overwrite, add_text, path_text
+from trainer.cli.arguments import add_command, add_noun, add_overwrite, add_text, path_text, whole_number
 
 FIRST_CHARACTERS = 100_000
 """Of each `--text`, this much is scored before and after."""
@@ -29,7 +29,9 @@ def add_model(commands: Any) -> None:
     )
     choices = ("subpiece_mean", "mean", "random")
     extend.add_argument("--new-rows", choices=choices, default="subpiece_mean", help=rows)
-    extend.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random rows (default: 0)")
+    extend.add_argument(
+        "--seed", type=whole_number, default=0, metavar="N", help="seed of random rows (default: 0)"
+    )
     add_overwrite(extend)
     scored = "files or folders of text whose bits per byte are shown before and after (default: none)"
     add_text(extend, "--text", nargs="*", default=[], help=scored)

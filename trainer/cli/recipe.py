@@ -12,7 +12,15 @@ from typing import Any
 from tokenization import disk
 from tokenization.errors import ExitCode, UserError
 from trainer.cli.answer import print_answer
-from trainer.cli.arguments import add_command, add_noun, fraction, gibibytes, path_text, positive_number
+from trainer.cli.arguments import (
+    add_command,
+    add_noun,
+    fraction,
+    gibibytes,
+    path_text,
+    positive_number,
+    prefix_text,
+)
 from trainer.machine.devices import known_gpu, usable_bytes
 from trainer.recipe.reference import recipe_reference, recipe_schema
 
@@ -33,9 +41,9 @@ def add_recipes(commands: Any) -> None:
     extended = "the extended tokenizer, if it is not the base's own: its new embeddings are trained first"
     new.add_argument("--tokenizer", type=path_text, metavar="TOKENIZER", help=extended)
     learnt = "shards of the data to learn, as `rewarm data prepare` writes them"
-    new.add_argument("--new", type=path_text, nargs="+", required=True, metavar="PREFIX", help=learnt)
+    new.add_argument("--new", type=prefix_text, nargs="+", required=True, metavar="PREFIX", help=learnt)
     kept = "shards of data like the base's own, which are replayed"
-    new.add_argument("--replay", type=path_text, nargs="+", default=[], metavar="PREFIX", help=kept)
+    new.add_argument("--replay", type=prefix_text, nargs="+", default=[], metavar="PREFIX", help=kept)
     ratio = "share of the tokens that is replayed (default: 25%%)"
     new.add_argument("--replay-ratio", type=fraction, default="25%", metavar="SHARE", help=ratio)
     new.add_argument("--tokens", type=positive_number, required=True, metavar="N", help="tokens to train on")

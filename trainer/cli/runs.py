@@ -18,6 +18,7 @@ from trainer.cli.arguments import (
     gibibytes,
     path_text,
     positive_number,
+    prefix_text,
     utilization,
     whole_numbers,
 )
@@ -46,7 +47,7 @@ def add_runs(commands: Any) -> None:
     scored = "a model directory, a checkpoint, or a run directory for its newest checkpoint"
     score.add_argument("model", type=path_text, metavar="MODEL|CHECKPOINT", help=scored)
     shards = "token shards, as `rewarm data prepare` writes them"
-    score.add_argument("--data", type=path_text, nargs="+", default=[], metavar="PREFIX", help=shards)
+    score.add_argument("--data", type=prefix_text, nargs="+", default=[], metavar="PREFIX", help=shards)
     window = "tokens of each window of text (default: the run's seq_len, else the model's context up to 4096)"
     score.add_argument("--seq-len", type=positive_number, metavar="N", help=window)
     first = "only the first N tokens of each shard (default: all)"
@@ -54,7 +55,7 @@ def add_runs(commands: Any) -> None:
     base = "another model: what the first has forgotten against it on each shard"
     score.add_argument("--against", type=path_text, metavar="BASE", help=base)
     other = "the same texts as --data, for a BASE with another tokenizer"
-    score.add_argument("--against-data", type=path_text, nargs="+", metavar="PREFIX", help=other)
+    score.add_argument("--against-data", type=prefix_text, nargs="+", metavar="PREFIX", help=other)
     tasks = "tasks for lm-eval's harness (an extra) instead of, or beside, --data"
     score.add_argument("--tasks", metavar="NAME,…", help=tasks)
     files = "folder of task files of your own; then nothing is fetched"

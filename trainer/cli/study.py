@@ -57,7 +57,7 @@ def _add_options(study: argparse.ArgumentParser) -> None:
     only = "train nothing: write DIR/arms.txt, and DIR/arms.sbatch, a Slurm array of an arm per task"
     study.add_argument("--arms-only", action="store_true", help=only)
     fields = "change a field of the recipe in every arm"
-    study.add_argument("overrides", nargs="*", metavar="field=value", help=fields)
+    study.add_argument("overrides", nargs="*", default=[], metavar="field=value", help=fields)
 
 
 def study_command(args: argparse.Namespace) -> int:

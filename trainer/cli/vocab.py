@@ -14,6 +14,8 @@ from trainer.cli.arguments import (
     add_rejects,
     add_text,
     path_text,
+    positive_number,
+    whole_number,
 )
 
 
@@ -22,10 +24,10 @@ def add_vocab(commands: Any) -> None:
     kinds = add_noun(commands, "vocab", "train, extend and examine vocabularies")
     train = add_command(kinds, "train", train_vocabulary_command, "--input zh.jsonl --size 8000 --out zh")
     add_text(train, "--input", required=True)
-    train.add_argument("--size", type=int, required=True, metavar="N", help="number of pieces")
+    train.add_argument("--size", type=positive_number, required=True, metavar="N", help="number of pieces")
     train.add_argument("--out", type=path_text, required=True, metavar="DIR", help="the new tokenizer")
     seed = "seed of the choice of lines where there is more text than fits (default: 0)"
-    train.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
+    train.add_argument("--seed", type=whole_number, default=0, metavar="N", help=seed)
     add_rejects(train)
     add_overwrite(train)
 
@@ -37,7 +39,7 @@ def add_vocab(commands: Any) -> None:
     extend.add_argument("--out", type=path_text, required=True, metavar="DIR", help="the extended tokenizer")
     add_overwrite(extend)
     most = "add at most so many pieces (default: all that may be added)"
-    extend.add_argument("--max-pieces", type=int, metavar="N", help=most)
+    extend.add_argument("--max-pieces", type=positive_number, metavar="N", help=most)
     scripts = "add only pieces of these Unicode scripts (default: han)"
     extend.add_argument("--allow-scripts", nargs="+", default=["han"], metavar="SCRIPT", help=scripts)
 

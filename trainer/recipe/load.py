@@ -26,7 +26,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"cannot be read ({reason})", file=path, fix="give the path of a recipe") from error
+        first = " before the field=value" if "=" in str(path) else ""
+        fix = f"give the path of a recipe{first}"
+        raise UserError(f"cannot be read ({reason})", file=path, fix=fix) from error
     return parse_recipe(text, overrides, file=path)
 
 

@@ -79,7 +79,11 @@ def apply_override(tree: Any, word: str) -> None:
     """
     dotted, equals, value = word.partition("=")
     if not equals or not dotted:
-        raise UserError("is not field=value", value=word, fix="write phases.0.schedule.max_lr=5e-5")
+        raise UserError(
+            "is not field=value",
+            value=word,
+            fix="write it without spaces, such as phases.0.schedule.max_lr=5e-5",
+        )
     try:
         parsed = read_yaml(value)
     except (yaml.YAMLError, UserError) as error:

@@ -17,6 +17,7 @@ from trainer.cli import arguments
         (arguments.whole_number, "0", 0),
         (arguments.whole_numbers, "0,1e3", [0, 1000]),
         (arguments.positive_number, "7", 7),
+        (arguments.prefix_text, "data/zh", "data/zh"),
         (arguments.part_of, "3/8", (3, 8)),
     ],
 )
@@ -31,6 +32,9 @@ def test_values(parse, text, value):
         (arguments.whole_number, "1.5"),
         (arguments.whole_numbers, "0,,1"),
         (arguments.positive_number, "0"),
+        (arguments.positive_number, "24,000"),
+        (arguments.prefix_text, "data/"),
+        (arguments.prefix_text, ""),
         *((arguments.part_of, text) for text in ("0/8", "9/8", "3", "a/b", "1/", "-1/2")),
     ],
 )

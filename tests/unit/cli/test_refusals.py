@@ -152,7 +152,17 @@ def test_run_directory_of_something_else(train, tmp_path):
 
 def test_no_such_recipe(capsys):
     assert main(["train", "nowhere.yaml"]) == 2
-    assert "nowhere.yaml: cannot be read" in capsys.readouterr().err
+    assert "nowhere.yaml: cannot be read (No such file or directory)" in capsys.readouterr().err
+
+
+def test_words_in_another_order_or_with_spaces_are_told(train, capsys):
+    assert main(["plan", "seed=3", "recipe.yaml"]) == 2
+    assert "give the path of a recipe before the field=value" in capsys.readouterr().err
+    (line,) = train("seed", "=", "3")
+    assert "'seed' is not field=value; write it without spaces" in line
+    with pytest.raises(SystemExit):
+        main(["plan"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: recipe\n")
 
 
 def test_a_source_that_runs_out(train):

@@ -95,6 +95,14 @@ def test_wrong_options_are_named(tmp_path, options, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_base_and_new_pieces_in_each_other_s_place_write_nothing(tmp_path):
+    base, add = saved(tmp_path / "b", BASE), saved(tmp_path / "a", ADD)
+    extended = extend.extend_vocabulary(base, add, tmp_path / "extended").out
+    with pytest.raises(UserError, match=r"adds no piece to .*already in the base.*--allow-scripts"):
+        extend.extend_vocabulary(extended, add, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_parent_is_not_overwritten(tmp_path):
     base = saved(tmp_path / "b", BASE)
     with pytest.raises(UserErrors, match="is one of the tokenizers that are read"):

@@ -124,7 +124,8 @@ def _clean(job: Job, workers: int, *, overwrite: bool) -> list[str]:
     return [
         *(overlap.to_text(most=5) for overlap in found),
         *(
-            f"{write_clean(overlap, job.tokenizer, job=job.identity, overwrite=overwrite)}: the others"
+            f"{write_clean(overlap, job.tokenizer, job=job.identity, overwrite=overwrite)}: the "
+            f"{overlap.documents - len(overlap.found):,} documents that are not trained on"
             for overlap in found
         ),
     ]

@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenization.errors import UserErrors
 from tokenization.shards.store import TokenStore
-from tokenization.tokenizer.files import Tokenizer, open_tokenizer
+from tokenization.tokenizer.files import Tokenizer
 from trainer.checkpoint import manifest
 from trainer.checkpoint.mirror import check_mirror
 from trainer.engine import ds_config
@@ -69,6 +69,7 @@ from trainer.plan.tokenizer import (
     check_probe,
     compare_with_base,
     known_pieces,
+    named_tokenizer,
     with_tokenizer,
 )
 from trainer.recipe.schema import Recipe
@@ -191,7 +192,7 @@ def _read_inputs(
     # What a run has begun with must be there, whoever asks.
     missing = find_missing(recipe) if ahead and not ahead.strict and checkpoint is None else Missing()
     preset = check(lambda: ds_config.read_preset(recipe.deepspeed))
-    tokenizer = check(lambda: None if missing.tokenizer else open_tokenizer(recipe.model.tokenizer))
+    tokenizer = check(lambda: None if missing.tokenizer else named_tokenizer(recipe))
     known = state.fingerprints() if state else {}
     stores = check(lambda: open_sources(recipe, known, used_up(recipe, state) | missing.sources))
     validation = check(lambda: open_validation(recipe, missing.validation))

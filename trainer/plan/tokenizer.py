@@ -10,12 +10,25 @@ import numpy as np
 from tokenization.errors import UserError, UserErrors
 from tokenization.tokenizer.encoder import reference
 from tokenization.tokenizer.engines import split
-from tokenization.tokenizer.files import Tokenizer
+from tokenization.tokenizer.files import Tokenizer, open_tokenizer
 from tokenization.tokenizer.fingerprint import same
 from trainer.checkpoint.manifest import Checkpoint
 from trainer.model import architecture, tokens
 from trainer.plan.past import saved_config
 from trainer.recipe.schema import Recipe
+
+
+def named_tokenizer(recipe: Recipe) -> Tokenizer:
+    """Open the tokenizer of a recipe.
+
+    Raises:
+        UserErrors: it is missing or of a kind that is not read; each line names the field.
+    """
+    try:
+        return open_tokenizer(recipe.model.tokenizer)
+    except UserError as error:
+        lines = str(error).splitlines()
+        raise UserErrors([UserError(f"model.tokenizer: {line}") for line in lines]) from error
 
 
 def compare_with_base(recipe: Recipe, config: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:

@@ -165,6 +165,11 @@ def test_words_in_another_order_or_with_spaces_are_told(train, capsys):
     assert capsys.readouterr().err.endswith("the following arguments are required: recipe\n")
 
 
+def test_a_tokenizer_that_is_not_there_is_named_with_its_field(train):
+    (line,) = train("model.tokenizer=nowhere")
+    assert line.startswith("rewarm: model.tokenizer: nowhere: does not exist; name a tokenizer's directory")
+
+
 def test_a_source_that_runs_out(train):
     (line,) = train("sources.zh.max_epochs=1/100")
     assert "sources.zh.max_epochs" in line

@@ -72,7 +72,7 @@ def _refuse_other_jobs(job: Job, wanted: Sequence[int]) -> None:
         counts = _counted(job.counts_path(index))
         if counts is not None and counts.job != job.identity:
             raise UserError(
-                f"is a part of another job: {_differences(job, counts)} differ",
+                f"is a part of another job, which differs in {_differences(job, counts)}",
                 file=job.counts_path(index),
                 fix="start every part with the same files and options; choose another --out, or give"
                 " --overwrite to every part",
@@ -117,7 +117,7 @@ def _finished(job: Job, wanted: Sequence[int]) -> dict[int, PartCounts]:
         if counts is None or not _is_this(job, counts, shards):
             if found := [side for side in sides if side.is_file()]:
                 raise UserError(
-                    f"was written by another job: {_differences(job, counts)} differ",
+                    f"was written by another job, which differs in {_differences(job, counts)}",
                     file=found[0],
                     fix="choose another --out, or give --overwrite",
                 )

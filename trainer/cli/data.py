@@ -45,7 +45,7 @@ def add_data(commands: Any) -> None:
     prepare.add_argument("--tokenizer", type=path_text, required=True, metavar="TOKENIZER", help=tokenizer)
     prepare.add_argument("--out", type=prefix_text, required=True, metavar="PREFIX", help=_PREFIX)
     workers = "number of processes (default: one per CPU that this process may use)"
-    prepare.add_argument("--workers", type=positive_number, metavar="N", help=workers)
+    prepare.add_argument("--workers", type=whole_number, metavar="N", help=workers)
     prepare.add_argument(
         "--part", type=part_of, metavar="I/N", help="only the I-th of N parts, for job arrays"
     )

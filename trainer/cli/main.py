@@ -6,7 +6,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from tokenization.errors import ExitCode, RewarmError
 from trainer.cli.arguments import Command
@@ -87,9 +87,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others are, and not a usage of many lines with one below."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(ExitCode.USER, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line, with an example for each command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="rewarm", description="Continued pretraining of LLaMA-style models that does not forget."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

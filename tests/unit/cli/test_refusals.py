@@ -162,7 +162,8 @@ def test_words_in_another_order_or_with_spaces_are_told(train, capsys):
     assert "'seed' is not field=value; write it without spaces" in line
     with pytest.raises(SystemExit):
         main(["plan"])
-    assert capsys.readouterr().err.endswith("the following arguments are required: recipe\n")
+    error = "rewarm plan: error: the following arguments are required: recipe; see rewarm plan --help\n"
+    assert capsys.readouterr().err == error
 
 
 def test_a_tokenizer_that_is_not_there_is_named_with_its_field(train):

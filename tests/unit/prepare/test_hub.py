@@ -135,7 +135,7 @@ def test_files_come_before_the_hub_and_parts_may_be_done_apart(tmp_path, tokeniz
 
 def test_another_revision_is_another_job(tmp_path, tokenizer, online):
     stream("hf://org/corpus", tokenizer, tmp_path / "a")
-    with pytest.raises(UserError, match="was written by another job: the files differ"):
+    with pytest.raises(UserError, match="was written by another job, which differs in the files"):
         stream(f"hf://org/corpus@{'f' * 40}", tokenizer, tmp_path / "a")
 
 

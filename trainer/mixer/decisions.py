@@ -120,7 +120,8 @@ def read_decisions(file: Path) -> list[dict[str, Any]]:
         records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         changes_of(records)
     except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", file=file) from error
+        fix = "give the decisions.jsonl of a run with a forgetting budget"
+        raise UserError(f"cannot be read ({error.strerror})", file=file, fix=fix) from error
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"is damaged ({error})", file=file, fix="take the copy in a checkpoint") from error
     for number, (before, record) in enumerate(pairwise(records), start=2):

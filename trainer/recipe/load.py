@@ -90,6 +90,8 @@ def _problems(error: ValidationError, file: object) -> list[UserError]:
         what = item["msg"].removeprefix("Value error, ")
         if kind in _WORDING:
             what = _WORDING[kind].format(**item.get("ctx", {}))
+        if kind == "model_type" and value is None:
+            what = "is empty; leave it out, or write its fields"
         if what.startswith("must be ") and said.get(field, "").startswith("must be "):  # of a union
             what = f"{said[field]} or {what.removeprefix('must be ')}"
         said[field] = what

@@ -15,6 +15,7 @@ import torch
 
 from tokenization.errors import InfrastructureError, UserError
 from trainer.machine import collectives
+from trainer.machine.devices import count_devices
 from trainer.machine.log_lines import logger
 from trainer.machine.ranks import World
 from trainer.plan.cost import checkpoint_bytes
@@ -22,6 +23,7 @@ from trainer.plan.make import Plan
 from trainer.plan.memory import WIDTHS
 from trainer.plan.render import GIB
 from trainer.run.identity import code_version, name_ranks
+from trainer.storage.shipped import train_words
 
 CLOCK_WARNING_S, CLOCK_LIMIT_S = 5.0, 60.0
 """How far the ranks' clocks may be apart before a line says so, and before the run is refused: what is read
@@ -47,6 +49,17 @@ def check_machines(plan: Plan, world: World) -> None:
     if world.world_size > 1:
         found += [_check_clocks(hosts), _check_all_reduce(world, hosts)]
     logger.info(f"preflight: {'; '.join(found)}")
+    on_gpus = collectives.device().type == "cuda"
+    if idle := idle_gpus(world.world_size, count_devices() if on_gpus else 1):
+        logger.warning(idle)
+
+
+def idle_gpus(world_size: int, gpus: int) -> str | None:
+    """Say that a run of one rank, as `rewarm train` starts it without a launcher, leaves GPUs idle."""
+    if world_size > 1 or gpus <= 1:
+        return None
+    launch = f"`deepspeed {train_words()} RECIPE`"
+    return f"the run has 1 rank, and this machine has {gpus} GPUs: {launch} starts a rank on each of them"
 
 
 def _check_free_disk(plan: Plan, world: World) -> str:

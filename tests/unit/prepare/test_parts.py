@@ -116,7 +116,7 @@ def test_overwriting_leaves_no_old_validation_shards(tmp_path, corpus, tokenizer
 
 def test_an_encoding_is_an_option_of_the_job(tmp_path, corpus, tokenizer):
     run(corpus, tokenizer, tmp_path / "out" / "a", part=(1, 2))
-    with pytest.raises(UserError, match="differs in .*--encoding;"):
+    with pytest.raises(UserError, match=r"differs in .*--encoding;"):
         run(corpus, tokenizer, tmp_path / "out" / "a", part=(2, 2), encoding="gb18030")
     with pytest.raises(UserError, match=r"--encoding: 'klingon' is not a text encoding"):
         run(corpus, tokenizer, tmp_path / "out" / "b", encoding="klingon")

@@ -218,6 +218,7 @@ def test_what_is_trained_is_named_or_matched(train, words):
         ("sources=[]", "sources: must be a mapping"),
         ("phases=3", "phases: '3' must be a list"),
         ("phases.0=3", "phases.0: '3' must be a mapping of fields"),
+        ("validation=null", "validation: is empty; leave it out, or write its fields"),
         ("name=[a]", "name: must be text"),
         ("logging.tensorboard=maybe", "logging.tensorboard: 'maybe' must be true or false"),
         ("logging.tensorboard=[]", "logging.tensorboard: must be true or false"),

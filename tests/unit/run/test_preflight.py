@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from trainer.run.preflight import (
     compare_sum,
     describe_wrong_sums,
+    idle_gpus,
     known_numbers,
     known_sum,
     odd_clock,
@@ -64,3 +65,10 @@ def test_the_clock_that_is_the_farthest_from_the_middle_is_the_odd_one(times, ra
 
 def test_numbers_are_what_the_network_carries():
     assert known_numbers(0, 2, 8).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("world_size", "gpus", "told"), [(1, 8, True), (1, 1, False), (8, 8, False)])
+def test_gpus_that_one_rank_leaves_idle_are_told_with_the_launcher(world_size, gpus, told):
+    line = idle_gpus(world_size, gpus)
+    assert (line is not None) == told
+    assert not told or f"{gpus} GPUs: `deepspeed launch/train.py RECIPE`" in line

@@ -30,7 +30,7 @@ def add_command(
     parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
     parser.epilog = f"example: {parser.prog} {example}"
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=run, own_parser=parser)
     return parser
 
 

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from tokenization.errors import ExitCode, RewarmError
+from tokenization.errors import ExitCode, RewarmError, did_you_mean
 from trainer.cli.arguments import Command
 from trainer.cli.completion import add_completion
 from trainer.cli.data import add_data
@@ -81,10 +81,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     args, rest = parser.parse_known_args(arguments)
     overrides = hasattr(args, "overrides")
     if rest and (not overrides or any(word.startswith("-") or "=" not in word for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        _refuse_words(args.own_parser, rest)
     if overrides:
         args.overrides = [*args.overrides, *rest]
     return args
+
+
+def _refuse_words(parser: argparse.ArgumentParser, rest: Sequence[str]) -> NoReturn:
+    """End with what the command does not know, and the option that may have been meant."""
+    flag = next((word.partition("=")[0] for word in rest if word.startswith("--")), "")
+    near = did_you_mean(flag, parser._option_string_actions)
+    if near is None and flag and "--sbatch" in parser._option_string_actions:
+        near = f"an option of sbatch is given as --sbatch={flag}=…"
+    parser.error(f"unrecognized arguments: {' '.join(rest)}" + (f"; {near}" if near else ""))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -166,6 +166,25 @@ def test_words_in_another_order_or_with_spaces_are_told(train, capsys):
     assert capsys.readouterr().err == error
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["plan", "r.yaml", "--world_size=2"], "did you mean '--world-size'?; see rewarm plan --help"),
+        (
+            ["submit", "r.yaml", "--nodes=1", "--time=8:00:00"],
+            "an option of sbatch is given as --sbatch=--time=…; see rewarm submit --help",
+        ),
+        (["data", "inspect", "x", "y"], "unrecognized arguments: y; see rewarm data inspect --help"),
+    ],
+)
+def test_an_option_that_is_not_one_is_told_with_the_one_that_may_be_meant(words, line, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.endswith(line)
+
+
 def test_a_tokenizer_that_is_not_there_is_named_with_its_field(train):
     (line,) = train("model.tokenizer=nowhere")
     assert line.startswith("rewarm: model.tokenizer: nowhere: does not exist; name a tokenizer's directory")

@@ -158,7 +158,9 @@ def find_checkpoint(path: Path) -> Checkpoint:
         good, broken = scan_checkpoints(path if copied else RunDirectory(path).checkpoints)
         if not good:
             found = f" ({'; '.join(broken)})" if broken else ""
-            fix = "give a run directory or a checkpoint"
+            beside = list_checkpoints(path.parent) if _NAME.fullmatch(path.name) else []
+            kept = f", such as {', '.join(one.name for one in beside[-3:])} beside it" if beside else ""
+            fix = f"give a run directory or a checkpoint{kept}"
             raise UserError(f"does not hold a committed checkpoint{found}", file=path, fix=fix)
         checkpoint = good[-1]
     raise_damage(verify_checkpoint(checkpoint))

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenization.errors import UserError
+from tokenization.shards.store import open_tokens
 from trainer.evaluation.held_out import Score
-from trainer.evaluation.offline import run_document_mask, run_seq_len, score_model
+from trainer.evaluation.offline import PREPARE, hold_tokenizer, run_document_mask, run_seq_len, score_model
 from trainer.model.architecture import read_config
 
 _LONGEST = 4096
@@ -51,11 +52,14 @@ def score_against(
         raise UserError(what, field="--max-tokens", value=max_tokens, fix="leave it out")
     length = seq_len or min(_window(one) for one in (model, base))
     mask = run_document_mask(model)
-    own = score_model(model, prefixes, length, max_tokens, mask)
     theirs = base_prefixes or prefixes
-    found = score_model(
-        base, theirs, length, max_tokens, mask, "--against-data" if base_prefixes else "--data"
-    )
+    field, fix = "--against-data", PREPARE
+    if base_prefixes is None:
+        field, fix = "--data", "give the same text as shards of that tokenizer with --against-data"
+    # Now, rather than after the model is scored.
+    hold_tokenizer(base, {prefix: open_tokens(prefix) for prefix in theirs}, field, fix)
+    own = score_model(model, prefixes, length, max_tokens, mask)
+    found = score_model(base, theirs, length, max_tokens, mask, field)
     return {
         prefix: Against(own[prefix], found[other]) for prefix, other in zip(prefixes, theirs, strict=True)
     }

@@ -158,7 +158,13 @@ def _checkpoints_of(path: Path) -> Path | None:
     return path if path.is_dir() and history.list_checkpoints(path) else None
 
 
-def hold_tokenizer(model: str, stores: Mapping[str, TokenStore], field: str = "--data") -> list[str]:
+PREPARE = "prepare it with the model's own tokenizer"
+"""What to do with shards of another tokenizer."""
+
+
+def hold_tokenizer(
+    model: str, stores: Mapping[str, TokenStore], field: str = "--data", fix: str = PREPARE
+) -> list[str]:
     """Compare the tokenizer of the shards with that of the model; return warnings.
 
     Raises:
@@ -173,7 +179,7 @@ def hold_tokenizer(model: str, stores: Mapping[str, TokenStore], field: str = "-
             f"was made with tokenizer {store.tokenizer}, but {model} is of {wanted}",
             field=field,
             value=prefix,
-            fix="prepare it with the model's own tokenizer",
+            fix=fix,
         )
         for prefix, store in others.items()
         if core(store.tokenizer) != core(wanted)
@@ -225,7 +231,6 @@ def _check_rows(model: str, causal: CausalLM, stores: dict[str, TokenStore]) -> 
     for prefix, store in stores.items():
         if store.vocab_size > rows:
             what = f"has ids up to {store.vocab_size - 1}, but {model} has only {rows} embedding rows"
-            fix = "prepare it with the model's own tokenizer"
-            problems.append(UserError(what, field="--data", value=prefix, fix=fix))
+            problems.append(UserError(what, field="--data", value=prefix, fix=PREPARE))
     if problems:
         raise UserErrors(problems)

@@ -127,6 +127,14 @@ def test_steps_are_ordered_as_numbers(folder):
     assert [one.manifest.step for one in history.scan_checkpoints(folder)[0]] == [99_999_999, 100_000_000]
 
 
+def test_a_checkpoint_that_is_not_kept_any_more_names_those_beside_it(folder):
+    for step in (4, 8, 12):
+        save(folder, step)  # which keeps the last two
+    line = r"step-00000002: does not hold .*, such as step-00000008, step-00000012 beside it$"
+    with pytest.raises(UserError, match=line):
+        history.find_checkpoint(folder / "step-00000002")
+
+
 def test_what_is_newer_than_the_one_used_is_set_aside_and_never_comes_back(folder):
     for step in (1, 2, 3):
         save(folder, step, keep_last=3)

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import trainer
 from tokenization.errors import ExitCode, RewarmError, did_you_mean
 from trainer.cli.arguments import Command
 from trainer.cli.completion import add_completion
@@ -108,6 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="rewarm", description="Continued pretraining of LLaMA-style models that does not forget."
     )
+    version = f"rewarm {trainer.__version__}"
+    parser.add_argument("--version", action="version", version=version, help="print the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
         add_vocab,

@@ -30,6 +30,13 @@ def test_every_command_helps_with_an_example(words, capsys):
     assert f"example: rewarm {' '.join(words)} " in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_version_is_a_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert re.fullmatch(r"rewarm \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
 def test_every_argument_says_what_it_is_and_what_holds_without_it():
     for words, parser in commands(build_parser()):
         for action in parser._actions:

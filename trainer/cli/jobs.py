@@ -51,7 +51,11 @@ def add_jobs(commands: Any) -> None:
 def submit_command(args: argparse.Namespace) -> int:
     """Submit a run to Slurm, which starts it again until it is done."""
     recipe = load.load_recipe(args.recipe, args.overrides)  # before the import of torch, which takes seconds
+    from trainer.plan.ahead import found_elsewhere
     from trainer.run.submission import make_submission, submit_run
+
+    if line := found_elsewhere(recipe, args.recipe):
+        logger.warning(line)
 
     resources = Resources(args.nodes, args.gpus_per_node, args.partition, tuple(args.sbatch))
     submission = make_submission(recipe, resources, own_commands(), sys.argv[1:])

@@ -111,11 +111,13 @@ def plan_command(args: argparse.Namespace) -> int:
     recipe = load.load_recipe(args.recipe, args.overrides)
     name, memory = known_gpu(args.gpu) if args.gpu else (None, None)
     memory = args.gpu_memory or memory
-    from trainer.plan.ahead import Ahead
+    from trainer.plan.ahead import Ahead, found_elsewhere
     from trainer.plan.make import make_plan
     from trainer.plan.outlook import outlook
     from trainer.plan.render import plan_to_json, render_plan
 
+    if line := found_elsewhere(recipe, args.recipe):
+        logger.warning(line)
     available = None if memory is None else usable_bytes(memory * 2**30)
     ahead = Ahead(args.shape, args.vocab_size, available, args.strict)
     plan = make_plan(recipe, args.world_size, ahead=ahead)
@@ -147,8 +149,11 @@ def _train(args: argparse.Namespace, world: World) -> int:
     recipe = load.load_recipe(args.recipe, [*args.overrides, *traced])
     stop_with_launcher()
     prefer_expandable_segments()
+    from trainer.plan.ahead import found_elsewhere
     from trainer.plan.make import make_plan
 
+    if line := found_elsewhere(recipe, args.recipe):
+        logger.warning(line)
     plan = make_plan(recipe, world.world_size)
     for line in [*plan.broken, *plan.notes]:
         logger.warning(line)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -71,6 +73,28 @@ def find_missing(recipe: Recipe) -> Missing:
         except RewarmError:
             missing.base = True
     return missing
+
+
+def found_elsewhere(recipe: Recipe, file: str | Path) -> str | None:
+    """Say that what a recipe names is not in the working folder, but in one above the recipe's `file`.
+
+    A recipe's paths are those of the working folder, which is another one where it is started from elsewhere.
+    """
+    named = [recipe.model.tokenizer, recipe.model.base, *(one.path for one in recipe.sources.values())]
+    missing = [path for path in named if path and not Path(path).is_absolute() and not _is_there(path)]
+    for folder in Path(file).resolve().parents:
+        for path in missing:
+            if _is_there(str(folder / path)):
+                here = f"{path} is not in the working folder, {Path.cwd()}"
+                return f"{here}, from which the paths of a recipe are read; it is in {folder}: start there"
+    return None
+
+
+def _is_there(path: str) -> bool:
+    """Tell whether a path or the shards of a prefix can be seen: what is forbidden to read cannot."""
+    with contextlib.suppress(OSError):
+        return os.path.exists(path) or has_shards(path)
+    return False
 
 
 def has_shards(prefix: str) -> bool:

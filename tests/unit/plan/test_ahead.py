@@ -59,6 +59,29 @@ def test_what_is_missing_is_named_and_all_else_is_computed(empty):
     assert (zero0["why_not"], zero0["largest_micro_batch"]) == ("needs fp32", 0)
 
 
+def test_a_start_from_another_folder_names_the_one_that_the_paths_are_of(tmp_path, monkeypatch, capsys):
+    data = tmp_path / "project"
+    data.mkdir()
+    runs.make_data(data)
+    tree = runs.recipe(data, tmp_path / "run")
+    tree["model"]["tokenizer"] = "tokenizer"
+    (data / "recipes").mkdir()
+    file = runs.write(tree, data / "recipes" / "zh.yaml")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert main(["plan", str(file), "--strict"]) == 2
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"rewarm: tokenizer is not in the working folder, {tmp_path / 'other'}")
+    assert first.endswith(f"it is in {data}: start there")
+    monkeypatch.chdir(data)
+    assert main(["plan", str(file), "--strict"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.chdir(tmp_path / "other")
+    (data / "tokenizer").rename(data / "gone")
+    assert main(["plan", str(file), "--strict"]) == 2
+    assert "working folder" not in capsys.readouterr().err
+
+
 def test_without_a_known_base_everything_else_is_shown(empty):
     plan = planned("model.base=models/own")
     assert any(

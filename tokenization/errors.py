@@ -62,7 +62,10 @@ class InfrastructureError(RewarmError):
     exit_code = ExitCode.REQUEUE
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """Return "did you mean 'x'?" for a misspelt `word`, or None if no known word is similar."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return "did you mean 'x'?" for a misspelt `word`, or None if no known word is similar.
+
+    Words are similar from `cutoff` on: 0 for nothing in common, 1 for equal ones (difflib's ratio).
+    """
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f"did you mean {found[0]!r}?" if found else None

@@ -15,6 +15,7 @@ from tokenization.errors import UserError
 from tokenization.shards.format import CODES, HEADER, MAGIC, ShardMeta, read_header, token_dtype, write_meta
 from tokenization.tokenizer.decoder import decoder_of
 from tokenization.tokenizer.files import Tokenizer, open_tokenizer
+from tokenization.tokenizer.fingerprint import same
 from tokenization.tokenizer.piece_bytes import piece_bytes
 
 _AT_ONCE = 1 << 24
@@ -57,6 +58,10 @@ def adopt_shard(prefix: str | Path, tokenizer: str | Path) -> Adopted:
     prefix, known = Path(prefix), open_tokenizer(tokenizer)
     side, index, data = (with_ending(prefix, ending) for ending in (".json", ".idx", ".bin"))
     if side.exists():
+        made_with = ShardMeta.read(prefix).tokenizer
+        if not same(made_with, known.fingerprint):
+            what = f"says that the shard was made with tokenizer {made_with}, but {known.path} is"
+            raise UserError(f"{what} {known.fingerprint}", file=side, fix="give the tokenizer that made it")
         raise UserError("exists already: the shard can be used as it is", file=side)
     if not index.is_file():
         fix = "give the path of the shard's .idx and .bin files without the ending"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -38,3 +39,22 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+
+def sections_below(section: type[Section], path: str = "") -> Iterator[tuple[str, type[Section]]]:
+    """Yield a section and those within it, each with its path: `[]` for items of a list, `NAME` for names."""
+    yield path, section
+    for name, field in section.model_fields.items():
+        for inner, suffix in _sections_in(field.annotation, ""):
+            yield from sections_below(inner, f"{path}.{name}{suffix}".lstrip("."))
+
+
+def _sections_in(annotation: Any, suffix: str) -> Iterator[tuple[type[Section], str]]:
+    """Yield the sections that a field may hold, with what their paths add to its own."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation, suffix
+        return
+    origin = get_origin(annotation)
+    more = "[]" if origin is tuple else ".NAME" if origin is dict else ""
+    for inner in get_args(annotation):
+        yield from _sections_in(inner, suffix + more)

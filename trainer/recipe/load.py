@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from tokenization.errors import UserError, UserErrors, did_you_mean
 from trainer.recipe import yaml_text
-from trainer.recipe.fields import Section
+from trainer.recipe.fields import Section, sections_below
 from trainer.recipe.schema import Recipe
 
 
@@ -76,6 +76,10 @@ _WORDING = {
 """What pydantic's errors say here, by their type. Checks of our own bring their own words."""
 
 
+_MOST_HOMES = 2
+"""A field that more sections than these have may be meant for any of them."""
+
+
 def _problems(error: ValidationError, file: object) -> list[UserError]:
     """Convert pydantic's findings to errors of ours: field, value, what, fix; one line each."""
     found: dict[tuple[str, int], UserError] = {}
@@ -95,12 +99,21 @@ def _problems(error: ValidationError, file: object) -> list[UserError]:
         if what.startswith("must be ") and said.get(field, "").startswith("must be "):  # of a union
             what = f"{said[field]} or {what.removeprefix('must be ')}"
         said[field] = what
-        known = did_you_mean(path[-1], _fields_at(path[:-1])) if kind == "extra_forbidden" else None
+        known = _meant(path) if kind == "extra_forbidden" else None
         hidden = kind in ("extra_forbidden", "missing") or isinstance(value, (dict, list, BaseModel))
         for number, line in enumerate(what.split("\n")):
             shown = None if hidden or repr(value) in line else value
             found[field, number] = UserError(line, file=file, field=field or None, value=shown, fix=known)
     return list(found.values())
+
+
+def _meant(path: list[str]) -> str | None:
+    """Say which field of its section is like the last word of `path`, or of which section it is a field."""
+    word, near = path[-1], _fields_at(path[:-1])
+    homes = [name or "the top level" for name, one in sections_below(Recipe) if word in one.model_fields]
+    if 1 <= len(homes) <= _MOST_HOMES:
+        return did_you_mean(word, near, cutoff=0.8) or f"it belongs into {' or '.join(homes)}"
+    return did_you_mean(word, near)
 
 
 def _fields_at(path: list[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from trainer.recipe.fields import Section
+from trainer.recipe.fields import sections_below
 from trainer.recipe.numbers import Length, Level
 from trainer.recipe.schema import Recipe
 
@@ -68,7 +68,7 @@ def _plain(tree: Any) -> Any:
 def recipe_reference() -> str:
     """Return `docs/recipe.md`: a table of the fields of every section, from their own docstrings."""
     parts = [_HEAD]
-    for path, section in _sections(Recipe, ""):
+    for path, section in sections_below(Recipe):
         about = " ".join((section.__doc__ or "").split())
         rows = [_row(name, field) for name, field in section.model_fields.items()]
         table = ["| field | value | default | |", "|---|---|---|---|", *rows]
@@ -84,25 +84,6 @@ A recipe is one YAML file that says everything about a run. `rewarm recipe new` 
 schema` prints a JSON schema with which editors complete and check it, and `rewarm plan RECIPE` shows what it
 will do. Any field can be set on the command line: `phases.0.schedule.max_lr=5e-5`. Numbers are read as people
 write them: `1e-4`, `20e9`, `1%`, `1/1000`; lengths are tokens, or a share of the phase."""
-
-
-def _sections(section: type[Section], path: str) -> Iterator[tuple[str, type[Section]]]:
-    """Yield a section and those within it, with the path to each."""
-    yield path, section
-    for name, field in section.model_fields.items():
-        for inner, suffix in _sections_in(field.annotation, ""):
-            yield from _sections(inner, f"{path}.{name}{suffix}".lstrip("."))
-
-
-def _sections_in(annotation: Any, suffix: str) -> Iterator[tuple[type[Section], str]]:
-    """Yield the sections that a field may hold; `[]` stands for items of a list, `NAME` for names."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation, suffix
-        return
-    origin = get_origin(annotation)
-    more = "[]" if origin is tuple else ".NAME" if origin is dict else ""
-    for inner in get_args(annotation):
-        yield from _sections_in(inner, suffix + more)
 
 
 def _row(name: str, field: FieldInfo) -> str:

@@ -142,6 +142,24 @@ def test_all_that_is_wrong_is_told_at_once():
         assert words in told
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("mixture={replay_ratio: 1%}", "mixture: is not a known field; it belongs into phases[]"),
+        ("max_lr=1e-4", "max_lr: is not a known field; it belongs into phases[].schedule"),
+        ("replay_ratio=1%", "replay_ratio: is not a known field; it belongs into phases[].mixture[]"),
+        ("model.micro_batch_size=4", "is not a known field; it belongs into the top level"),
+        ("base=x", "base: is not a known field; it belongs into model"),
+        ("seq_lem=4", "seq_lem: is not a known field; did you mean 'seq_len'?"),
+        ("phases.0.path=x", "phases.0.path: is not a known field"),
+    ],
+)
+def test_a_field_in_the_wrong_place_is_told_where_it_belongs(override, words):
+    with pytest.raises(UserErrors) as raised:
+        load.parse_recipe(load.dump_recipe(recipe(phase("x", "{kind: constant, max_lr: 1e-4}"))), [override])
+    assert words in str(raised.value)
+
+
 def test_a_group_that_is_not_trained_has_no_lr_to_scale():
     with pytest.raises(
         UserErrors, match=r"lr_scale\.embeddings has no effect where only new_rows are trained"

@@ -25,7 +25,7 @@ done
 # A shell inside a job, or one set up for another project, must not change what the tests see.
 for name in $(compgen -e); do
     case $name in
-        PYTHONPATH | PYTHONHOME | PYTHONDONTWRITEBYTECODE | PYTEST_* | RANK | LOCAL_RANK | WORLD_SIZE | MASTER_ADDR | MASTER_PORT | CUDA_VISIBLE_DEVICES) unset "$name" ;;
+        PYTHONPATH | PYTHONHOME | PYTHONDONTWRITEBYTECODE | PYTHONUNBUFFERED | PYTEST_* | RANK | LOCAL_RANK | WORLD_SIZE | MASTER_ADDR | MASTER_PORT | CUDA_VISIBLE_DEVICES) unset "$name" ;;
         SLURM_* | PMI_* | PMIX_* | OMPI_* | TORCHELASTIC_* | WANDB_* | DS_*) unset "$name" ;;
     esac
 done

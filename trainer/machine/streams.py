@@ -44,11 +44,23 @@ class EnduringStream:
             yield
         except OSError as error:
             if error.errno in GONE:
-                # What is buffered must go somewhere: Python would end with status 120 otherwise.
-                with contextlib.suppress(OSError, ValueError):
-                    _to_null(self._stream.fileno())
+                self._give_up()
         except ValueError:  # the stream was closed
             pass
+
+    def end(self) -> None:
+        """Drop what still cannot be written, since the disk is full."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._give_up()
+        except ValueError:  # the stream was closed
+            pass
+
+    def _give_up(self) -> None:
+        """Let what is buffered go nowhere: Python would end with status 120 otherwise."""
+        with contextlib.suppress(OSError, ValueError):
+            _to_null(self._stream.fileno())
 
 
 @contextlib.contextmanager
@@ -56,14 +68,17 @@ def enduring(*names: str) -> Iterator[None]:
     """Make these streams of `sys` outlive their readers while the block runs."""
     _open_standard_descriptors()
     before = {name: getattr(sys, name) for name in names}
+    made = {}
     for name, stream in before.items():
         if stream is None:  # it was closed when the process started
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        setattr(sys, name, EnduringStream(stream))
+        made[name] = EnduringStream(stream)
+        setattr(sys, name, made[name])
     try:
         yield
     finally:
         for name, stream in before.items():
+            made[name].end()
             setattr(sys, name, stream)
 
 

@@ -1,5 +1,6 @@
 """A run outlives what reads its log."""
 
+import os
 import subprocess
 import sys
 
@@ -31,9 +32,11 @@ def test_closed_pipes_do_not_end_a_process(tmp_path):
     assert run(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) == (0, "done")
 
 
-def test_a_full_disk_under_the_log_does_not_end_a_process(tmp_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_the_log_does_not_end_a_process(tmp_path, unbuffered):
     with open("/dev/full", "w") as full:
-        status, text = run(tmp_path, stdout=full, stderr=full)
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        status, text = run(tmp_path, stdout=full, stderr=full, env=environment)
     assert text == "done"
     assert status == 0
 

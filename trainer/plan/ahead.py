@@ -122,7 +122,7 @@ def note_unused(ahead: Ahead, recipe: Recipe, missing: Missing, pieces: int | No
 
 
 def config_ahead(recipe: Recipe, ahead: Ahead, missing: Missing, pieces: int | None) -> dict[str, Any]:
-    """Return the model's config as far as it is known: empty if not even the base's sizes are.
+    """Return the config of a model without a base that is there: empty if not even its sizes are known.
 
     `pieces` is the number of the tokenizer's, if it is there. Writes into `missing.notes` what is assumed.
 
@@ -132,8 +132,6 @@ def config_ahead(recipe: Recipe, ahead: Ahead, missing: Missing, pieces: int | N
     pieces = pieces if pieces is not None else ahead.vocab_size
     if recipe.model.base is None:
         return _from_init(recipe, pieces if pieces is not None else _assumed_vocabulary(missing))
-    if not missing.base:
-        return resolve_config(recipe, 0)
     base = recipe.model.base
     name = ahead.shape or shape_named_in(base)
     if name is None:

@@ -203,7 +203,8 @@ def _read_inputs(
     check(lambda: note_unused(ahead or Ahead(), recipe, missing, _pieces(tokenizer())))
     own = check(lambda: own_config(checkpoint))
     now, begun = phase_now(recipe, state)
-    config = check(lambda: _model_config(recipe, tokenizer(), own(), ahead, missing, now, begun))
+    base = check(lambda: _base_config(recipe, own(), missing))
+    config = check(lambda: _model_config(recipe, base(), tokenizer(), own(), ahead, missing, now, begun))
     remarks = check(
         lambda: _remarks(recipe, config(), tokenizer(), state, begun=own() is not None or missing.base)
     )
@@ -297,8 +298,16 @@ def _same_lengths(recipe: Recipe, state: RunState) -> bool:
     return all(record.data.seq_len == recipe.seq_len_of(number) for number, record in begun)
 
 
+def _base_config(recipe: Recipe, own: dict[str, Any] | None, missing: Missing) -> dict[str, Any] | None:
+    """Read the config of a base that a run begins with: what is wrong with it shows without a tokenizer."""
+    if own is not None or recipe.model.base is None or missing.base:
+        return None
+    return architecture.resolve_config(recipe, 0)
+
+
 def _model_config(
     recipe: Recipe,
+    base: dict[str, Any] | None,
     tokenizer: Tokenizer | None,
     own: dict[str, Any] | None,
     ahead: Ahead | None,
@@ -306,12 +315,14 @@ def _model_config(
     now: int,
     begun: bool,
 ) -> dict[str, Any]:
-    """Check the model's config: the run's `own`, from its checkpoint, else that of the base or of `init`.
+    """Check the model's config: the run's `own`, from its checkpoint, else that of `base` or of `init`.
 
     `now` and `begun` are those of `phase_now`.
     """
     if own is not None:
         config = own
+    elif base is not None:
+        config = base
     elif ahead is not None:
         config = config_ahead(recipe, ahead, missing, _pieces(tokenizer))
     else:

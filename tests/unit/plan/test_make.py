@@ -73,6 +73,17 @@ def scored(file, *overrides):
     return {"upstream": {"bits_per_byte": 2.0, "measured_on": on}}
 
 
+def test_what_is_not_there_is_told_at_once_whatever_needs_it(file, tmp_path):
+    gone = str(tmp_path / "gone")
+    named = ("model.tokenizer", "model.base", "sources.zh.path", "validation.upstream")
+    with pytest.raises(UserErrors) as raised:
+        plan(file, "model.init=null", *(f"{field}={gone}-{number}" for number, field in enumerate(named)))
+    lines = str(raised.value).splitlines()
+    assert len(lines) == len(named)
+    for number in range(len(named)):
+        assert sum(f"{gone}-{number}" in line for line in lines) == 1, lines
+
+
 def test_the_same_validation_set_needs_no_note(file):
     saved(file, baseline=scored(file))
     assert plan(file).notes == ()

@@ -7,7 +7,6 @@ import contextlib
 import shlex
 import sys
 import time
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from trainer.cli.arguments import RUNS, add_command, add_recipe, path_text, posi
 from trainer.machine.log_lines import logger
 from trainer.machine.slurm import Resources
 from trainer.recipe import load
-from trainer.storage.run_directory import runs_at
+from trainer.storage.run_directory import find_runs
 
 WATCH_S = 10
 """Seconds between two tables of `--watch`: a run writes its status as often."""
@@ -101,5 +100,5 @@ def status_command(args: argparse.Namespace) -> int:
 def _print_status(args: argparse.Namespace) -> None:
     from trainer.report.status import status_table, statuses_of
 
-    found = statuses_of(list(chain.from_iterable(map(runs_at, args.runs))))
+    found = statuses_of(find_runs(args.runs))
     print_answer(args, [vars(status) for status in found], status_table(found))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from trainer.machine.ranks import World, current_world, note_status
 from trainer.machine.signals import exit_on_signal, wait_for_rank0
 from trainer.machine.streams import enduring
 from trainer.recipe import load
-from trainer.storage.run_directory import runs_at
+from trainer.storage.run_directory import find_runs
 from trainer.storage.shipped import train_words
 
 
@@ -259,6 +258,6 @@ def report_command(args: argparse.Namespace) -> int:
     """Write one HTML page about runs, and print their table."""
     from trainer.report.page import write_report
 
-    table = write_report(list(chain.from_iterable(map(runs_at, args.runs))), Path(args.out))
+    table = write_report(find_runs(args.runs), Path(args.out))
     print_answer(args, {"out": args.out}, f"{table}\n\n{args.out}")
     return ExitCode.DONE

@@ -45,11 +45,11 @@ def sections_below(section: type[Section], path: str = "") -> Iterator[tuple[str
     """Yield a section and those within it, each with its path: `[]` for items of a list, `NAME` for names."""
     yield path, section
     for name, field in section.model_fields.items():
-        for inner, suffix in _sections_in(field.annotation, ""):
+        for inner, suffix in sections_in(field.annotation):
             yield from sections_below(inner, f"{path}.{name}{suffix}".lstrip("."))
 
 
-def _sections_in(annotation: Any, suffix: str) -> Iterator[tuple[type[Section], str]]:
+def sections_in(annotation: Any, suffix: str = "") -> Iterator[tuple[type[Section], str]]:
     """Yield the sections that a field may hold, with what their paths add to its own."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation, suffix
@@ -57,4 +57,4 @@ def _sections_in(annotation: Any, suffix: str) -> Iterator[tuple[type[Section], 
     origin = get_origin(annotation)
     more = "[]" if origin is tuple else ".NAME" if origin is dict else ""
     for inner in get_args(annotation):
-        yield from _sections_in(inner, suffix + more)
+        yield from sections_in(inner, suffix + more)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from tokenization.errors import UserError, UserErrors, did_you_mean
 from trainer.recipe import yaml_text
-from trainer.recipe.fields import Section, sections_below
+from trainer.recipe.fields import sections_below, sections_in
 from trainer.recipe.schema import Recipe
 
 
@@ -125,15 +125,5 @@ def _fields_at(path: list[str]) -> list[str]:
         annotation = (
             section.model_fields[step].annotation if step in getattr(section, "model_fields", {}) else section
         )
-        section = _section_in(annotation) or section
+        section = next((one for one, _ in sections_in(annotation)), section)
     return list(section.model_fields)
-
-
-def _section_in(annotation: Any) -> type[Section] | None:
-    """Find the first Section class within a type annotation such as `dict[str, Source]`."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        if found := _section_in(inner):
-            return found
-    return None

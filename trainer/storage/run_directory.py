@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,15 @@ class RunDirectory:
         return found if isinstance(found, dict) else {}
 
 
-def runs_at(path: str | Path) -> list[Path]:
-    """Return `path` if it is a run directory or holds none, else the run directories in it, by name."""
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the run directories at `paths`; for a folder of runs those in it, by name."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = [] if _is_run(path) or not path.is_dir() else sorted(filter(_is_run, path.iterdir()))
+        found += inside or [path]
+    return found
 
-    def is_run(folder: Path) -> bool:
-        run = RunDirectory(folder)
-        return run.status.is_file() or run.metrics.is_file()
 
-    path = Path(path)
-    inside = [] if is_run(path) or not path.is_dir() else sorted(filter(is_run, path.iterdir()))
-    return inside or [path]
+def _is_run(folder: Path) -> bool:
+    run = RunDirectory(folder)
+    return run.status.is_file() or run.metrics.is_file()

@@ -7,7 +7,7 @@ import pytest
 from tokenization.disk import write_atomically
 from trainer.machine.run_lock import hold_run_lock
 from trainer.storage.records import append_record
-from trainer.storage.run_directory import RunDirectory, runs_at
+from trainer.storage.run_directory import RunDirectory, find_runs
 
 
 def test_a_folder_of_runs_stands_for_them(tmp_path):
@@ -15,11 +15,11 @@ def test_a_folder_of_runs_stands_for_them(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / file).touch()
     (tmp_path / "study.json").touch()
-    assert runs_at(tmp_path) == [tmp_path / "a", tmp_path / "b"]
     for alone in ("a", "text", "nowhere"):
-        assert runs_at(tmp_path / alone) == [tmp_path / alone]
+        inside = [tmp_path / "a", tmp_path / "b"]
+        assert find_runs([tmp_path / alone, tmp_path]) == [tmp_path / alone, *inside]
     (tmp_path / "status.json").touch()
-    assert runs_at(str(tmp_path)) == [tmp_path]
+    assert find_runs([str(tmp_path)]) == [tmp_path]
 
 
 def test_a_run_without_lineage_has_none(tmp_path):

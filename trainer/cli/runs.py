@@ -27,6 +27,7 @@ from trainer.machine.log_lines import logger
 from trainer.machine.ranks import World, current_world, note_status
 from trainer.machine.signals import exit_on_signal, wait_for_rank0
 from trainer.machine.streams import enduring
+from trainer.metrics.heartbeat import read_status
 from trainer.recipe import load
 from trainer.storage.run_directory import find_runs
 from trainer.storage.shipped import train_words
@@ -163,11 +164,19 @@ def _train(args: argparse.Namespace, world: World) -> int:
         return ExitCode.USER
     from trainer.run.start import start
 
-    if (status := start(plan, world)) == ExitCode.DONE:
-        run = shlex.quote(str(recipe.directory))
-        report, export = f"rewarm report {run} --out report.html", f"rewarm export {run} --out DIR"
-        logger.info(f"the run is complete: `{report}` shows it, and `{export}` writes its model")
+    status = start(plan, world)
+    if line := what_next(recipe.directory):
+        logger.info(line)
     return status
+
+
+def what_next(directory: Path) -> str | None:
+    """Name the commands that follow a run which has come to its end; None for one that only stopped."""
+    if read_status(directory).get("state") != "finished":
+        return None
+    run = shlex.quote(str(directory))
+    report, export = f"rewarm report {run} --out report.html", f"rewarm export {run} --out DIR"
+    return f"the run is complete: `{report}` shows it, and `{export}` writes its model"
 
 
 def evaluate_command(args: argparse.Namespace) -> int:
